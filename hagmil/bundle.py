@@ -1,0 +1,282 @@
+"""The bundle: the folder that is deployed, its manifest, and the digests that bind them.
+
+A bundle holds ``bundle.json`` (the manifest, :class:`Manifest`), ``backbone.onnx``, one ``<stage>.onnx`` a stage,
+``selftest.npz``, ``MODEL_CARD.md`` and, optionally, ``engines/``. Every file but the manifest is listed in it with its
+size and SHA-256; the SHA-256 of the manifest itself therefore names the whole (``bundle_sha256`` in results).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from shutil import rmtree
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hagmil._files import sha256_of, write_text
+from hagmil.errors import BundleError, UsageError
+from hagmil.spec import Kind
+from hagmil.tissue_parameters import TissueParameters
+
+MANIFEST_NAME = "bundle.json"
+SELFTEST_NAME = "selftest.npz"
+BACKBONE_CARD_NAME = "backbone.json"
+BACKBONE_ONNX_NAME = "backbone.onnx"
+RESEARCH_USE_ONLY = "Research use only. Not for diagnosis."
+
+Precision = Literal["fp32", "fp16"]
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Model):
+    """Size and digest of one file of a bundle."""
+
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class Stage(_Model):
+    """One step of the hierarchy: its spacing, its model, and how many patches it keeps for the next."""
+
+    name: StageName
+    spacing_um: float = Field(gt=0, description="micrometres per pixel")
+    keep: int | None = Field(default=None, ge=1, description="patches kept for the next stage; null on the last")
+    onnx: str
+
+
+class Backbone(_Model):
+    """The patch encoder: its graph, the length of its feature vector, and its name."""
+
+    onnx: str
+    features: int = Field(ge=1)
+    name: str
+
+
+class Hierarchy(_Model):
+    """Labels in two layers: fine class i belongs to coarse class ``fine_to_coarse[i]``."""
+
+    coarse: tuple[str, ...] = Field(min_length=2)
+    fine: tuple[str, ...] = Field(min_length=2)
+    fine_to_coarse: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _every_fine_class_has_a_parent(self) -> Hierarchy:
+        if len(self.fine_to_coarse) != len(self.fine):
+            raise ValueError("fine_to_coarse must name a coarse class for each fine one")
+        if set(self.fine_to_coarse) != set(range(len(self.coarse))):
+            raise ValueError("fine_to_coarse must use every coarse class and no other")
+        return self
+
+
+class Provenance(_Model):
+    """Where the weights came from."""
+
+    created: datetime
+    hagmil: str = Field(description="version of hagmil that wrote the bundle")
+    versions: dict[str, str] = Field(description="versions of the packages that took part in the export")
+    checkpoint_sha256: str = Field(description="digest of the checkpoint's weights")
+    backbone_weights: str = Field(description="what the backbone's weights are")
+    training: dict[str, Any] = Field(default_factory=dict, description="what the checkpoint says of its training")
+
+
+class Manifest(_Model):
+    """``bundle.json``: what a bundle is, and what is in it."""
+
+    format: Literal["hagmil-bundle"] = "hagmil-bundle"
+    format_version: Literal[1] = 1
+    kind: Kind
+    classes: tuple[str, ...] = Field(min_length=2, description="the classes of the verdict, in the order of its logits")
+    hierarchy: Hierarchy | None = None
+    patch_px: int = Field(ge=8, description="side of a patch in pixels, at every stage")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="coarse to fine")
+    backbone: Backbone
+    tissue: TissueParameters
+    precision: Precision
+    files: dict[str, FileEntry]
+    provenance: Provenance
+    intended_use: str
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Manifest:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError("two stages share a name")
+        spacings = [stage.spacing_um for stage in self.stages]
+        if any(coarse <= fine for coarse, fine in pairwise(spacings)):
+            raise ValueError("stages must run from coarse to fine")
+        if any((stage.keep is None) != (stage is self.stages[-1]) for stage in self.stages):
+            raise ValueError("keep must be null on the last stage and a number on all others")
+        if self.hierarchy is not None and self.hierarchy.fine != self.classes:
+            raise ValueError("classes must be the hierarchy's fine classes")
+        if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
+            raise ValueError("kind hmil has a hierarchy and one stage")
+        absent = {self.backbone.onnx, *(stage.onnx for stage in self.stages)} - self.files.keys()
+        if absent:
+            raise ValueError(f"models not listed in files: {', '.join(sorted(absent))}")
+        return self
+
+
+class BackboneCard(_Model):
+    """``backbone.json`` beside a backbone's ONNX file: what the patch encoder is."""
+
+    format: Literal["hagmil-backbone"] = "hagmil-backbone"
+    format_version: Literal[1] = 1
+    name: str
+    onnx: str = BACKBONE_ONNX_NAME
+    sha256: Digest
+    features: int = Field(ge=1, description="length of the feature vector")
+    patch_px: int | None = Field(description="side of the patches it takes, in pixels; null where any will do")
+    weights: str = Field(description="where the weights came from: a file and its digest, random, ...")
+    mean: tuple[float, float, float] | None = Field(description="per channel, of pixels in 0..1; null where unknown")
+    std: tuple[float, float, float] | None
+    opset: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An open bundle.
+
+    Args:
+        path: its folder.
+        manifest: what it says of itself.
+        sha256: digest of the manifest, which names every other file's digest.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """Open a bundle, and refuse it unless every file is what its manifest says.
+
+    Args:
+        path: the bundle's folder.
+        verify: check sizes and digests of all files.
+
+    Raises:
+        BundleError: no bundle, an invalid manifest, or a file that is missing or altered.
+    """
+    manifest_path = path / MANIFEST_NAME
+    if not manifest_path.is_file():
+        raise BundleError(f'"{path}" is no bundle: it has no {MANIFEST_NAME}', code="bundle_missing")
+    text = manifest_path.read_bytes()
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(
+            f'bundle "{path}": {MANIFEST_NAME} is not valid: {first_problem(error)}', code="bundle_invalid"
+        ) from error
+    bundle = Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
+    if verify:
+        for name, entry in manifest.files.items():
+            _check_file(bundle, name, entry)
+    return bundle
+
+
+def open_backbone(path: Path) -> BackboneCard:
+    """Read what a backbone's folder says of it, and check that its ONNX file is the one that it speaks of.
+
+    Args:
+        path: a folder that ``hagmil export-backbone`` wrote.
+
+    Raises:
+        BundleError: no backbone, an invalid card, or another ONNX file than the card's.
+    """
+    card_path = path / BACKBONE_CARD_NAME
+    if not card_path.is_file():
+        raise BundleError(f'"{path}" is no backbone: it has no {BACKBONE_CARD_NAME}; run hagmil export-backbone')
+    try:
+        card = BackboneCard.model_validate_json(card_path.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f'"{card_path}" is not valid: {first_problem(error)}', code="bundle_invalid") from error
+    onnx = path / card.onnx
+    if not onnx.is_file() or sha256_of(onnx) != card.sha256:
+        raise BundleError(f'"{onnx}" is not the file that {BACKBONE_CARD_NAME} speaks of', code="digest_mismatch")
+    return card
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside ``target`` that becomes ``target`` when the block ends well.
+
+    Args:
+        target: where the folder shall be.
+        overwrite: replace what is there; without it a non-empty ``target`` is an error.
+
+    Raises:
+        UsageError: ``target`` is there already.
+    """
+    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f'"{target}" is there already; choose another folder or pass --overwrite', code="exists")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.{uuid4().hex}.part"
+    staging.mkdir()
+    try:
+        yield staging
+        if target.exists():
+            replaced = target.parent / f".{target.name}.{uuid4().hex}.old"
+            target.rename(replaced)
+            staging.rename(target)
+            rmtree(replaced)
+        else:
+            staging.rename(target)
+    except BaseException:
+        rmtree(staging, ignore_errors=True)
+        raise
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Size and digest of every file in a folder but the manifest, by its path relative to the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in paths
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``bundle.json`` into a folder whose files are all in place."""
+    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+
+
+def manifest_schema() -> str:
+    """The JSON schema of ``bundle.json``, as published in docs/schemas."""
+    return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a pydantic error in one line: where, and what."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the whole"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg']}{more}"
+
+
+def _check_file(bundle: Bundle, name: str, entry: FileEntry) -> None:
+    path = bundle.file(name)
+    if not path.is_file():
+        raise BundleError(f'bundle "{bundle.path}": file {name} is missing', code="file_missing")
+    if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+        raise BundleError(
+            f'bundle "{bundle.path}": file {name} was altered (its digest is not the manifest\'s)',
+            code="digest_mismatch",
+        )

@@ -1,0 +1,223 @@
+"""The feature store: one HDF5 file a slide, one group a stage.
+
+Layout (format version 1)::
+
+    <slide_id>.h5          attributes: format, format_version, slide_id, slide_name, slide_sha256, slide_spacing_um,
+    |                      spacing_source, backbone_name, backbone_sha256, tissue (JSON), stages (names, coarse to fine)
+    └── <stage>            attributes: patch_size, patch_size_level0, spacing_um
+        ├── coords         int64 (patches, 2): level-0 top-left corner (x, y)
+        └── features       float16 or float32 (patches, dim)
+
+Row order is the quadtree's: row i of a stage covers rows f²·i ... f²·i + f²-1 of the next finer one. A slide without
+tissue has groups of zero rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil._files import atomic_path
+from hagmil.errors import DataError
+from hagmil.tissue_parameters import TissueParameters
+
+FORMAT = "hagmil-features"
+FORMAT_VERSION = 1
+_CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureHeader:
+    """What a feature file says of itself.
+
+    Args:
+        slide_id: unique name of the slide; the file's stem.
+        slide_name: file name of the slide that was read.
+        slide_sha256: digest of the slide's bytes; empty where it was not taken.
+        slide_spacing_um: micrometres per level-0 pixel that was used.
+        spacing_source: ``metadata`` or ``override``.
+        backbone_name: name of the patch encoder.
+        backbone_sha256: digest of its ONNX file.
+        tissue: parameters of the tissue mask that chose the coarsest patches.
+        stages: names, coarse to fine.
+    """
+
+    slide_id: str
+    slide_name: str
+    slide_sha256: str
+    slide_spacing_um: float
+    spacing_source: str
+    backbone_name: str
+    backbone_sha256: str
+    tissue: TissueParameters
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFeatures:
+    """The bag of one slide at one stage.
+
+    Args:
+        name: the stage's name.
+        coords: int64 (patches, 2), level-0 top-left corners (x, y), in the quadtree's order.
+        features: float16 or float32 (patches, dim).
+        patch_px: side of a patch as the backbone saw it, in pixels.
+        patch_level0: side of a patch in level-0 pixels.
+        spacing_um: the stage's spacing in micrometres per pixel.
+    """
+
+    name: str
+    coords: NDArray[np.int64]
+    features: NDArray[np.float16] | NDArray[np.float32]
+    patch_px: int
+    patch_level0: int
+    spacing_um: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlideFeatures:
+    """All bags of one slide, coarse to fine."""
+
+    header: FeatureHeader
+    stages: tuple[StageFeatures, ...]
+
+
+def write_features(path: Path, slide: SlideFeatures) -> None:
+    """Write the bags of one slide, whole or not at all.
+
+    Args:
+        path: the ``.h5`` file to write.
+        slide: the bags; the header's stage names must be those of the bags.
+
+    Raises:
+        DataError: names, rows or coordinates of a bag do not fit together.
+    """
+    _check(path, slide)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
+        file.attrs.update(_header_attributes(slide.header))
+        for stage in slide.stages:
+            group = file.create_group(stage.name)
+            group.attrs["patch_size"] = stage.patch_px
+            group.attrs["patch_size_level0"] = stage.patch_level0
+            group.attrs["spacing_um"] = stage.spacing_um
+            group.create_dataset("coords", data=stage.coords.astype(np.int64))
+            rows, dim = stage.features.shape
+            chunks = (min(rows, _CHUNK_ROWS), dim) if rows and dim else None
+            group.create_dataset("features", data=stage.features, chunks=chunks)
+
+
+def read_header(path: Path) -> FeatureHeader:
+    """Read what a feature file says of itself, and none of its arrays.
+
+    Raises:
+        DataError: it is missing, damaged, or no feature file of a known version.
+    """
+    with _open(path) as file:
+        return _read_header(path, file)
+
+
+def read_features(path: Path, stages: Sequence[str] | None = None) -> SlideFeatures:
+    """Read the bags of one slide.
+
+    Args:
+        path: the ``.h5`` file.
+        stages: names of the stages to read, in the order wanted; all of them where none are given.
+
+    Returns:
+        The bags, coarse to fine unless ``stages`` says otherwise.
+
+    Raises:
+        DataError: the file is missing or damaged, or lacks a stage.
+    """
+    with _open(path) as file:
+        header = _read_header(path, file)
+        names = header.stages if stages is None else tuple(stages)
+        missing = [name for name in names if name not in header.stages]
+        if missing:
+            raise DataError(
+                f'features "{path}" have no stage {", ".join(missing)}; they hold {", ".join(header.stages)}'
+            )
+        return SlideFeatures(header=header, stages=tuple(_read_stage(path, file[name], name) for name in names))
+
+
+def _check(path: Path, slide: SlideFeatures) -> None:
+    if slide.header.stages != tuple(stage.name for stage in slide.stages):
+        raise DataError(f'features "{path}": the header names other stages than the bags')
+    for stage in slide.stages:
+        if stage.coords.shape != (stage.features.shape[0], 2):
+            raise DataError(
+                f'features "{path}", stage {stage.name}: {stage.features.shape[0]} feature rows but coords of '
+                f"shape {stage.coords.shape}"
+            )
+        if stage.features.dtype not in (np.float16, np.float32):
+            raise DataError(f'features "{path}", stage {stage.name}: features of type {stage.features.dtype}')
+
+
+def _header_attributes(header: FeatureHeader) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "slide_id": header.slide_id,
+        "slide_name": header.slide_name,
+        "slide_sha256": header.slide_sha256,
+        "slide_spacing_um": header.slide_spacing_um,
+        "spacing_source": header.spacing_source,
+        "backbone_name": header.backbone_name,
+        "backbone_sha256": header.backbone_sha256,
+        "tissue": header.tissue.model_dump_json(),
+        "stages": list(header.stages),
+    }
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise DataError(f'features "{path}" do not exist; run hagmil extract', code="features_missing")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f'features "{path}" cannot be read: {error}', code="features_unreadable") from error
+
+
+def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
+    attributes = file.attrs
+    if attributes.get("format") != FORMAT:
+        raise DataError(f'"{path}" is no feature file of hagmil')
+    if attributes["format_version"] != FORMAT_VERSION:
+        raise DataError(
+            f'features "{path}" are of format version {attributes["format_version"]}; '
+            f"this hagmil reads {FORMAT_VERSION}"
+        )
+    try:
+        return FeatureHeader(
+            slide_id=str(attributes["slide_id"]),
+            slide_name=str(attributes["slide_name"]),
+            slide_sha256=str(attributes["slide_sha256"]),
+            slide_spacing_um=float(attributes["slide_spacing_um"]),
+            spacing_source=str(attributes["spacing_source"]),
+            backbone_name=str(attributes["backbone_name"]),
+            backbone_sha256=str(attributes["backbone_sha256"]),
+            tissue=TissueParameters.model_validate_json(attributes["tissue"]),
+            stages=tuple(str(name) for name in attributes["stages"]),
+        )
+    except KeyError as error:
+        raise DataError(f'features "{path}" lack an attribute: {error}') from error
+
+
+def _read_stage(path: Path, group: h5py.Group, name: str) -> StageFeatures:
+    try:
+        return StageFeatures(
+            name=name,
+            coords=group["coords"][...],
+            features=group["features"][...],
+            patch_px=int(group.attrs["patch_size"]),
+            patch_level0=int(group.attrs["patch_size_level0"]),
+            spacing_um=float(group.attrs["spacing_um"]),
+        )
+    except (KeyError, OSError) as error:
+        raise DataError(f'features "{path}", stage {name}: {error}', code="features_unreadable") from error

@@ -1,0 +1,103 @@
+"""The feature store keeps what it was given and refuses what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hagmil.errors import DataError
+from hagmil.features import (
+    FeatureHeader,
+    SlideFeatures,
+    StageFeatures,
+    read_features,
+    read_header,
+    write_features,
+)
+from hagmil.tissue_parameters import TissueParameters
+
+
+def _stage(name: str, rows: int, dtype: type, spacing_um: float) -> StageFeatures:
+    generator = np.random.default_rng(rows)
+    return StageFeatures(
+        name=name,
+        coords=generator.integers(0, 1000, (rows, 2)),
+        features=generator.standard_normal((rows, 8)).astype(dtype),
+        patch_px=64,
+        patch_level0=int(128 * spacing_um),
+        spacing_um=spacing_um,
+    )
+
+
+def _slide(rows: int = 5, dtype: type = np.float32) -> SlideFeatures:
+    header = FeatureHeader(
+        slide_id="a",
+        slide_name="a.svs",
+        slide_sha256="0" * 64,
+        slide_spacing_um=0.25,
+        spacing_source="metadata",
+        backbone_name="tiny",
+        backbone_sha256="1" * 64,
+        tissue=TissueParameters(spacing_um=4.0),
+        stages=("2um", "1um"),
+    )
+    return SlideFeatures(header, (_stage("2um", rows, dtype, 2.0), _stage("1um", 4 * rows, dtype, 1.0)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_what_is_written_is_read_back(tmp_path: Path, rows: int, dtype: type) -> None:
+    slide = _slide(rows, dtype)
+    write_features(tmp_path / "a.h5", slide)
+    back = read_features(tmp_path / "a.h5")
+    assert back.header == slide.header == read_header(tmp_path / "a.h5")
+    for stage, original in zip(back.stages, slide.stages, strict=True):
+        np.testing.assert_array_equal(stage.coords, original.coords)
+        np.testing.assert_array_equal(stage.features, original.features)
+        assert stage.features.dtype == dtype
+        assert (stage.patch_px, stage.patch_level0, stage.spacing_um) == (
+            original.patch_px,
+            original.patch_level0,
+            original.spacing_um,
+        )
+
+
+def test_the_file_has_the_names_of_the_contract(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", _slide())
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert list(file) == ["2um", "1um"]
+        assert file["2um/coords"].dtype == np.int64
+        assert {"patch_size", "patch_size_level0", "spacing_um"} <= set(file["2um"].attrs)
+        assert {"format_version", "slide_sha256", "backbone_name", "backbone_sha256"} <= set(file.attrs)
+
+
+def test_one_stage_can_be_read_alone(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", _slide())
+    back = read_features(tmp_path / "a.h5", ["1um"])
+    assert [stage.name for stage in back.stages] == ["1um"]
+    with pytest.raises(DataError, match="no stage 4um; they hold 2um, 1um"):
+        read_features(tmp_path / "a.h5", ["4um"])
+
+
+def test_coords_and_features_of_different_length_are_refused(tmp_path: Path) -> None:
+    slide = _slide()
+    broken = replace(slide.stages[0], coords=slide.stages[0].coords[:-1])
+    with pytest.raises(DataError, match="2um: 5 feature rows but coords"):
+        write_features(tmp_path / "a.h5", replace(slide, stages=(broken, slide.stages[1])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not exist"):
+        read_features(tmp_path / "a.h5")
+    (tmp_path / "b.h5").write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_features(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file.attrs["format"] = "something"
+    with pytest.raises(DataError, match="no feature file of hagmil"):
+        read_header(tmp_path / "c.h5")
