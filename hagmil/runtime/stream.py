@@ -1,0 +1,198 @@
+"""Patches in order from several threads, through a bounded number of buffers that are used again and again.
+
+1. Rows are cut to batches, a batch to chunks of neighbouring rows; threads take chunks in order.
+2. Batch b is read into buffer b modulo the number of buffers, once the consumer has let go of what was there.
+3. The consumer gets batch after batch, each when all of its chunks are read; so neither order nor content
+   depends on which thread was faster.
+4. The first error stops all threads and is raised in the consumer. However the consumer leaves, the threads
+   are ended and their slides closed before the generator is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil.errors import UsageError
+from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
+from hagmil.runtime.slide import Slide
+
+_CHUNK_ROWS = 16
+_THREAD_NAME = "hagmil-reader"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchBatch:
+    """Some consecutive rows, read.
+
+    Args:
+        rows: which rows of the coordinates.
+        patches: uint8 (rows, patch_px, patch_px, 3), RGB; its memory is used again once the next batch is
+            asked for.
+    """
+
+    rows: slice
+    patches: NDArray[np.uint8]
+
+
+def stream_patches(
+    slide: Slide,
+    geometry: StageGeometry,
+    coords: NDArray[np.int64],
+    *,
+    batch_size: int,
+    threads: int,
+    buffers: int = 3,
+    make_reader: Callable[[Slide, StageGeometry], PatchReader] = SlidePatchReader,
+) -> Generator[PatchBatch, None, None]:
+    """Read patches by several threads and give them in order, batch after batch.
+
+    Memory is ``buffers`` batches and what ``threads`` forks of the slide hold, however many patches there
+    are. Close the generator (``contextlib.closing``) where the loop may end early: that ends the threads.
+
+    Args:
+        slide: an open slide; each thread reads through a fork of it, and closes that.
+        geometry: the stage's geometry on it.
+        coords: int64 (n, 2), level-0 top-left corners (x, y).
+        batch_size: rows of a batch; the last may have fewer.
+        threads: reader threads.
+        buffers: batches held at once, the one with the consumer included.
+        make_reader: makes a thread's reader from its fork.
+
+    Yields:
+        Batches that cover all rows once, in order; none where there is no row.
+
+    Raises:
+        UsageError: ``batch_size``, ``threads`` or ``buffers`` is below 1, or ``coords`` is not (n, 2).
+        SlideFailed: pixels cannot be decoded (code ``unreadable``).
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads), ("buffers", buffers)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
+    return _stream(_Work(geometry, coords, batch_size, buffers), slide, geometry, threads, make_reader)
+
+
+def _stream(
+    work: _Work,
+    slide: Slide,
+    geometry: StageGeometry,
+    threads: int,
+    make_reader: Callable[[Slide, StageGeometry], PatchReader],
+) -> Generator[PatchBatch, None, None]:
+    readers = [
+        threading.Thread(
+            target=_read,
+            args=(work, slide, geometry, make_reader),
+            name=f"{_THREAD_NAME}-{index}",
+            daemon=True,
+        )
+        for index in range(min(threads, work.chunks))
+    ]
+    started = []
+    try:
+        for reader in readers:
+            reader.start()
+            started.append(reader)
+        for batch in range(work.batches):
+            yield work.wait_for(batch)
+            work.release(batch)
+    finally:  # step 4
+        work.stop()
+        for reader in started:
+            reader.join()
+
+
+def _read(
+    work: _Work,
+    slide: Slide,
+    geometry: StageGeometry,
+    make_reader: Callable[[Slide, StageGeometry], PatchReader],
+) -> None:
+    """What each thread does."""
+    try:
+        with slide.fork() as fork:
+            reader = make_reader(fork, geometry)
+            try:
+                while (rows := work.take()) is not None:
+                    reader.read_into(work.coords[rows], work.place_of(rows))
+                    work.done(rows)
+            finally:
+                reader.close()
+    except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer
+        work.stop(error)
+
+
+class _Work:
+    """What is to be read, what is read, and whose turn it is; all of it behind one lock."""
+
+    def __init__(self, geometry: StageGeometry, coords: NDArray[np.int64], batch_size: int, buffers: int) -> None:
+        self.coords = coords
+        self._batch_size = min(batch_size, max(len(coords), 1))
+        self.batches = -(-len(coords) // self._batch_size)
+        self.chunks = -(-len(coords) // _CHUNK_ROWS)
+        side = geometry.patch_px
+        self._buffers = np.empty((min(buffers, self.batches), self._batch_size, side, side, 3), np.uint8)
+        self._read_rows = [0] * len(self._buffers)
+        self._next_row = 0
+        self._released = 0
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def take(self) -> slice | None:
+        """The next chunk, as soon as its buffer is free; None when there is nothing more to do."""
+        with self._changed:
+            while not self._stopped and self._next_row < len(self.coords):
+                batch = self._next_row // self._batch_size
+                if batch < self._released + len(self._buffers):  # step 2
+                    start = self._next_row
+                    self._next_row = min(start + _CHUNK_ROWS, (batch + 1) * self._batch_size, len(self.coords))
+                    return slice(start, self._next_row)
+                self._changed.wait()
+            return None
+
+    def place_of(self, rows: slice) -> NDArray[np.uint8]:
+        """Where the patches of a chunk go: uint8 (rows, patch_px, patch_px, 3)."""
+        batch, start = divmod(rows.start, self._batch_size)
+        return self._buffers[batch % len(self._buffers), start : start + rows.stop - rows.start]
+
+    def done(self, rows: slice) -> None:
+        """Count a chunk as read."""
+        with self._changed:
+            slot = (rows.start // self._batch_size) % len(self._buffers)
+            self._read_rows[slot] += rows.stop - rows.start
+            self._changed.notify_all()
+
+    def wait_for(self, batch: int) -> PatchBatch:
+        """The batch, when all of it is read; raises the first error of any thread."""
+        start = batch * self._batch_size
+        rows = slice(start, min(start + self._batch_size, len(self.coords)))
+        slot = batch % len(self._buffers)
+        with self._changed:
+            while self._error is None and self._read_rows[slot] < rows.stop - rows.start:
+                self._changed.wait()
+            if self._error is not None:
+                raise self._error
+        return PatchBatch(rows, self._buffers[slot, : rows.stop - rows.start])
+
+    def release(self, batch: int) -> None:
+        """Let the batch's buffer be filled again."""
+        with self._changed:
+            self._read_rows[batch % len(self._buffers)] = 0
+            self._released = batch + 1
+            self._changed.notify_all()
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Let no thread take another chunk; the first error is kept."""
+        with self._changed:
+            if self._error is None and not self._stopped:
+                self._error = error
+            self._stopped = True
+            self._changed.notify_all()

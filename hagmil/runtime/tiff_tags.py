@@ -1,0 +1,224 @@
+"""The tags of a TIFF file's directories: what a file is, known without decoding a pixel.
+
+Classic TIFF and BigTIFF, either byte order (TIFF 6.0, section 2; BigTIFF as libtiff writes it). Only tags
+that decide how a slide is read are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST_DIRECTORIES = 10_000
+_MOST_BYTES = 256 << 20
+_REDUCED_IMAGE = 1
+
+_NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_DESCRIPTION, _SAMPLES, _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT = 270, 277, 282, 283, 284, 296
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_BYTES, _SUB_DIRECTORIES, _SAMPLE_FORMAT = 322, 323, 325, 330, 339
+_WANTED = frozenset(
+    {_NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC}
+    | {_SAMPLES, _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT}
+    | {_TILE_WIDTH, _TILE_HEIGHT, _TILE_BYTES, _SUB_DIRECTORIES, _SAMPLE_FORMAT}
+)
+
+_ASCII, _RATIONAL = 2, 5
+_NUMBER_TYPES = {1: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 8: "i2", 9: "i4", 11: "f4", 12: "f8"}
+_NUMBER_TYPES |= {13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+
+_Numbers = dict[int, tuple[float, ...]]
+
+
+class TiffError(ValueError):
+    """A file that is no TIFF, or whose directories cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TiffDirectory:
+    """One image inside a TIFF file, as its tags describe it.
+
+    Args:
+        page: index in the chain of directories.
+        subifd: index among the page's SubIFDs; None for the page itself.
+        width: pixels.
+        height: pixels.
+        tile_width: pixels; None where the image is stored in strips.
+        tile_height: pixels; None where the image is stored in strips.
+        bits: bits of each sample.
+        sample_format: 1 unsigned integer, 2 signed, 3 float, 4 undefined.
+        compression: TIFF's number, 7 is JPEG.
+        photometric: TIFF's number, 2 is RGB, 6 is YCbCr.
+        planar: 1 samples side by side, 2 a plane for each.
+        reduced: whether the tags call it a smaller version of another image.
+        description: the text of ImageDescription.
+        resolution: pixels per unit along x and y; None where a tag lacks or is no number above 0.
+        resolution_unit: 1 none, 2 inch, 3 centimetre.
+        missing_tiles: whether some tiles have no bytes at all.
+        subdirectories: its SubIFDs.
+    """
+
+    page: int
+    subifd: int | None
+    width: int
+    height: int
+    tile_width: int | None
+    tile_height: int | None
+    bits: tuple[int, ...]
+    sample_format: int
+    compression: int
+    photometric: int
+    planar: int
+    reduced: bool
+    description: str
+    resolution: tuple[float, float] | None
+    resolution_unit: int
+    missing_tiles: bool
+    subdirectories: tuple[TiffDirectory, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Numbers stored for one pixel."""
+        return len(self.bits)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it is stored in tiles, so that a part of it can be decoded alone."""
+        return self.tile_width is not None and self.tile_height is not None
+
+
+def read_directories(path: Path) -> tuple[TiffDirectory, ...]:
+    """Read the tags of every page of a TIFF file, in file order.
+
+    Raises:
+        TiffError: the file is no TIFF, or is damaged where its directories lie.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            return tuple(_Parser(file).pages())
+        except TiffError:
+            raise
+        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+            raise TiffError(f"damaged TIFF directory: {error}") from error
+
+
+class _Parser:
+    """Follows the directories of one open file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        head = file.read(8)
+        if len(head) < 8 or head[:2] not in (b"II", b"MM"):
+            raise TiffError("not a TIFF file")
+        self._order: Literal["<", ">"] = "<" if head[:2] == b"II" else ">"
+        magic = self._unpack("H", head[2:4])
+        if magic not in (42, 43):
+            raise TiffError("not a TIFF file")
+        self._big = magic == 43
+        self._size = file.seek(0, os.SEEK_END)
+        self._first = self._offset(self._read(8, 8) if self._big else head[4:])
+        self._seen: set[int] = set()
+
+    def pages(self) -> Iterator[TiffDirectory]:
+        offset, page = self._first, 0
+        while offset:
+            directory, offset = self._directory(offset, page, None)
+            yield directory
+            page += 1
+
+    def _directory(self, offset: int, page: int, subifd: int | None) -> tuple[TiffDirectory, int]:
+        if offset in self._seen or len(self._seen) >= _MOST_DIRECTORIES:
+            raise TiffError("the chain of TIFF directories does not end")
+        self._seen.add(offset)
+        numbers, description, following = self._tags(offset)
+        children = numbers.get(_SUB_DIRECTORIES, ()) if subifd is None else ()
+        inside = tuple(self._directory(int(child), page, index)[0] for index, child in enumerate(children))
+        return _describe(numbers, description, page, subifd, inside), following
+
+    def _tags(self, offset: int) -> tuple[_Numbers, str, int]:
+        count_code, link_bytes, entry_bytes = ("Q", 8, 20) if self._big else ("H", 4, 12)
+        head_bytes = struct.calcsize(count_code)
+        count = self._unpack(count_code, self._read(offset, head_bytes))
+        block = self._read(offset + head_bytes, count * entry_bytes + link_bytes)
+        following = self._offset(block[-link_bytes:])
+        numbers: _Numbers = {}
+        description = ""
+        for start in range(0, count * entry_bytes, entry_bytes):
+            entry = block[start : start + entry_bytes]
+            tag, kind = struct.unpack(f"{self._order}HH", entry[:4])
+            if tag == _DESCRIPTION and kind == _ASCII:
+                text = self._value(np.dtype("u1"), 1, entry[4:]).tobytes()
+                description = text.split(b"\0")[0].decode("utf-8", "replace")
+            elif tag in _WANTED and kind in _NUMBER_TYPES:
+                numbers[tag] = self._numbers(kind, entry[4:])
+        return numbers, description, following
+
+    def _numbers(self, kind: int, entry: bytes) -> tuple[float, ...]:
+        number = np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order)
+        if kind != _RATIONAL:
+            return tuple(self._value(number, 1, entry).tolist())
+        pairs = self._value(number, 2, entry).reshape(-1, 2).tolist()  # (values, 2): numerator, denominator
+        return tuple(top / bottom if bottom else 0.0 for top, bottom in pairs)
+
+    def _value(self, number: np.dtype[Any], parts: int, entry: bytes) -> NDArray[Any]:
+        """The value of an entry: the count, then the value itself where it fits, else where it lies."""
+        width = len(entry) // 2
+        size = self._offset(entry[:width]) * parts * number.itemsize
+        inside = size <= width
+        data = entry[width : width + size] if inside else self._read(self._offset(entry[width:]), size)
+        return np.frombuffer(data, number)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if offset + size > self._size or size > _MOST_BYTES:
+            raise TiffError("the TIFF tags point beyond the end of the file, or to too much of it")
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def _offset(self, data: bytes) -> int:
+        return self._unpack("Q" if self._big else "I", data)
+
+    def _unpack(self, code: str, data: bytes) -> int:
+        return int(struct.unpack(f"{self._order}{code}", data)[0])
+
+
+def _describe(
+    numbers: _Numbers, description: str, page: int, subifd: int | None, inside: tuple[TiffDirectory, ...]
+) -> TiffDirectory:
+    def first(tag: int, default: int) -> int:
+        return int(numbers.get(tag, ())[0]) if numbers.get(tag) else default
+
+    samples = first(_SAMPLES, 1)
+    bits = tuple(int(value) for value in numbers.get(_BITS, (1,)))
+    if first(_WIDTH, 0) <= 0 or first(_HEIGHT, 0) <= 0:
+        raise TiffError(f"page {page} has no size")
+    return TiffDirectory(
+        page=page,
+        subifd=subifd,
+        width=first(_WIDTH, 0),
+        height=first(_HEIGHT, 0),
+        tile_width=first(_TILE_WIDTH, 0) or None,
+        tile_height=first(_TILE_HEIGHT, 0) or None,
+        bits=bits if len(bits) == samples else bits[:1] * samples,
+        sample_format=first(_SAMPLE_FORMAT, 1),
+        compression=first(_COMPRESSION, 1),
+        photometric=first(_PHOTOMETRIC, -1),
+        planar=first(_PLANAR, 1),
+        reduced=bool(first(_NEW_SUBFILE_TYPE, 0) & _REDUCED_IMAGE),
+        description=description,
+        resolution=_resolution(numbers),
+        resolution_unit=first(_UNIT, 2),
+        missing_tiles=0 in numbers.get(_TILE_BYTES, ()),
+        subdirectories=inside,
+    )
+
+
+def _resolution(numbers: _Numbers) -> tuple[float, float] | None:
+    x, y = ((numbers.get(tag) or (0.0,))[0] for tag in (_X_RESOLUTION, _Y_RESOLUTION))
+    return (x, y) if x > 0 and y > 0 else None
