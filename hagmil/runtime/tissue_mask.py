@@ -1,0 +1,94 @@
+"""A tissue mask and where it lies on its slide: areas of tissue, exact to the level-0 pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TissueMask:
+    """Where a slide shows tissue.
+
+    Args:
+        mask: bool (height, width); True is tissue.
+        column_edges: int64 (width + 1,), the level-0 x at which each column of the mask begins, rising from
+            0; last comes the slide's width.
+        row_edges: int64 (height + 1,), likewise y and the slide's height.
+        downsample: level-0 pixels per pixel of the mask, the mean of both axes.
+        spacing_um: um per pixel of the mask.
+        threshold: the saturation, of 255, that tissue lies above.
+    """
+
+    mask: NDArray[np.bool_]
+    column_edges: NDArray[np.int64]
+    row_edges: NDArray[np.int64]
+    downsample: float
+    spacing_um: float
+    threshold: int
+
+    @property
+    def area_um2(self) -> float:
+        """The tissue's area in um²."""
+        return float(np.count_nonzero(self.mask)) * self.spacing_um**2
+
+    def shares(self, coords: NDArray[np.int64], patch_level0: int) -> NDArray[np.float64]:
+        """How much of each square is tissue; what of it lies outside the slide does not count.
+
+        Areas are counted in whole level-0 pixels, so a share is 0 only where there is no tissue at all, and 1
+        only where there is nothing else.
+
+        Args:
+            coords: int64 (n, 2), level-0 top-left corners (x, y).
+            patch_level0: the squares' side in level-0 pixels.
+
+        Returns:
+            float64 (n,), 0 to 1; 0 for a square wholly outside.
+        """
+        tissue = np.zeros(len(coords), dtype=np.int64)
+        for y in np.unique(coords[:, 1]):
+            chosen = coords[:, 1] == y
+            tissue[chosen] = self._tissue_of_row(int(y), coords[chosen, 0], patch_level0)
+        width = _covered(coords[:, 0], patch_level0, int(self.column_edges[-1]))
+        height = _covered(coords[:, 1], patch_level0, int(self.row_edges[-1]))
+        share: NDArray[np.float64] = tissue / np.maximum(width * height, 1)
+        return share
+
+    def _tissue_of_row(self, y: int, x: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+        """Level-0 pixels of tissue, int64 (n,), in squares that share their y and begin at x, int64 (n,)."""
+        heights = np.diff(np.clip(self.row_edges, y, y + side))
+        rows = np.flatnonzero(heights)
+        per_column = heights[rows] @ self.mask[rows].astype(np.int64)  # (width,)
+        before = np.concatenate([[0], np.cumsum(per_column * np.diff(self.column_edges))])  # (width + 1,)
+        return self._left_of(x + side, per_column, before) - self._left_of(x, per_column, before)
+
+    def _left_of(
+        self, x: NDArray[np.int64], per_column: NDArray[np.int64], before: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Tissue left of each x, where column i holds per_column[i] in each level-0 pixel of its width."""
+        inside = np.clip(x, 0, self.column_edges[-1])
+        column = np.minimum(np.searchsorted(self.column_edges, inside, side="right"), len(per_column)) - 1
+        left: NDArray[np.int64] = before[column] + (inside - self.column_edges[column]) * per_column[column]
+        return left
+
+
+def mask_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:
+    """Where the mask's pixels begin in level 0, along one axis.
+
+    Args:
+        level0_px: the slide's extent at level 0.
+        level_px: its extent at the level that was read.
+        group_px: pixels of that level that make one of the mask; the last one has what is left.
+
+    Returns:
+        int64 (n + 1,), rising from 0 to ``level0_px``.
+    """
+    starts = np.append(np.arange(0, level_px, group_px), level_px)
+    return np.rint(starts * (level0_px / level_px)).astype(np.int64)
+
+
+def _covered(start: NDArray[np.int64], side: int, extent: int) -> NDArray[np.int64]:
+    """How much of [start, start + side) lies within [0, extent)."""
+    return np.clip(start + side, 0, extent) - np.clip(start, 0, extent)
