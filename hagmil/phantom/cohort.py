@@ -1,0 +1,138 @@
+"""Cohorts of phantoms: slides, lesion masks, and the labels that a trainer reads.
+
+1. Share the slides out evenly over the classes.
+2. Group the slides of a class into cases of one or two.
+3. Shuffle, so that no order tells the label, and number slides and cases.
+4. Write slide after slide, each from a seed of its own; then the tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from hagmil._files import write_text
+from hagmil.errors import UsageError
+from hagmil.phantom.classes import PHANTOM_CLASSES, PHANTOM_HIERARCHY
+from hagmil.phantom.files import write_phantom
+from hagmil.phantom.spec import PhantomSpec, PhantomTruth
+
+TWO_SLIDE_CASES: Final = 0.3
+"""How often a case begins with two slides while its class has slides left."""
+
+
+@dataclass(frozen=True, slots=True)
+class CohortSlide:
+    """One slide of a cohort.
+
+    Args:
+        slide_id: the stem of its file.
+        case_id: the patient, as it were; cases have one or two slides of one label.
+        label: its phantom class.
+        slide_path: the slide.
+        mask_path: the mask of its lesions.
+        truth: what is known of it.
+    """
+
+    slide_id: str
+    case_id: str
+    label: str
+    slide_path: Path
+    mask_path: Path
+    truth: PhantomTruth
+
+
+def write_cohort(
+    out_dir: Path,
+    slides: int = 8,
+    size_px: int = 4096,
+    seed: int = 0,
+    spacing_um: float = 0.5,
+    classes: str = "binary",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[CohortSlide]:
+    """Write a cohort of phantoms with evenly many slides of each class.
+
+    Writes ``slides/<slide_id>.tif``, ``masks/<slide_id>_mask.tif`` and, last, ``labels.csv`` with the columns
+    slide_id, case_id and label; for "hierarchy" also ``hierarchy.json`` (coarse, fine, fine_to_coarse).
+
+    Args:
+        out_dir: made if missing; files of the same names are replaced.
+        slides: how many.
+        size_px: side of each slide in level-0 pixels.
+        seed: of the whole cohort.
+        spacing_um: micrometres per level-0 pixel.
+        classes: "binary" (normal, tumour) or "hierarchy" (the fine classes of ``PHANTOM_HIERARCHY``).
+        progress: called with (slides done, slides in all, slide_id) after each slide.
+
+    Returns:
+        The slides, in the order of labels.csv.
+
+    Raises:
+        UsageError: a number out of range, or unknown classes.
+    """
+    if slides < 1:
+        raise UsageError(f"phantom cohort: {slides} slides; ask for at least 1")
+    if classes not in PHANTOM_CLASSES:
+        raise UsageError(f'phantom cohort: no classes "{classes}"; there are {", ".join(PHANTOM_CLASSES)}')
+    if seed < 0:
+        raise UsageError(f"phantom cohort: seed {seed} is negative; give 0 or more")
+    plan_seed, *slide_seeds = np.random.SeedSequence(seed).spawn(slides + 1)
+    plan = _plan(slides, PHANTOM_CLASSES[classes], np.random.default_rng(plan_seed))
+    made = []
+    for index, ((case_id, label), slide_seed) in enumerate(zip(plan, slide_seeds, strict=True)):
+        spec = PhantomSpec(int(slide_seed.generate_state(1, np.uint64)[0]), label, size_px, spacing_um)
+        made.append(_write_slide(out_dir, f"phantom_{index:03d}", case_id, spec))
+        if progress is not None:
+            progress(index + 1, slides, made[-1].slide_id)
+    if classes == "hierarchy":
+        write_text(out_dir / "hierarchy.json", _hierarchy_json())
+    write_text(out_dir / "labels.csv", _labels_csv(made))
+    return made
+
+
+def _plan(slides: int, labels: tuple[str, ...], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Case and label of each slide (steps 1 to 3)."""
+    members: list[tuple[int, str]] = []
+    cases = 0
+    for place, label in enumerate(labels):
+        left = slides // len(labels) + (place < slides % len(labels))  # step 1
+        while left:
+            count = 2 if left > 1 and rng.random() < TWO_SLIDE_CASES else 1  # step 2
+            members += [(cases, label)] * count
+            cases += 1
+            left -= count
+    shuffled = [members[place] for place in rng.permutation(len(members)).tolist()]  # step 3
+    numbers = {case: number for number, case in enumerate(dict.fromkeys(case for case, _ in shuffled))}
+    return [(f"case_{numbers[case]:03d}", label) for case, label in shuffled]
+
+
+def _write_slide(out_dir: Path, slide_id: str, case_id: str, spec: PhantomSpec) -> CohortSlide:
+    """Step 4 for one slide."""
+    slide_path = out_dir / "slides" / f"{slide_id}.tif"
+    mask_path = out_dir / "masks" / f"{slide_id}_mask.tif"
+    truth = write_phantom(spec, slide_path, mask_path)
+    return CohortSlide(slide_id, case_id, spec.label, slide_path, mask_path, truth)
+
+
+def _labels_csv(slides: list[CohortSlide]) -> str:
+    """The label table's text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slide_id", "case_id", "label"])
+    writer.writerows([slide.slide_id, slide.case_id, slide.label] for slide in slides)
+    return text.getvalue()
+
+
+def _hierarchy_json() -> str:
+    """The hierarchy's text, in the form that a bundle's manifest has it."""
+    coarse = list(dict.fromkeys(PHANTOM_HIERARCHY.values()))
+    table = {"coarse": coarse, "fine": list(PHANTOM_HIERARCHY), "fine_to_coarse": dict(PHANTOM_HIERARCHY)}
+    return json.dumps(table, indent=2) + "\n"
