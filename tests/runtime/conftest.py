@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.runtime.slide_files import picture, save_pyramid
+from tests.runtime.slide_files import picture, save_pyramid, tissue_picture
+from tests.runtime.small_bundle import write_small_bundle
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,15 @@ def exact_path(tmp_path_factory: pytest.TempPathFactory, pixels: NDArray[np.uint
     """One level without loss, at 0.5 um/px: its pixels are those of ``pixels``."""
     path = tmp_path_factory.mktemp("slides") / "exact.tif"
     return save_pyramid(path, pixels, compression="deflate", pyramid=False)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three stages whose numbers can be checked by hand."""
+    return write_small_bundle(tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture(scope="session")
+def tissue_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide with one piece of tissue on glass, its darkest part known, at 0.5 um/px."""
+    return save_pyramid(tmp_path_factory.mktemp("slides") / "tissue.tif", tissue_picture(), tile_px=256)

@@ -199,3 +199,20 @@ def _encode(block: NDArray[Any], compression: int, order: ByteOrder) -> bytes:
             image.save(stream, "JPEG2000", no_jp2=True, mct=0)
         return stream.getvalue()
     return block.astype(block.dtype.newbyteorder(order)).tobytes()
+
+
+DARKEST_XY = (640, 384)
+"""Where the darkest square of ``tissue_picture`` lies: 128 pixels wide, in level-0 pixels."""
+
+
+def tissue_picture(width: int = 1200, height: int = 900) -> NDArray[np.uint8]:
+    """Stained tissue on glass, uint8 (height, width, 3): green falls towards one square of 128 pixels."""
+    rows, columns = np.mgrid[:height, :width].astype(np.float64)
+    pixels = np.full((height, width, 3), 243.0)
+    inside = ((columns - 600) / 450) ** 2 + ((rows - 450) / 330) ** 2 < 1
+    x, y = DARKEST_XY
+    distance = np.hypot(columns - x - 64, rows - y - 64)
+    stain = np.stack([np.full_like(rows, 190.0), 90 + np.minimum(distance, 500) / 8, np.full_like(rows, 200.0)], -1)
+    pixels[inside] = stain[inside]
+    pixels[y : y + 128, x : x + 128] = (120, 40, 150)
+    return np.rint(pixels).astype(np.uint8)

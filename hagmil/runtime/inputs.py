@@ -1,0 +1,144 @@
+"""Which slides were meant: files, folders, globs or a CSV, each with a unique id."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hagmil.errors import UsageError
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm"}
+)
+"""Endings that are taken for slides when a folder is searched; a file named outright may end in anything."""
+
+_GLOB_SIGNS = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRequest:
+    """One slide that was asked for.
+
+    Args:
+        slide_id: unique in its run: the file's stem, with a digest of the path where two files share it.
+        given: the path as it was given.
+        path: where to read.
+        spacing_um: micrometres per level-0 pixel that overrides the file's; None takes the file's.
+    """
+
+    slide_id: str
+    given: str
+    path: Path
+    spacing_um: float | None = None
+
+
+def slide_requests(
+    arguments: Sequence[str], *, table: Path | None = None, spacing_um: float | None = None
+) -> tuple[SlideRequest, ...]:
+    """Resolve what was typed to slides, in the order given, each file once.
+
+    A file that does not exist stays in the list: it gets a row that says so. A folder gives the slides inside it,
+    sorted by name, not those of its subfolders. Of a DICOM series, which lies in several ``.dcm`` files of one folder,
+    the folder gives the first file.
+
+    Args:
+        arguments: files, folders or globs.
+        table: a CSV with the columns slide_id, path and, optionally, spacing_um; relative paths start at its folder.
+        spacing_um: the spacing of all slides for which the table gives none.
+
+    Raises:
+        UsageError: nothing was named, a glob or folder holds no slide, or the table is not as described.
+    """
+    named = [entry for argument in arguments for entry in _expand(argument)]
+    if spacing_um is not None and spacing_um <= 0:
+        raise UsageError(f"--spacing-um must be above 0, not {spacing_um}")
+    unique: dict[Path, tuple[str, Path]] = {}
+    for given, path in named:
+        unique.setdefault(path.absolute(), (given, path))
+    files = list(unique.values())
+    stems = Counter(path.stem for _, path in files)
+    requests = [SlideRequest(_identity(path, stems[path.stem] > 1), given, path, spacing_um) for given, path in files]
+    if table is not None:
+        requests += _read_table(table, spacing_um)
+    _check_unique(requests)
+    if not requests:
+        raise UsageError("no slide was named; give files, folders, globs, or --slides CSV")
+    return tuple(requests)
+
+
+def _expand(argument: str) -> list[tuple[str, Path]]:
+    path = Path(argument)
+    if path.is_dir():
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SLIDE_SUFFIXES)
+        slides = _one_of_each_series(inside)
+        if not slides:
+            raise UsageError(f'folder "{argument}" holds no slide ({", ".join(sorted(SLIDE_SUFFIXES))})')
+        return [(str(slide), slide) for slide in slides]
+    if _GLOB_SIGNS & set(argument) and not path.exists():
+        matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+        if not matches:
+            raise UsageError(f'nothing matches "{argument}"')
+        return [(match, Path(match)) for match in matches if Path(match).is_file()]
+    return [(argument, path)]
+
+
+def _one_of_each_series(paths: list[Path]) -> list[Path]:
+    dicom = [path for path in paths if path.suffix.lower() == ".dcm"]
+    if not dicom:
+        return paths
+    from hagmil.runtime.slide import dicom_series  # OpenSlide is loaded only where a folder holds DICOM
+
+    seen: set[str] = set()
+    first = set()
+    for path in dicom:
+        series = dicom_series(path)
+        if series is None or series not in seen:
+            first.add(path)
+        if series is not None:
+            seen.add(series)
+    return [path for path in paths if path.suffix.lower() != ".dcm" or path in first]
+
+
+def _identity(path: Path, shared: bool) -> str:
+    if not shared:
+        return path.stem
+    return f"{path.stem}-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
+
+
+def _read_table(table: Path, spacing_um: float | None) -> list[SlideRequest]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"slide_id", "path"} - set(reader.fieldnames or ())
+            if missing:
+                raise UsageError(f'"{table}" lacks the column {", ".join(sorted(missing))}')
+            return [_table_row(table, number, row, spacing_um) for number, row in enumerate(reader, start=2)]
+    except OSError as error:
+        raise UsageError(f'"{table}" cannot be read: {error.strerror}') from error
+
+
+def _table_row(table: Path, line: int, row: dict[str, str], spacing_um: float | None) -> SlideRequest:
+    slide_id, given = (row["slide_id"] or "").strip(), (row["path"] or "").strip()
+    if not slide_id or not given:
+        raise UsageError(f'"{table}", line {line}: slide_id and path must not be empty')
+    if Path(slide_id).name != slide_id:
+        raise UsageError(f'"{table}", line {line}: slide_id "{slide_id}" cannot be the name of a folder')
+    text = (row.get("spacing_um") or "").strip()
+    try:
+        own = float(text) if text else None
+    except ValueError as error:
+        raise UsageError(f'"{table}", line {line}: spacing_um "{text}" is no number') from error
+    if own is not None and own <= 0:
+        raise UsageError(f'"{table}", line {line}: spacing_um must be above 0, not {own}')
+    return SlideRequest(slide_id, given, table.parent / given, own if own is not None else spacing_um)
+
+
+def _check_unique(requests: list[SlideRequest]) -> None:
+    double = [name for name, count in Counter(request.slide_id for request in requests).items() if count > 1]
+    if double:
+        raise UsageError(f"slide_id is not unique: {', '.join(sorted(double))}")

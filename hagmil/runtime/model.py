@@ -1,0 +1,67 @@
+"""A bundle with its sessions open: what the cascade runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hagmil.bundle import Bundle, open_bundle
+from hagmil.errors import BundleError
+from hagmil.runtime.sessions import Session, open_session
+from hagmil.spec import PATCHES
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A bundle whose graphs are loaded.
+
+    Args:
+        bundle: the bundle.
+        backbone: session of the patch encoder.
+        stages: session of each stage's model, coarse to fine.
+    """
+
+    bundle: Bundle
+    backbone: Session
+    stages: tuple[Session, ...]
+
+
+def load_model(path: Path, *, provider: str = "cpu", threads: int | None = None) -> LoadedModel:
+    """Open a bundle, check its digests, and load its graphs.
+
+    Args:
+        path: the bundle's folder.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: threads inside one run on the CPU; as many as there are cores where none are given.
+
+    Raises:
+        BundleError: the bundle is altered, invalid, or one of its graphs cannot be loaded.
+        EnvironmentLacks: the provider is not on this machine.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    backbone = open_session(bundle.file(manifest.backbone.onnx), provider=provider, threads=threads)
+    _check_patch_size(bundle, backbone)
+    stages = tuple(
+        open_session(bundle.file(stage.onnx), provider=provider, threads=threads) for stage in manifest.stages
+    )
+    return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
+
+
+def builtin_bundle() -> Path:
+    """The folder of the built-in demonstration model, which knows phantoms only."""
+    return Path(__file__).resolve().parents[1] / "demo_bundle"
+
+
+def _check_patch_size(bundle: Bundle, backbone: Session) -> None:
+    shape = backbone.input_shapes.get(PATCHES.name)
+    if shape is None or len(shape) != len(PATCHES.axes):
+        raise BundleError(
+            f'bundle "{bundle.path}": its backbone has no input {PATCHES.name} of four axes', code="contract"
+        )
+    patch_px = bundle.manifest.patch_px
+    if any(isinstance(side, int) and side != patch_px for side in shape[1:3]):
+        raise BundleError(
+            f'bundle "{bundle.path}": patches are {patch_px} pixels wide but its backbone takes {shape[1:3]}',
+            code="contract",
+        )

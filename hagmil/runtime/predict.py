@@ -1,0 +1,355 @@
+"""Slides to verdicts: one slide through the house, and a run over many that no single slide can stop."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hagmil._files import write_text
+from hagmil.bundle import Manifest
+from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
+from hagmil.runtime.cascade import StageOutcome, plan_slide, run_cascade, stage_specs
+from hagmil.runtime.clock import StepClock
+from hagmil.runtime.doctor import installed_version
+from hagmil.runtime.encode import EncodeOptions, Progress
+from hagmil.runtime.geometry import TOLERANCE, finest_ratio
+from hagmil.runtime.heatmap import Caption, draw_heatmap
+from hagmil.runtime.inputs import SlideRequest, slide_requests
+from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
+from hagmil.runtime.overview import Overview, read_overview
+from hagmil.runtime.result import (
+    ATTENTION_NAME,
+    HEATMAP_NAME,
+    REGIONS_NAME,
+    RESULT_NAME,
+    TABLE_NAME,
+    Result,
+    StageResult,
+    read_result,
+    table,
+    write_attention,
+    write_regions,
+    write_result,
+)
+from hagmil.runtime.slide import open_slide
+from hagmil.runtime.tissue import find_tissue
+from hagmil.runtime.verdict import Verdict, stage_logits, verdict_of
+
+_log = logging.getLogger(__name__)
+DEFAULT_OUT = Path("hagmil-results")
+"""Where results go when nobody says."""
+
+_TABLE_EVERY = 25
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """How slides are taken through a model.
+
+    Args:
+        encode: batch size and reader threads.
+        keep: patches kept at every stage but the last; the manifest's numbers where none is given.
+        resume: leave slides alone whose result is there already, from the same bundle and the same settings.
+    """
+
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    keep: int | None = None
+    resume: bool = False
+
+
+def predict_slide(
+    slide: str | Path,
+    *,
+    model: str | Path | None = None,
+    out: str | Path | None = None,
+    spacing_um: float | None = None,
+    provider: str = "cpu",
+    keep: int | None = None,
+) -> Result:
+    """Take one slide through a bundle: the whole of ``hagmil infer`` for one file, from Python.
+
+    For many slides load the bundle once (``load_model``) and use ``predict_many``.
+
+    Args:
+        slide: the slide file.
+        model: a bundle's folder; the built-in demonstration model, which knows phantoms only, where none is given.
+        out: folder of result.json, heatmap.png, attention.h5 and regions.geojson;
+            ``hagmil-results/<stem>`` where none is given.
+        spacing_um: micrometres per level-0 pixel, in place of the file's.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        keep: patches kept at every stage but the last; the bundle's numbers where none is given.
+
+    Returns:
+        The result; a slide that cannot be read gives one whose ``status`` is not ``ok``.
+
+    Raises:
+        BundleError: the bundle is unusable.
+        EnvironmentLacks: the provider is not on this machine.
+        UsageError: the spacing is not above 0.
+    """
+    (request,) = slide_requests([str(slide)], spacing_um=spacing_um)
+    loaded = load_model(Path(model) if model is not None else builtin_bundle(), provider=provider)
+    folder = Path(out) if out is not None else DEFAULT_OUT / request.slide_id
+    return predict_one(request, loaded, folder, PredictOptions(keep=keep))
+
+
+def predict_many(
+    requests: Sequence[SlideRequest],
+    model: LoadedModel,
+    out: Path,
+    options: PredictOptions,
+    *,
+    on_result: Callable[[Result], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Result, ...]:
+    """Take slides through a model, one after the other, and write a result for each.
+
+    Args:
+        requests: the slides.
+        model: the loaded bundle.
+        out: folder of the results: ``<slide_id>/`` for each slide, and ``results.csv``.
+        options: how.
+        on_result: called after each slide.
+        progress: called after every batch of patches.
+
+    Returns:
+        One result a slide, in the order asked for.
+
+    Raises:
+        Interrupted: stopped by a signal; what was done is written, and ``resume`` goes on from there.
+        EnvironmentLacks: the disk is full, or the device is lost: no next slide could do better.
+    """
+    results: list[Result] = []
+    try:
+        for request in requests:
+            result = _earlier_result(request, model, out, options) if options.resume else None
+            if result is None:
+                result = predict_one(request, model, out / request.slide_id, options, progress=progress)
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+            if len(results) % _TABLE_EVERY == 0:
+                _write_table(out, results, model)
+    except KeyboardInterrupt as error:
+        _write_table(out, results, model)
+        raise Interrupted(
+            f"stopped after {len(results)} of {len(requests)} slides; the same command with --resume goes on"
+        ) from error
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            raise
+        raise EnvironmentLacks(
+            f'no space left to write under "{out}", after {len(results)} of {len(requests)} slides; '
+            "make room and run the same command with --resume",
+            code="disk_full",
+        ) from error
+    _write_table(out, results, model)
+    return tuple(results)
+
+
+def predict_one(
+    request: SlideRequest,
+    model: LoadedModel,
+    folder: Path,
+    options: PredictOptions,
+    *,
+    progress: Progress | None = None,
+) -> Result:
+    """Take one slide through a model and write its result, whatever becomes of it.
+
+    Args:
+        request: the slide.
+        model: the loaded bundle.
+        folder: where result.json, attention.h5, heatmap.png and regions.geojson go.
+        options: how.
+        progress: called after every batch of patches.
+
+    Returns:
+        The result that was written; ``status`` says whether there is a verdict.
+
+    Raises:
+        OSError: a result cannot be written.
+        EnvironmentLacks: the device is lost.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT_NAME, HEATMAP_NAME, ATTENTION_NAME, REGIONS_NAME):  # of an earlier run
+        (folder / name).unlink(missing_ok=True)
+    clock = StepClock()
+    report = _report(request, model, options)
+    try:
+        seen = _look(request, model, options, clock, progress)
+    except Exception as error:
+        if not _concerns_one_slide(error):
+            raise
+        result = report(clock, **_failure(request, error))
+    else:
+        with clock.step("write"):
+            _write_pictures(folder, request, model, seen)
+        result = report(clock, **_success(model, seen))
+    write_result(folder, result)  # last: where it stands, everything stands
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was found on a slide, before it is written."""
+
+    verdict: Verdict
+    outcomes: tuple[StageOutcome, ...]
+    overview: Overview
+    spacing_source: str | None
+    warnings: tuple[str, ...]
+
+
+def _look(
+    request: SlideRequest,
+    model: LoadedModel,
+    options: PredictOptions,
+    clock: StepClock,
+    progress: Progress | None,
+) -> _Seen:
+    manifest = model.bundle.manifest
+    with clock.step("open"):
+        slide = open_slide(request.path, spacing_um=request.spacing_um)
+    with slide:
+        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
+        with clock.step("tissue"):
+            overview = read_overview(slide, manifest.tissue.spacing_um)
+            mask = find_tissue(overview, manifest.tissue)
+        outcomes = run_cascade(
+            slide, mask, model, plan, options.encode, clock=clock, keep=options.keep, progress=progress
+        )
+        verdict = verdict_of(manifest, outcomes[-1].outputs)
+        return _Seen(verdict, outcomes, overview, slide.spacing_source, _warnings(manifest, overview.slide_spacing_um))
+
+
+def _warnings(manifest: Manifest, slide_spacing_um: float) -> tuple[str, ...]:
+    ratio = finest_ratio(slide_spacing_um, stage_specs(manifest))
+    if ratio > 1 - TOLERANCE:
+        return ()
+    finest = manifest.stages[-1]
+    return (
+        f"stage {finest.name} was read at the slide's own {slide_spacing_um:.4g} um/px, "
+        f"{1 / ratio - 1:.1%} coarser than the model's {finest.spacing_um:g}",
+    )
+
+
+def _concerns_one_slide(error: Exception) -> bool:
+    """Whether the next slide may fare better."""
+    if isinstance(error, EnvironmentLacks):
+        return error.code == "out_of_memory"
+    return not (isinstance(error, OSError) and error.errno in _DISK_IS_FULL)
+
+
+def _failure(request: SlideRequest, error: Exception) -> dict[str, Any]:
+    if isinstance(error, HagmilError):
+        status = "rejected" if isinstance(error, SlideRejected) else "failed"
+        return {"status": status, "code": error.code, "message": error.message}
+    if isinstance(error, MemoryError):
+        return {
+            "status": "failed",
+            "code": "out_of_memory",
+            "message": "this machine has too little memory for it",
+        }
+    _log.exception('slide "%s" failed unexpectedly', request.given)
+    message = f"unexpected {type(error).__name__}: {error}; please report it with the log of --verbose"
+    return {"status": "failed", "code": "internal", "message": message}
+
+
+def _success(model: LoadedModel, seen: _Seen) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "prediction": seen.verdict.prediction,
+        "probabilities": seen.verdict.probabilities,
+        "stages": tuple(
+            StageResult(
+                name=outcome.geometry.name,
+                spacing_um=outcome.geometry.spacing_um,
+                candidates=len(outcome.coords),
+                encoded=len(outcome.attention),
+                kept=len(outcome.kept),
+                logits=tuple(float(value) for value in stage_logits(outcome.outputs)),
+            )
+            for outcome in seen.outcomes
+        ),
+        "provider": model.stages[-1].provider,
+        "precision": model.bundle.manifest.precision,
+        "spacing_um": seen.overview.slide_spacing_um,
+        "spacing_source": seen.spacing_source,
+        "warnings": seen.warnings,
+    }
+
+
+def _report(request: SlideRequest, model: LoadedModel, options: PredictOptions) -> Callable[..., Result]:
+    """What every result of this slide says, with or without a verdict."""
+
+    def _make(clock: StepClock, **found: Any) -> Result:
+        return Result(
+            slide_id=request.slide_id,
+            slide=request.given,
+            keep=options.keep,
+            timing_s={name: round(seconds, 4) for name, seconds in (*clock.seconds.items(), ("total", clock.total))},
+            bundle_sha256=model.bundle.sha256,
+            versions=versions(),
+            intended_use=model.bundle.manifest.intended_use,
+            **found,
+        )
+
+    return _make
+
+
+def _write_pictures(folder: Path, request: SlideRequest, model: LoadedModel, seen: _Seen) -> None:
+    ranked = sorted(seen.verdict.probabilities.items(), key=lambda item: -item[1])
+    caption = Caption(
+        title=request.slide_id,
+        verdict=f"{seen.verdict.prediction}  {ranked[0][1]:.3f}",
+        details="   ".join(f"{name} {value:.3f}" for name, value in ranked),
+        notice=model.bundle.manifest.intended_use,
+    )
+    draw_heatmap(folder / HEATMAP_NAME, seen.overview, seen.outcomes, caption)
+    write_attention(folder, seen.outcomes)
+    write_regions(folder, seen.outcomes)
+
+
+def _earlier_result(request: SlideRequest, model: LoadedModel, out: Path, options: PredictOptions) -> Result | None:
+    """The result that is there already, if this run would give the same one."""
+    try:
+        result = read_result(out / request.slide_id)
+    except (OSError, ValueError):
+        return None
+    same = (
+        result.status == "ok"
+        and result.slide == request.given
+        and result.bundle_sha256 == model.bundle.sha256
+        and result.keep == options.keep
+        and (result.spacing_um if result.spacing_source == "override" else None) == request.spacing_um
+    )
+    return result if same else None
+
+
+def _write_table(out: Path, results: Sequence[Result], model: LoadedModel) -> None:
+    write_text(out / TABLE_NAME, table(results, model.bundle.manifest.classes))
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of everything that a number may depend on."""
+    names = (
+        "hagmil",
+        "numpy",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "pyvips",
+        "pyvips-binary",
+        "openslide-bin",
+        "numba",
+    )
+    found = {name: installed_version(name) for name in names}
+    return {"python": platform.python_version(), **{name: value for name, value in found.items() if value}}

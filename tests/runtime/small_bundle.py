@@ -1,0 +1,112 @@
+"""A real bundle whose numbers can be checked by hand: no torch, a few ONNX nodes a graph.
+
+The backbone gives the mean red, green and blue of a patch, in 0 .. 1. A stage's attention is how little green a patch
+has, its logits are (mean green of the bag, 1 - mean green).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hagmil.bundle import Backbone, Manifest, Provenance, Stage, file_entries, write_manifest
+from hagmil.tissue_parameters import TissueParameters
+
+CLASSES = ("pale", "dark")
+OPSET = 20
+
+
+def backbone_graph(side: int | str = "side") -> onnx.ModelProto:
+    """Mean of each channel: uint8 (batch, side, side, 3) to float32 (batch, 3)."""
+    nodes = [
+        helper.make_node("Cast", ["patches"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["floats", "top"], ["unit"]),
+        helper.make_node("ReduceMean", ["unit", "axes"], ["features"], keepdims=0),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(255.0, np.float32), "top"),
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+    ]
+    patches = helper.make_tensor_value_info("patches", TensorProto.UINT8, ["batch", side, side, 3])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3])
+    return _model(nodes, [patches], [features], constants)
+
+
+def stage_graph(sign: float = -1.0) -> onnx.ModelProto:
+    """Attention ``sign`` times green, and logits (green, 1 - green) of the mean: float32 (patches, 3) in."""
+    nodes = [
+        helper.make_node("MatMul", ["features", "pick"], ["attention"]),
+        helper.make_node("ReduceMean", ["features", "axes"], ["bag"], keepdims=0),
+        helper.make_node("Gemm", ["bag_row", "weights", "bias"], ["logits_row"]),
+        helper.make_node("Unsqueeze", ["bag", "axes"], ["bag_row"]),
+        helper.make_node("Squeeze", ["logits_row", "axes"], ["logits"]),
+    ]
+    nodes = [nodes[0], nodes[1], nodes[3], nodes[2], nodes[4]]
+    constants = [
+        numpy_helper.from_array(np.array([0.0, sign, 0.0], np.float32), "pick"),
+        numpy_helper.from_array(np.array([0], np.int64), "axes"),
+        numpy_helper.from_array(np.array([[0, 0], [1, -1], [0, 0]], np.float32), "weights"),
+        numpy_helper.from_array(np.array([0.0, 1.0], np.float32), "bias"),
+    ]
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["patches", 3])
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2]),
+        helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["patches"]),
+    ]
+    return _model(nodes, [features], outputs, constants)
+
+
+def write_small_bundle(
+    folder: Path,
+    *,
+    patch_px: int = 16,
+    spacings_um: Sequence[float] = (2.0, 1.0, 0.5),
+    keep: int = 2,
+    tissue: TissueParameters | None = None,
+) -> Path:
+    """Write the bundle; stages are named ``<spacing>um``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(backbone_graph(), folder / "backbone.onnx")
+    stages = []
+    for index, spacing_um in enumerate(spacings_um):
+        name = f"{spacing_um:g}um"
+        onnx.save(stage_graph(), folder / f"{name}.onnx")
+        last = index == len(spacings_um) - 1
+        stages.append(Stage(name=name, spacing_um=spacing_um, keep=None if last else keep, onnx=f"{name}.onnx"))
+    manifest = Manifest(
+        kind="hag-mil",
+        classes=CLASSES,
+        patch_px=patch_px,
+        stages=tuple(stages),
+        backbone=Backbone(onnx="backbone.onnx", features=3, name="mean-colour"),
+        tissue=tissue or TissueParameters(),
+        precision="fp32",
+        files=file_entries(folder),
+        provenance=Provenance(
+            created=datetime(2026, 1, 1, tzinfo=UTC),
+            hagmil="0",
+            versions={},
+            checkpoint_sha256="0" * 64,
+            backbone_weights="none",
+        ),
+        intended_use="Tests.",
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    constants: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "small", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model

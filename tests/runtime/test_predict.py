@@ -1,0 +1,211 @@
+"""One slide gives a result, whatever becomes of it; many give a row each."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+from pathlib import Path
+
+import h5py
+import jsonschema
+import numpy as np
+import pytest
+
+import hagmil
+from hagmil.errors import BundleError, EnvironmentLacks, Interrupted, SlideFailed
+from hagmil.runtime import predict as predict_module
+from hagmil.runtime.cascade import StageOutcome
+from hagmil.runtime.inputs import SlideRequest, slide_requests
+from hagmil.runtime.model import LoadedModel, load_model
+from hagmil.runtime.predict import PredictOptions, predict_many, predict_one
+from hagmil.runtime.result import Result, read_result, result_schema
+from tests.conftest import REPOSITORY
+from tests.runtime.slide_files import save_pyramid, tissue_picture
+
+
+@pytest.fixture(scope="module")
+def model(small_bundle: Path) -> LoadedModel:
+    return load_model(small_bundle, threads=1)
+
+
+def _request(path: Path, spacing_um: float | None = None) -> SlideRequest:
+    return SlideRequest(path.stem, str(path), path, spacing_um)
+
+
+def _rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_verdict_comes_with_all_its_files(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+    result = predict_one(_request(tissue_path), model, tmp_path / "tissue", PredictOptions())
+    names = {path.name for path in (tmp_path / "tissue").iterdir()}
+    assert names == {"result.json", "attention.h5", "heatmap.png", "regions.geojson"}
+    assert result.status == "ok"
+    assert result.prediction in result.probabilities
+    assert sum(result.probabilities.values()) == pytest.approx(1.0)
+    assert result.bundle_sha256 == model.bundle.sha256
+    assert (result.spacing_um, result.spacing_source) == (pytest.approx(0.5), "metadata")
+    assert {"open", "tissue", "read", "backbone", "models", "total"} <= result.timing_s.keys()
+    assert read_result(tmp_path / "tissue") == result
+
+
+def test_one_call_from_python_does_the_same(tissue_path: Path, small_bundle: Path, tmp_path: Path) -> None:
+    result = hagmil.predict_slide(tissue_path, model=small_bundle, out=tmp_path / "here", keep=1)
+    assert (result.status, [stage.kept for stage in result.stages]) == ("ok", [1, 1, 0])
+    assert (tmp_path / "here" / "heatmap.png").is_file()
+
+
+def test_the_result_fits_the_published_schema(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+    published = (REPOSITORY / "docs" / "schemas" / "result.schema.json").read_text()
+    assert published == result_schema()
+    for path in (tissue_path, tmp_path / "gone.svs"):
+        predict_one(_request(path), model, tmp_path / "out", PredictOptions())
+        jsonschema.validate(json.loads((tmp_path / "out" / "result.json").read_text()), json.loads(published))
+
+
+def test_the_counts_are_those_of_the_quadtree(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+    result = predict_one(_request(tissue_path), model, tmp_path, PredictOptions(keep=3))
+    first, second, third = result.stages
+    assert (second.candidates, third.candidates) == (12, 12)
+    assert all(stage.encoded == stage.candidates for stage in result.stages)
+    assert [stage.kept for stage in result.stages] == [3, 3, 0]
+    with h5py.File(tmp_path / "attention.h5") as file:
+        assert [len(file[stage.name]["attention"]) for stage in result.stages] == [first.encoded, 12, 12]
+        assert list(file["2um/kept"]) == list(np.argsort(-file["2um/attention"][...], kind="stable")[:3])
+    squares = json.loads((tmp_path / "regions.geojson").read_text())["features"]
+    assert [square["properties"]["stage"] for square in squares] == ["2um"] * 3 + ["1um"] * 3
+
+
+def test_a_slide_without_spacing_is_rejected_until_it_is_told(model: LoadedModel, tmp_path: Path) -> None:
+    path = save_pyramid(tmp_path / "bare.tif", tissue_picture(), spacing_um=None)
+    refused = predict_one(_request(path), model, tmp_path / "a", PredictOptions())
+    assert (refused.status, refused.code) == ("rejected", "spacing_missing")
+    assert "--spacing-um" in (refused.message or "")
+    told = predict_one(_request(path, 0.5), model, tmp_path / "b", PredictOptions())
+    assert (told.status, told.spacing_source) == ("ok", "override")
+
+
+def test_a_slide_slightly_too_coarse_is_read_as_it_is_and_says_so(model: LoadedModel, tmp_path: Path) -> None:
+    path = save_pyramid(tmp_path / "coarse.tif", tissue_picture(), spacing_um=0.52)
+    result = predict_one(_request(path), model, tmp_path / "out", PredictOptions())
+    assert result.status == "ok"
+    assert "own 0.52 um/px" in result.warnings[0]
+
+
+def test_bad_slides_get_a_row_and_the_good_one_is_still_done(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.svs").write_bytes(b"not a slide")
+    arguments = [str(tmp_path / "gone.svs"), str(tmp_path / "broken.svs"), str(tissue_path)]
+    results = predict_many(slide_requests(arguments), model, tmp_path / "out", PredictOptions())
+    assert [result.status for result in results] == ["failed", "failed", "ok"]
+    rows = _rows(tmp_path / "out")
+    assert [row["slide"] for row in rows] == arguments
+    assert [row["code"] for row in rows] == ["not_found", "unreadable", ""]
+    assert all(row["message"] for row in rows[:2])
+    assert float(rows[2]["probability"]) == pytest.approx(max(float(rows[2]["p_pale"]), float(rows[2]["p_dark"])))
+
+
+def test_what_an_earlier_run_left_of_a_slide_does_not_outlive_a_failure(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    predict_one(_request(tissue_path), model, tmp_path, PredictOptions())
+    predict_one(_request(tmp_path / "gone.svs"), model, tmp_path, PredictOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def _count_slides(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    seen: list[str] = []
+    real = predict_module.predict_one
+
+    def _counted(request: SlideRequest, *args: object, **kwargs: object) -> Result:
+        seen.append(request.slide_id)
+        return real(request, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predict_module, "predict_one", _counted)
+    return seen
+
+
+def test_resume_does_only_what_is_not_done(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = save_pyramid(tmp_path / "other.tif", tissue_picture(700, 600))
+    out = tmp_path / "out"
+    first = predict_many(slide_requests([str(tissue_path)]), model, out, PredictOptions())
+    seen = _count_slides(monkeypatch)
+    both = slide_requests([str(tissue_path), str(other)])
+    results = predict_many(both, model, out, PredictOptions(resume=True))
+    assert seen == ["other"]
+    assert results[0] == first[0]
+    assert len(_rows(out)) == 2
+    predict_many(both, model, out, PredictOptions(resume=True, keep=1))
+    assert seen == ["other", "tissue", "other"]
+
+
+def test_a_stopped_run_writes_what_it_has_and_says_how_to_go_on(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    def _stop(_result: Result) -> None:
+        raise KeyboardInterrupt
+
+    requests = slide_requests([str(tissue_path), str(tmp_path / "never.svs")])
+    with pytest.raises(Interrupted, match=r"after 1 of 2 slides.*--resume") as caught:
+        predict_many(requests, model, tmp_path, PredictOptions(), on_result=_stop)
+    assert caught.value.exit_code == 6
+    assert [row["status"] for row in _rows(tmp_path)] == ["ok"]
+
+
+def _failing(error: Exception) -> object:
+    def _cascade(*_args: object, **_kwargs: object) -> tuple[StageOutcome, ...]:
+        raise error
+
+    return _cascade
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("a bug"), "internal"),
+        (MemoryError(), "out_of_memory"),
+        (EnvironmentLacks("no room", code="out_of_memory"), "out_of_memory"),
+        (BundleError("not finite", code="not_finite"), "not_finite"),
+        (SlideFailed("cut off", code="unreadable"), "unreadable"),
+    ],
+)
+def test_what_concerns_one_slide_fails_that_slide_only(
+    error: Exception,
+    code: str,
+    tissue_path: Path,
+    model: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict_module, "run_cascade", _failing(error))
+    result = predict_one(_request(tissue_path), model, tmp_path, PredictOptions())
+    assert (result.status, result.code) == ("failed", code)
+    assert result.message
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), EnvironmentLacks("lost", code="device_lost")])
+def test_what_no_next_slide_could_do_better_stops_the_run(
+    error: Exception, tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_module, "run_cascade", _failing(error))
+    with pytest.raises(EnvironmentLacks) as caught:
+        predict_many(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
+    assert caught.value.exit_code == 5
+    assert not (tmp_path / "tissue" / "result.json").exists()
+
+
+def test_a_full_disk_says_how_to_go_on(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predict_module, "write_attention", _full)
+    with pytest.raises(EnvironmentLacks, match=r"no space left.*--resume") as caught:
+        predict_many(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
+    assert caught.value.code == "disk_full"

@@ -1,0 +1,61 @@
+"""Sessions run the graph on the provider that was asked for, or say why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hagmil.errors import BundleError, EnvironmentLacks, UsageError
+from hagmil.runtime.sessions import open_session
+from hagmil.runtime.sessions.onnx import available_providers
+from tests.runtime.small_bundle import backbone_graph, stage_graph
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    onnx.save(backbone_graph(), tmp_path / "backbone.onnx")
+    return tmp_path / "backbone.onnx"
+
+
+def test_a_graph_gives_its_outputs_by_name(backbone: Path) -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    session = open_session(backbone)
+    (features,) = session.run({"patches": patches}).values()
+    np.testing.assert_allclose(features, patches.mean(axis=(1, 2)) / 255, rtol=1e-6)
+    assert session.provider == "CPUExecutionProvider"
+    assert session.input_shapes == {"patches": ("batch", "side", "side", 3)}
+
+
+def test_several_outputs_keep_their_names(tmp_path: Path) -> None:
+    onnx.save(stage_graph(), tmp_path / "stage.onnx")
+    features = np.array([[0, 0.25, 0], [0, 0.75, 0]], np.float32)
+    outputs = open_session(tmp_path / "stage.onnx", threads=1).run({"features": features})
+    np.testing.assert_allclose(outputs["attention"], [-0.25, -0.75])
+    np.testing.assert_allclose(outputs["logits"], [0.5, 0.5])
+
+
+def test_a_provider_that_is_absent_is_an_error_and_nothing_falls_back(backbone: Path) -> None:
+    if "cuda" in available_providers():
+        pytest.skip("this machine's ONNX Runtime has CUDA")
+    with pytest.raises(EnvironmentLacks, match=r'"cuda" was asked for.*hagmil\[gpu\]') as caught:
+        open_session(backbone, provider="cuda")
+    assert caught.value.exit_code == 5
+
+
+def test_a_provider_that_nobody_knows_is_a_usage_error(backbone: Path) -> None:
+    with pytest.raises(UsageError, match='no provider "rocm"; choose one of cpu, cuda, tensorrt'):
+        open_session(backbone, provider="rocm")
+
+
+def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"broken\.onnx"):
+        open_session(tmp_path / "broken.onnx")
+
+
+def test_inputs_that_do_not_fit_are_an_error_of_the_model(backbone: Path) -> None:
+    with pytest.raises(BundleError, match=r"backbone\.onnx cannot run on these inputs"):
+        open_session(backbone).run({"patches": np.zeros((1, 8, 8, 3), np.float32)})
