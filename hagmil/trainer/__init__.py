@@ -1,0 +1,1 @@
+"""Training: models, losses, data, the loop, metrics and checkpoints. torch lives here."""

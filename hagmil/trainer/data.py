@@ -1,0 +1,124 @@
+"""Labels and splits: the tables that say which slide is what, and what it is used for."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hagmil.errors import DataError
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+_EMPTY_CELLS = {"", "nan"}
+
+
+@dataclass(frozen=True, slots=True)
+class SlideLabel:
+    """One row of labels.csv.
+
+    Args:
+        slide_id: unique name of the slide.
+        case_id: the patient; slides of one patient belong in one part of a split.
+        label: name of the class.
+    """
+
+    slide_id: str
+    case_id: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Names of the slides of each part, in the order of the file."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def part(self, name: Part) -> tuple[str, ...]:
+        """The slides of one part."""
+        parts: dict[Part, tuple[str, ...]] = {"train": self.train, "val": self.val, "test": self.test}
+        return parts[name]
+
+
+def read_labels(path: Path) -> dict[str, SlideLabel]:
+    """Read labels.csv.
+
+    Args:
+        path: CSV with the columns slide_id, case_id, label; others are ignored.
+
+    Returns:
+        Slide name to label.
+
+    Raises:
+        DataError: it cannot be read, lacks a column or a value, or names a slide twice.
+    """
+    labels: dict[str, SlideLabel] = {}
+    for line, row in _rows(path, ("slide_id", "case_id", "label")):
+        entry = SlideLabel(row["slide_id"], row["case_id"], row["label"])
+        if not entry.slide_id or not entry.case_id or not entry.label:
+            raise DataError(f'labels "{path}", line {line}: slide_id, case_id and label must all be given')
+        if entry.slide_id in labels:
+            raise DataError(f'labels "{path}", line {line}: slide "{entry.slide_id}" stands there twice')
+        labels[entry.slide_id] = entry
+    if not labels:
+        raise DataError(f'labels "{path}" hold no slides')
+    return labels
+
+
+def read_split(path: Path) -> Split:
+    """Read a split as CLAM writes it: columns train, val, test of unequal length, an unnamed index before
+    them.
+
+    Args:
+        path: the CSV; empty cells and ``nan`` end a column that is shorter than the others.
+
+    Returns:
+        The slides of each part.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, or names a slide twice.
+    """
+    columns: dict[Part, list[str]] = {part: [] for part in PARTS}
+    seen: dict[str, Part] = {}
+    for line, row in _rows(path, PARTS):
+        for part in PARTS:
+            slide_id = row[part]
+            if slide_id.lower() in _EMPTY_CELLS:
+                continue
+            if slide_id in seen:
+                raise DataError(
+                    f'split "{path}", line {line}: slide "{slide_id}" stands in {part} and already in '
+                    f"{seen[slide_id]}; each slide may be used once"
+                )
+            seen[slide_id] = part
+            columns[part].append(slide_id)
+    return Split(*(tuple(columns[part]) for part in PARTS))
+
+
+def shared_cases(split: Split, labels: Mapping[str, SlideLabel]) -> list[str]:
+    """Patients whose slides stand in more than one part of a split, sorted."""
+    parts_of: dict[str, set[Part]] = {}
+    for part in PARTS:
+        for slide_id in split.part(part):
+            parts_of.setdefault(labels[slide_id].case_id, set()).add(part)
+    return sorted(case_id for case_id, parts in parts_of.items() if len(parts) > 1)
+
+
+def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and rows of a CSV, its cells stripped, missing ones empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f'"{path}" has no column {", ".join(missing)}; it needs {", ".join(needed)}')
+            for row in reader:
+                yield reader.line_num, {name: (row[name] or "").strip() for name in needed}
+    except OSError as error:
+        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f'"{path}" is not a CSV in UTF-8: {error}') from error

@@ -1,0 +1,244 @@
+"""The training loop: one, in sight (:func:`_fit`), and what stands around it.
+
+1. Take the run folder, put the cohort together, make the models.
+2. Go on from the last checkpoint, if there is one.
+3. Epoch after epoch: train on every slide, validate, write the checkpoints. A signal is answered between two
+   slides: the state is written, and the run ends as interrupted.
+4. Evaluate the best weights and write metrics.json.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+
+from hagmil._files import write_text
+from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted
+from hagmil.trainer.checkpoint import (
+    BEST,
+    LAST,
+    WEIGHTS_NAME,
+    read_training_state,
+    restore,
+    write_checkpoint,
+)
+from hagmil.trainer.cohort import Cohort, open_cohort, read_bag
+from hagmil.trainer.config import HagMilConfig
+from hagmil.trainer.curves import Curves, open_curves
+from hagmil.trainer.evaluation import Evaluation, evaluate
+from hagmil.trainer.hag_mil import HagMil
+from hagmil.trainer.order import epoch_order, step_seed, weights_seed
+from hagmil.trainer.progress import Phase, ProgressCallback, TrainingProgress
+from hagmil.trainer.provenance import checkpoint_card
+from hagmil.trainer.run_folder import (
+    LOG_NAME,
+    METRICS_NAME,
+    TENSORBOARD_NAME,
+    RunMetrics,
+    check_folder,
+    logging_to,
+    write_config,
+)
+from hagmil.trainer.signals import StopRequest
+from hagmil.trainer.state import TrainingState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the loop works with."""
+
+    config: HagMilConfig
+    cohort: Cohort
+    recipe: HagMil
+    stop: StopRequest
+    progress: ProgressCallback
+
+
+def train(config: HagMilConfig, *, resume: bool = False, progress: ProgressCallback | None = None) -> RunMetrics:
+    """Train HAG-MIL and write a run folder.
+
+    On the CPU, with the same number of threads, a run that was stopped and resumed ends with the same
+    weights, bit by bit, as one that never was.
+
+    Args:
+        config: everything; ``config.out`` is the run folder.
+        resume: go on with the run in that folder; a new run where there is none.
+        progress: called after every slide.
+
+    Returns:
+        What the best weights achieve, as in the run folder's ``metrics.json``.
+
+    Raises:
+        UsageError: the folder holds a run and ``resume`` is not set, the run was started with another recipe,
+        or
+            the training has diverged.
+        DataError: features, labels and split do not fit together.
+        EnvironmentLacks: the device that was asked for is absent.
+        Interrupted: SIGINT or SIGTERM came; the state is written and the run can be resumed.
+    """
+    _check_device(config.device)
+    check_folder(config, resume=resume)  # step 1
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    devices = [torch.device(config.device)] if config.device.startswith("cuda") else []
+    with (
+        logging_to(config.out / LOG_NAME),
+        torch.random.fork_rng(devices=devices),  # the caller's random numbers stay as they were
+        StopRequest() as stop,
+    ):
+        data = config.data
+        cohort = open_cohort(data.features, data.labels, data.split, classes=config.classes)
+        write_config(config)
+        torch.manual_seed(weights_seed(seed=config.seed))
+        recipe = HagMil(config, cohort.stages, cohort.feature_dim, len(cohort.classes))
+        run = _Run(config, cohort, recipe, stop, progress or (lambda _: None))
+        return _finish(run, _fit(run, _first_state(run)))
+
+
+def _fit(run: _Run, state: TrainingState) -> TrainingState:
+    """Step 3: train until the schedule ends it; the loop that everything else serves."""
+    config, slides = run.config, run.cohort.train
+    labels = [slide.label for slide in slides]
+    weighted = config.schedule.weighted_sampling
+    with open_curves(config.out / TENSORBOARD_NAME, epochs_done=state.epoch) as curves:
+        while not state.is_finished(config.schedule):
+            order = epoch_order(labels, seed=config.seed, epoch=state.epoch, weighted=weighted)
+            for place in order[state.position :]:
+                torch.manual_seed(step_seed(seed=config.seed, epoch=state.epoch, position=state.position))
+                losses = run.recipe.train_slide(read_bag(slides[place]))
+                state = state.after_slide(losses)
+                _report(run, state, "train", state.position, len(order))
+                _stop_if_asked(run, state)
+
+            validation = _evaluate(run, state, "validation")
+            train_losses, state = state.mean_losses(), state.after_epoch(validation.metrics)
+            _record(run, state, curves, train_losses, validation)
+            if state.improved():
+                _save(run, state, BEST)
+            _save(run, state, LAST)
+    return state
+
+
+def _first_state(run: _Run) -> TrainingState:
+    """Step 2: the last checkpoint's state, its weights restored; or the start."""
+    digests = run.cohort.digests
+    fresh = TrainingState(
+        labels_sha256=digests.labels_sha256,
+        split_sha256=digests.split_sha256,
+        features_sha256=digests.features_sha256,
+    )
+    folder = run.config.out / LAST
+    if not (folder / WEIGHTS_NAME).exists():
+        _log.info("training on %d slides, from the start", len(run.cohort.train))
+        return fresh
+    try:
+        state = TrainingState.model_validate_json(read_training_state(folder))
+    except ValidationError as error:
+        raise BundleError(f'checkpoint "{folder}" cannot be resumed from: {error}') from error
+    for what in ("labels", "split", "features"):
+        if getattr(state, f"{what}_sha256") != getattr(fresh, f"{what}_sha256"):
+            raise DataError(
+                f'the run in "{run.config.out}" was started with other {what}; resume it with the data that '
+                "it began with, or choose another out"
+            )
+    restore(folder, run.recipe.models, run.recipe.optimisers)
+    _log.info("resuming after %d epochs and %d slides", state.epoch, state.position)
+    return state
+
+
+def _finish(run: _Run, state: TrainingState) -> RunMetrics:
+    """Step 4."""
+    config, cohort = run.config, run.cohort
+    if state.best_epoch is None:
+        raise BundleError(f'the run in "{config.out}" has no best checkpoint; start it anew in another out')
+    restore(config.out / BEST, run.recipe.models)
+    metrics = RunMetrics(
+        classes=cohort.classes,
+        epochs=state.epoch,
+        best_epoch=state.best_epoch,
+        stopped_early=state.stopped_early(config.schedule),
+        train_slides=len(cohort.train),
+        empty_slides=dict(cohort.empty),
+        validation=_evaluate(run, state, "validation").metrics,
+        test=_evaluate(run, state, "test").metrics,
+    )
+    write_text(config.out / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
+    _log.info("best epoch %d: validation %s; test %s", metrics.best_epoch, metrics.validation, metrics.test)
+    return metrics
+
+
+def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "test"]) -> Evaluation:
+    slides = run.cohort.val if phase == "validation" else run.cohort.test
+    empty = run.cohort.empty["val" if phase == "validation" else "test"]
+
+    def after_slide(done: int) -> None:
+        _report(run, state, phase, done, len(slides))
+        _stop_if_asked(run, state)
+
+    classes = len(run.cohort.classes)
+    return evaluate(run.recipe, slides, classes, empty_slides=len(empty), after_slide=after_slide)
+
+
+def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int) -> None:
+    schedule = run.config.schedule
+    at_the_end = state.is_finished(schedule)
+    run.progress(
+        TrainingProgress(
+            phase=phase,
+            epoch=(state.best_epoch or state.epoch) if at_the_end else state.epoch + 1,
+            max_epochs=schedule.max_epochs,
+            done=done,
+            total=total,
+            loss=state.mean_losses()[-1] if phase == "train" else None,
+            last_validation=state.validation,
+            best_epoch=state.best_epoch,
+        )
+    )
+
+
+def _stop_if_asked(run: _Run, state: TrainingState) -> None:
+    """If a signal came: write the state, unless it stands there already, and leave."""
+    if run.stop.received is None:
+        return
+    if not state.is_finished(run.config.schedule):
+        _save(run, state, LAST)
+    raise Interrupted(f'stopped by {run.stop.received.name}; go on with --resume, the run is in "{run.config.out}"')
+
+
+def _save(run: _Run, state: TrainingState, folder: Path) -> None:
+    is_last = folder == LAST
+    write_checkpoint(
+        run.config.out / folder,
+        checkpoint_card(run.config, run.cohort, run.recipe, state),
+        run.recipe.models,
+        optimisers=run.recipe.optimisers if is_last else (),
+        training_state=state.model_dump_json() if is_last else None,
+    )
+
+
+def _record(
+    run: _Run, state: TrainingState, curves: Curves, train_losses: tuple[float, ...], validation: Evaluation
+) -> None:
+    metrics = validation.metrics
+    values = {
+        "validation/auc": metrics.auc,
+        "validation/accuracy": metrics.accuracy,
+        "validation/macro_f1": metrics.macro_f1,
+    }
+    for stage, train_loss, loss in zip(run.cohort.stages, train_losses, validation.stage_losses, strict=True):
+        values[f"train/loss/{stage.name}"] = train_loss
+        values[f"validation/loss/{stage.name}"] = loss
+    curves.add(state.epoch, values)
+    _log.info("epoch %d: training loss %.4f; validation %s", state.epoch, train_losses[-1], metrics)
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentLacks(f'device "{device}" was asked for, but torch sees no CUDA device; use device: cpu')

@@ -1,0 +1,1 @@
+"""The networks: one file a network, tensors in, a named tuple out."""

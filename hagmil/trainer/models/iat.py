@@ -1,0 +1,205 @@
+"""The Integrated Attention Transformer of HAG-MIL (Xiong et al., IJCAI 2023, section 3.2): one a stage.
+
+A block, on a bag of n rows:
+
+1. Bring the rows to the block's width: Linear, LayerNorm, GELU.
+2. Nystrom attention with Admin's scaled residual: x·omega + attention(LayerNorm(x)).
+3. Score each row by gated attention over LayerNorm(h); softmax over rows gives weights.
+4. The weighted sum of h, through the same LayerNorm, is brought to the last width: the block's slide
+   embedding.
+
+The network:
+
+5. The blocks follow one another, each on the rows h of the one before.
+6. One learned linear combines the embeddings of all blocks, another classifies.
+
+The raw scores of the last block are the attention that guides the next stage.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from hagmil.trainer.models.nystrom import NystromAttention
+
+RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
+"""Omega of the Admin initialisation for 8 residual layers (Liu et al. 2020, section 4.1)."""
+
+
+class IatConfig(BaseModel):
+    """Sizes of the transformer; the defaults are the published ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    widths: tuple[int, ...] = Field(default=(1024, 1536, 512, 1024), min_length=1)
+    heads: int = Field(default=8, ge=1)
+    hidden_width: int = Field(default=512, ge=1, description="rows as the gates and the instance loss see them")
+    gate_width: int = Field(default=256, ge=1)
+    gate_dropout: float = Field(default=0.25, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.3, ge=0, lt=1)
+    pinv_iterations: int = Field(default=6, ge=1)
+    value_kernel: int = Field(default=33, ge=1, description="taps of the convolution over values; odd")
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> IatConfig:
+        for width in self.widths:
+            if width < 2 or width % 2 or width % self.heads:
+                raise ValueError(f"width {width} must be even and divide into {self.heads} heads")
+        if self.value_kernel % 2 == 0:
+            raise ValueError(f"value_kernel {self.value_kernel} must be odd")
+        return self
+
+    @property
+    def landmarks(self) -> tuple[int, ...]:
+        """Landmarks of each block: half its width."""
+        return tuple(width // 2 for width in self.widths)
+
+
+class StageOutput(NamedTuple):
+    """What a stage's model says of a bag: the tensors of the contract.
+
+    Args:
+        logits: float (classes,).
+        attention: float (patches,), raw scores of the last block, before any softmax.
+    """
+
+    logits: Tensor
+    attention: Tensor
+
+
+class TrainingOutput(NamedTuple):
+    """A stage's output with what the instance loss needs.
+
+    Args:
+        logits: float (classes,).
+        attention: float (patches,), raw scores of the last block.
+        hidden: float (patches, hidden_width), the last block's hidden features.
+    """
+
+    logits: Tensor
+    attention: Tensor
+    hidden: Tensor
+
+
+class _BlockOutput(NamedTuple):
+    rows: Tensor  # (n, width)
+    embedding: Tensor  # (last width,)
+    scores: Tensor  # (n,)
+    hidden: Tensor  # (n, hidden_width)
+
+
+class GatedScores(nn.Module):
+    """One score a row by gated attention (Ilse et al. 2018, section 2.4), and the hidden features below it.
+
+    Args:
+        width: length of a row.
+        hidden_width: length of a row's hidden features.
+        gate_width: width of the tanh and of the sigmoid gate.
+        dropout: share dropped from hidden features and gates, in training.
+    """
+
+    def __init__(self, width: int, hidden_width: int, gate_width: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden_width)
+        self.tanh_gate = nn.Linear(hidden_width, gate_width)
+        self.sigmoid_gate = nn.Linear(hidden_width, gate_width)
+        self.score = nn.Linear(gate_width, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Score rows (n, width): scores (n,) and hidden features (n, hidden_width)."""
+        hidden = self.dropout(nn.functional.gelu(self.hidden(rows)))
+        signal = self.dropout(torch.tanh(self.tanh_gate(hidden)))
+        gate = self.dropout(torch.sigmoid(self.sigmoid_gate(hidden)))
+        scores = self.score(signal * gate).flatten()  # (n, 1) -> (n,)
+        return scores, hidden
+
+
+class IatBlock(nn.Module):
+    """One block of the transformer.
+
+    Args:
+        width_in: length of a row that comes in.
+        width: the block's width d; it has d/2 landmarks.
+        width_out: length of the block's slide embedding.
+        config: everything else.
+    """
+
+    def __init__(self, width_in: int, width: int, width_out: int, config: IatConfig) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(width_in, width), nn.LayerNorm(width), nn.GELU())
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = NystromAttention(
+            width,
+            heads=config.heads,
+            landmarks=width // 2,
+            pinv_iterations=config.pinv_iterations,
+            value_kernel=config.value_kernel,
+            dropout=config.attention_dropout,
+        )
+        self.residual_scale: Tensor
+        self.register_buffer("residual_scale", torch.tensor([RESIDUAL_SCALE]))
+        self.norm = nn.LayerNorm(width)
+        self.gates = GatedScores(width, config.hidden_width, config.gate_width, config.gate_dropout)
+        self.embed = nn.Sequential(nn.Linear(width, width_out), nn.LayerNorm(width_out), nn.GELU())
+
+    def forward(self, rows: Tensor) -> _BlockOutput:
+        """Attend, score and summarise rows (n, width_in)."""
+        rows = self.project(rows)  # step 1: (n, width)
+        rows = rows * self.residual_scale + self.attention(self.attention_norm(rows))  # step 2
+        scores, hidden = self.gates(self.norm(rows))  # step 3
+        weights = torch.softmax(scores.unsqueeze(0), dim=1)  # (1, n): TensorRT has no softmax over a single axis
+        embedding = self.embed(self.norm(torch.mm(weights, rows))).flatten()  # step 4: (1, width_out) -> (width_out,)
+        return _BlockOutput(rows, embedding, scores, hidden)
+
+
+class IntegratedAttentionTransformer(nn.Module):
+    """The model of one stage: features of a bag to logits and attention.
+
+    Args:
+        feature_dim: length of a patch's feature vector.
+        classes: number of classes.
+        config: sizes; the published ones where none are given.
+    """
+
+    def __init__(self, feature_dim: int, classes: int, config: IatConfig | None = None) -> None:
+        super().__init__()
+        config = config or IatConfig()
+        self.config = config
+        widths_in = (feature_dim, *config.widths[:-1])
+        last = config.widths[-1]
+        self.blocks = nn.ModuleList(
+            IatBlock(width_in, width, last, config) for width_in, width in zip(widths_in, config.widths, strict=True)
+        )
+        self.combine = nn.Linear(len(config.widths), 1)
+        self.classifier = nn.Linear(last, classes)
+        self.instance_classifiers = nn.ModuleList(nn.Linear(config.hidden_width, 2) for _ in range(classes))
+
+    def forward(self, features: Tensor) -> StageOutput:
+        """Classify a bag.
+
+        Args:
+            features: float32 (patches, feature_dim), at least one patch.
+
+        Returns:
+            Logits and the attention that guides the next stage.
+        """
+        output = self.forward_training(features)
+        return StageOutput(output.logits, output.attention)
+
+    def forward_training(self, features: Tensor) -> TrainingOutput:
+        """Classify a bag as ``forward`` does, and keep the hidden features for the instance loss."""
+        rows = features
+        embeddings: list[Tensor] = []
+        for block in self.blocks:  # step 5
+            output: _BlockOutput = block(rows)
+            rows = output.rows
+            embeddings.append(output.embedding)
+        stacked = torch.stack(embeddings, dim=1)  # (last width, blocks)
+        combined = self.combine(stacked).flatten()  # step 6: (last width, 1) -> (last width,)
+        return TrainingOutput(self.classifier(combined), output.scores, output.hidden)

@@ -1,0 +1,54 @@
+"""What is random in a training, as functions of seed, epoch and place: nothing has to be remembered.
+
+A run that is resumed draws exactly what it would have drawn, wherever it was stopped, and so would a process
+that takes over a part of the slides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_ORDER, _STEP, _WEIGHTS = range(3)
+
+
+def epoch_order(labels: Sequence[int], *, seed: int, epoch: int, weighted: bool) -> list[int]:
+    """The slides of one epoch, as places in the list of training slides.
+
+    Args:
+        labels: class of each training slide.
+        seed: the training's.
+        epoch: epochs done before this one.
+        weighted: draw as many slides with replacement, each class as often as any other; else each slide
+            once.
+
+    Returns:
+        As many places as there are slides.
+    """
+    generator = np.random.default_rng([seed, _ORDER, epoch])
+    if not weighted:
+        return [int(place) for place in generator.permutation(len(labels))]
+    counts = np.bincount(labels)
+    weights = 1.0 / counts[np.asarray(labels)]
+    return [int(place) for place in generator.choice(len(labels), size=len(labels), p=weights / weights.sum())]
+
+
+def step_seed(*, seed: int, epoch: int, position: int) -> int:
+    """Seed of torch's generator for one training step: what its dropout draws.
+
+    Args:
+        seed: the training's.
+        epoch: epochs done before this one.
+        position: slides of this epoch done before this step.
+    """
+    return _spread(seed, _STEP, epoch, position)
+
+
+def weights_seed(*, seed: int) -> int:
+    """Seed of torch's generator for the models' first weights."""
+    return _spread(seed, _WEIGHTS)
+
+
+def _spread(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])

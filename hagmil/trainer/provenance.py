@@ -1,0 +1,64 @@
+"""The card of a checkpoint: what an export, or a reader, must know of the weights."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import torch
+
+from hagmil import __version__
+from hagmil.trainer.checkpoint import (
+    CheckpointBackbone,
+    CheckpointCard,
+    CheckpointStage,
+    TrainingRecord,
+    weights_sha256,
+)
+from hagmil.trainer.cohort import Cohort
+from hagmil.trainer.config import HagMilConfig
+from hagmil.trainer.hag_mil import HagMil
+from hagmil.trainer.state import TrainingState
+
+
+def checkpoint_card(config: HagMilConfig, cohort: Cohort, recipe: HagMil, state: TrainingState) -> CheckpointCard:
+    """Describe the weights as they are now.
+
+    Args:
+        config: the training's.
+        cohort: what it is trained on.
+        recipe: the models.
+        state: how far it has come.
+    """
+    keep = config.cascade.keep_validation
+    return CheckpointCard(
+        hagmil=__version__,
+        kind=config.kind,
+        classes=cohort.classes,
+        patch_px=cohort.patch_px,
+        stages=tuple(
+            CheckpointStage(name=stage.name, spacing_um=stage.spacing_um, keep=keep if stage.factor else None)
+            for stage in cohort.stages
+        ),
+        feature_dim=cohort.feature_dim,
+        model=config.model,
+        backbone=CheckpointBackbone(name=cohort.backbone_name, sha256=cohort.backbone_sha256),
+        tissue=cohort.tissue,
+        weights_sha256=weights_sha256(recipe.models),
+        training=TrainingRecord(
+            versions={
+                "hagmil": __version__,
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+            },
+            seed=config.seed,
+            recipe_sha256=config.recipe_sha256(),
+            labels_sha256=state.labels_sha256,
+            split_sha256=state.split_sha256,
+            features_sha256=state.features_sha256,
+            train_slides=len(cohort.train),
+            epoch=state.epoch,
+            validation=state.validation,
+        ),
+    )

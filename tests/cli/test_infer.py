@@ -1,0 +1,82 @@
+"""hagmil infer, as a person types it."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hagmil.runtime.sessions.onnx import available_providers
+from tests.cli.terminal import hagmil
+from tests.runtime.slide_files import save_pyramid, tissue_picture
+from tests.runtime.small_bundle import write_small_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_bundle(tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pyramid(tmp_path_factory.mktemp("slides") / "tissue.tif", tissue_picture(), tile_px=256)
+
+
+def test_a_good_slide_is_exit_0_and_a_bad_one_beside_it_exit_3(slide: Path, bundle: Path, tmp_path: Path) -> None:
+    good = hagmil("infer", slide, "--model", bundle, "--out", tmp_path / "good")
+    assert good.returncode == 0, good.stderr
+    assert "1 of 1 slides have a verdict" in good.stdout
+    both = hagmil("infer", slide, tmp_path / "gone.svs", "--model", bundle, "--out", tmp_path / "both")
+    assert both.returncode == 3
+    assert "does not exist" in both.stdout
+    with (tmp_path / "both" / "results.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["ok", "failed"]
+
+
+def test_results_lie_where_they_are_said_to_without_out(slide: Path, bundle: Path, tmp_path: Path) -> None:
+    assert hagmil("infer", slide, "--model", bundle, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "hagmil-results" / "tissue" / "heatmap.png").is_file()
+
+
+def test_a_provider_that_is_absent_is_exit_5(slide: Path, bundle: Path, tmp_path: Path) -> None:
+    if "cuda" in available_providers():
+        pytest.skip("this machine's ONNX Runtime has CUDA")
+    done = hagmil("infer", slide, "--model", bundle, "--provider", "cuda", "--out", tmp_path)
+    assert done.returncode == 5
+    assert "hagmil[gpu]" in done.stderr
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_an_altered_bundle_is_exit_4(slide: Path, tmp_path: Path) -> None:
+    altered = write_small_bundle(tmp_path / "bundle")
+    data = bytearray((altered / "1um.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (altered / "1um.onnx").write_bytes(data)
+    done = hagmil("infer", slide, "--model", altered, "--out", tmp_path / "out")
+    assert done.returncode == 4
+    assert "1um.onnx was altered" in done.stderr
+
+
+def test_a_terminated_run_is_exit_6_and_goes_on_with_resume(slide: Path, bundle: Path, tmp_path: Path) -> None:
+    copies = [shutil.copy(slide, tmp_path / f"slide_{index:02d}.tif") for index in range(30)]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hagmil", "infer", *map(str, copies), "--model", str(bundle), "--out", str(out)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("*/result.json")) and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 6, errors
+    assert "--resume goes on" in errors
+    done_before = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
+    assert 1 <= len(done_before) < 30
+    resumed = hagmil(*command[3:], "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert all(path.stat().st_mtime_ns == written for path, written in done_before.items())
+    assert len(list(out.glob("*/result.json"))) == 30
