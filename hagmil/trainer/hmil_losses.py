@@ -1,0 +1,249 @@
+"""The five losses of HMIL and their curriculum (Jin et al., IEEE TMI 2025, section III).
+
+At epoch t of T, with a = 1 - (t/T)², the total of a batch of bags is
+
+    a·coarse + fine + bag alignment + instance alignment + (1 - a)·contrastive
+
+1. Coarse and fine: cross entropy of the logits.
+2. Bag alignment: the fine probabilities summed into coarse classes, given as they are to a cross entropy
+   against the coarse label. They are probabilities, not logits; the published code does so, and so do we.
+3. Instance alignment: 1 - cosine, over classes, between a patch's coarse attention and its fine attention
+   summed into coarse classes; the mean over patches and then over bags.
+4. Contrastive: supervised contrastive loss (Khosla et al. 2020, equation 2) on the fine class embeddings,
+   which are the views of a bag; a view's positives are all other views of bags with the same fine label. It
+   is scaled by tau/0.1 and divided by the number of bags.
+5. The temperature tau goes from 1 down to 0.1 and back, one cosine wave over the training.
+
+Every loss has a weight beside its part in the curriculum; a weight of 0 switches it off and saves its work.
+The published training loop computes the instance alignment and never adds it; ours adds it, as the paper
+does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from hagmil.trainer.models.hmil import HmilTrainingOutput
+
+BASE_TEMPERATURE = 0.1
+"""What the contrastive loss is scaled against, whatever the schedule's lowest temperature."""
+
+
+class HmilLossConfig(BaseModel):
+    """Weights of the losses and the temperature's range; the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    coarse: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="0 switches a loss off")
+    fine: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    bag_alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    instance_alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    contrastive: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    curriculum: bool = Field(default=True, description="false: both a and 1 - a are 1 throughout")
+    lowest_temperature: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    highest_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> HmilLossConfig:
+        if not (self.coarse or self.fine or self.bag_alignment):
+            raise ValueError(
+                "one of coarse, fine and bag_alignment must be above 0: nothing else sees the labels' classes"
+            )
+        if self.lowest_temperature > self.highest_temperature:
+            raise ValueError("lowest_temperature must not be above highest_temperature")
+        return self
+
+
+class LossWeights(NamedTuple):
+    """What each loss is multiplied with at one epoch; the order is that of :class:`HmilLosses`."""
+
+    coarse: float
+    fine: float
+    bag_alignment: float
+    instance_alignment: float
+    contrastive: float
+
+
+class HmilLosses(NamedTuple):
+    """The losses of a batch, each a scalar before its weight; one that is switched off is 0."""
+
+    total: Tensor
+    coarse: Tensor
+    fine: Tensor
+    bag_alignment: Tensor
+    instance_alignment: Tensor
+    contrastive: Tensor
+
+
+class BagBatch(NamedTuple):
+    """The outputs of a batch of bags, side by side.
+
+    Args:
+        coarse_logits: float (bags, coarse).
+        fine_logits: float (bags, fine).
+        coarse_attention: for each bag float (coarse, its patches).
+        fine_attention: for each bag float (fine, its patches).
+        fine_embeddings: float (bags, fine, fine_width), of length 1.
+    """
+
+    coarse_logits: Tensor
+    fine_logits: Tensor
+    coarse_attention: tuple[Tensor, ...]
+    fine_attention: tuple[Tensor, ...]
+    fine_embeddings: Tensor
+
+
+def batch_bags(outputs: Sequence[HmilTrainingOutput]) -> BagBatch:
+    """Put the outputs of one or more bags side by side; the bags may differ in their number of patches."""
+    return BagBatch(
+        torch.stack([output.coarse_logits for output in outputs]),
+        torch.stack([output.fine_logits for output in outputs]),
+        tuple(output.coarse_attention for output in outputs),
+        tuple(output.fine_attention for output in outputs),
+        torch.stack([output.fine_embedding for output in outputs]),
+    )
+
+
+def membership(fine_to_coarse: Sequence[int], coarse: int) -> Tensor:
+    """The hierarchy as a matrix that sums fine classes into coarse ones.
+
+    Args:
+        fine_to_coarse: for each fine class the index of its coarse class.
+        coarse: number of coarse classes.
+
+    Returns:
+        float32 (coarse, fine): 1 where the fine class belongs to the coarse class, else 0.
+    """
+    return F.one_hot(torch.tensor(fine_to_coarse), coarse).mT.float()  # (fine, coarse) -> (coarse, fine)
+
+
+def bag_alignment_loss(fine_logits: Tensor, coarse_labels: Tensor, members: Tensor) -> Tensor:
+    """Cross entropy between fine probabilities summed into coarse classes and the coarse label (step 2).
+
+    Args:
+        fine_logits: float (bags, fine).
+        coarse_labels: int64 (bags,).
+        members: float (coarse, fine), of :func:`membership`.
+
+    Returns:
+        float scalar.
+    """
+    coarse_probabilities = torch.softmax(fine_logits, dim=1) @ members.mT  # (bags, fine) -> (bags, coarse)
+    return F.cross_entropy(coarse_probabilities, coarse_labels)
+
+
+def instance_alignment_loss(
+    coarse_attention: Sequence[Tensor], fine_attention: Sequence[Tensor], members: Tensor
+) -> Tensor:
+    """How far each patch's coarse attention is from its fine attention, over classes (step 3).
+
+    Args:
+        coarse_attention: for each bag float (coarse, its patches).
+        fine_attention: for each bag float (fine, its patches).
+        members: float (coarse, fine), of :func:`membership`.
+
+    Returns:
+        float scalar, from 0 (the same directions) to 1.
+    """
+    similarities = [
+        F.cosine_similarity(coarse, members @ fine, dim=0).mean()  # (coarse, n) -> (n,) -> ()
+        for coarse, fine in zip(coarse_attention, fine_attention, strict=True)
+    ]
+    return 1 - torch.stack(similarities).mean()
+
+
+def contrastive_loss(fine_embeddings: Tensor, fine_labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss of fine class embeddings, divided by the number of bags (step 4).
+
+    Args:
+        fine_embeddings: float (bags, fine, fine_width), of length 1, at least two fine classes.
+        fine_labels: int64 (bags,).
+        temperature: tau, above 0.
+
+    Returns:
+        float scalar.
+    """
+    bags, views, _ = fine_embeddings.shape
+    rows = fine_embeddings.flatten(0, 1)  # (bags, fine, width) -> (bags·fine, width)
+    labels = fine_labels.repeat_interleave(views)  # (bags,) -> (bags·fine,)
+    itself = torch.eye(bags * views, dtype=torch.bool, device=rows.device)
+    similarity = (rows @ rows.mT / temperature).masked_fill(itself, -torch.inf)
+    log_probability = torch.log_softmax(similarity, dim=1).masked_fill(itself, 0.0)
+    positives = (labels[:, None] == labels[None, :]) & ~itself
+    per_view = -(log_probability * positives).sum(dim=1) / positives.sum(dim=1)
+    return per_view.mean() * (temperature / BASE_TEMPERATURE) / bags
+
+
+def curriculum_share(epoch: int, epochs: int) -> float:
+    """a = 1 - (t/T)²: the coarse loss's part of the curriculum at epoch ``epoch`` (from 0) of ``epochs``."""
+    return float(1 - (epoch / epochs) ** 2)
+
+
+def temperature_at(epoch: int, epochs: int, config: HmilLossConfig | None = None) -> float:
+    """The contrastive loss's temperature at epoch ``epoch`` (from 0) of ``epochs`` (step 5)."""
+    config = config or HmilLossConfig()
+    wave = (1 + math.cos(2 * math.pi * epoch / epochs)) / 2
+    return config.lowest_temperature + (config.highest_temperature - config.lowest_temperature) * wave
+
+
+def loss_weights(epoch: int, epochs: int, config: HmilLossConfig | None = None) -> LossWeights:
+    """What each loss is multiplied with at epoch ``epoch`` (from 0) of ``epochs``: weight x curriculum."""
+    config = config or HmilLossConfig()
+    share = curriculum_share(epoch, epochs)
+    coarse_share, contrastive_share = (share, 1 - share) if config.curriculum else (1.0, 1.0)
+    return LossWeights(
+        coarse=config.coarse * coarse_share,
+        fine=config.fine,
+        bag_alignment=config.bag_alignment,
+        instance_alignment=config.instance_alignment,
+        contrastive=config.contrastive * contrastive_share,
+    )
+
+
+def hmil_losses(
+    batch: BagBatch,
+    fine_labels: Tensor,
+    fine_to_coarse: Sequence[int],
+    *,
+    epoch: int,
+    epochs: int,
+    config: HmilLossConfig | None = None,
+) -> HmilLosses:
+    """All losses of a batch of bags and their weighted total.
+
+    Args:
+        batch: the outputs of at least one bag.
+        fine_labels: int64 (bags,).
+        fine_to_coarse: for each fine class the index of its coarse class.
+        epoch: t, from 0.
+        epochs: T.
+        config: the weights; the paper's where none are given.
+
+    Returns:
+        The total and each loss before its weight.
+    """
+    config = config or HmilLossConfig()
+    logits = batch.coarse_logits
+    members = membership(fine_to_coarse, logits.shape[1]).to(logits.device, logits.dtype)
+    coarse_labels = torch.tensor(fine_to_coarse, device=fine_labels.device)[fine_labels]
+    temperature = temperature_at(epoch, epochs, config)
+    off = logits.new_zeros(())
+    losses = (
+        F.cross_entropy(logits, coarse_labels) if config.coarse else off,
+        F.cross_entropy(batch.fine_logits, fine_labels) if config.fine else off,
+        bag_alignment_loss(batch.fine_logits, coarse_labels, members) if config.bag_alignment else off,
+        instance_alignment_loss(batch.coarse_attention, batch.fine_attention, members)
+        if config.instance_alignment
+        else off,
+        contrastive_loss(batch.fine_embeddings, fine_labels, temperature) if config.contrastive else off,
+    )
+    weights = loss_weights(epoch, epochs, config)
+    total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return HmilLosses(total, *losses)

@@ -1,0 +1,155 @@
+"""HMIL: class-wise attention over one spacing, for labels in two layers (Jin et al., IEEE TMI 2025, III).
+
+On a bag of n rows:
+
+1. h1: two linear layers with a ReLU between them, back to the features' width.
+2. h2: one linear layer of h1.
+3. Gated attention with a score a class (Ilse et al. 2018, section 2.4), over h1 for the coarse classes and
+   over h2 for the fine ones; softmax over patches.
+4. Class embeddings: for each class the rows' weighted sum.
+5. Logits: one linear for each layer, shared by its classes.
+
+Nothing branches on the number of rows and no axis is ever squeezed by its length, so one graph holds for
+every bag.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class HmilConfig(BaseModel):
+    """Sizes of the network; the defaults are the published ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bottleneck_width: int = Field(default=256, ge=1, description="between the two linear layers of h1")
+    fine_width: int = Field(default=256, ge=1, description="length of a row of h2")
+    coarse_gate_width: int = Field(default=256, ge=1)
+    fine_gate_width: int = Field(default=64, ge=1)
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1, description="the published training uses none")
+
+
+class HmilOutput(NamedTuple):
+    """What the model says of a bag: the tensors of the contract.
+
+    Args:
+        coarse_logits: float (coarse,).
+        fine_logits: float (fine,).
+        coarse_attention: float (coarse, patches), each row sums to 1.
+        fine_attention: float (fine, patches), each row sums to 1.
+    """
+
+    coarse_logits: Tensor
+    fine_logits: Tensor
+    coarse_attention: Tensor
+    fine_attention: Tensor
+
+
+class HmilTrainingOutput(NamedTuple):
+    """The output with what the contrastive loss needs.
+
+    Args:
+        coarse_logits: float (coarse,).
+        fine_logits: float (fine,).
+        coarse_attention: float (coarse, patches), each row sums to 1.
+        fine_attention: float (fine, patches), each row sums to 1.
+        fine_embedding: float (fine, fine_width), class embeddings of length 1.
+    """
+
+    coarse_logits: Tensor
+    fine_logits: Tensor
+    coarse_attention: Tensor
+    fine_attention: Tensor
+    fine_embedding: Tensor
+
+
+class ClassAttention(nn.Module):
+    """Gated attention with a score a class, softmaxed over patches (step 3).
+
+    Args:
+        width: length of a row.
+        gate_width: width of the tanh and of the sigmoid gate.
+        classes: number of classes.
+        dropout: share dropped from the gates, in training.
+    """
+
+    def __init__(self, width: int, gate_width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.tanh_gate = nn.Linear(width, gate_width)
+        self.sigmoid_gate = nn.Linear(width, gate_width)
+        self.score = nn.Linear(gate_width, classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Attention (classes, n) over rows (n, width)."""
+        signal = self.dropout(torch.tanh(self.tanh_gate(rows)))
+        gate = self.dropout(torch.sigmoid(self.sigmoid_gate(rows)))
+        scores = self.score(signal * gate)  # (n, classes)
+        return torch.softmax(scores.mT, dim=1)  # (n, classes) -> (classes, n)
+
+
+class HierarchicalMil(nn.Module):
+    """The model of HMIL: features of a bag to coarse and fine logits and class-wise attention.
+
+    Args:
+        feature_dim: length of a patch's feature vector.
+        coarse: number of coarse classes.
+        fine: number of fine classes.
+        config: sizes; the published ones where none are given.
+    """
+
+    def __init__(self, feature_dim: int, coarse: int, fine: int, config: HmilConfig | None = None) -> None:
+        super().__init__()
+        config = config or HmilConfig()
+        self.config = config
+        self.extract = nn.Sequential(
+            nn.Linear(feature_dim, config.bottleneck_width),
+            nn.ReLU(),
+            nn.Linear(config.bottleneck_width, feature_dim),
+        )
+        self.reduce = nn.Linear(feature_dim, config.fine_width)
+        self.coarse_attention = ClassAttention(feature_dim, config.coarse_gate_width, coarse, config.gate_dropout)
+        self.fine_attention = ClassAttention(config.fine_width, config.fine_gate_width, fine, config.gate_dropout)
+        self.coarse_classifier = nn.Linear(feature_dim, 1)
+        self.fine_classifier = nn.Linear(config.fine_width, 1)
+        self.apply(_initialise)
+
+    def forward(self, features: Tensor) -> HmilOutput:
+        """Classify a bag.
+
+        Args:
+            features: float32 (patches, feature_dim), at least one patch.
+
+        Returns:
+            Logits and class-wise attention of both layers.
+        """
+        output = self.forward_training(features)
+        return HmilOutput(output.coarse_logits, output.fine_logits, output.coarse_attention, output.fine_attention)
+
+    def forward_training(self, features: Tensor) -> HmilTrainingOutput:
+        """Classify a bag and keep the fine class embeddings; the same numbers as ``forward``."""
+        coarse_rows = self.extract(features)  # step 1: (n, feature_dim)
+        fine_rows = self.reduce(coarse_rows)  # step 2: (n, fine_width)
+        coarse_attention = self.coarse_attention(coarse_rows)  # step 3: (coarse, n)
+        fine_attention = self.fine_attention(fine_rows)  # (fine, n)
+        coarse_embedding = coarse_attention @ coarse_rows  # step 4: (coarse, feature_dim)
+        fine_embedding = fine_attention @ fine_rows  # (fine, fine_width)
+        return HmilTrainingOutput(
+            self.coarse_classifier(coarse_embedding).flatten(),  # step 5: (coarse, 1) -> (coarse,)
+            self.fine_classifier(fine_embedding).flatten(),  # (fine, 1) -> (fine,)
+            coarse_attention,
+            fine_attention,
+            nn.functional.normalize(fine_embedding, dim=1),
+        )
+
+
+def _initialise(module: nn.Module) -> None:
+    """The published start: normal weights by He et al. 2015, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(module.bias)
