@@ -1,0 +1,34 @@
+"""The command line. Each command lies in a file of its own; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+from hagmil.errors import HagmilError, Interrupted
+
+
+def main() -> None:
+    """Run the command line and turn what hagmil raises into a message and an exit code."""
+    from hagmil.cli.app import app
+
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(standalone_mode=True)
+    except HagmilError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(Interrupted("stopped"))
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: HagmilError) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), error.message))
+    sys.exit(error.exit_code)

@@ -1,0 +1,70 @@
+"""hagmil extract: backbone features of every stage, for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hagmil.cli import _common as common
+
+if TYPE_CHECKING:
+    from hagmil.runtime.extract import ExtractOutcome
+
+
+def extract(
+    backbone: Annotated[Path, typer.Option("--backbone", help="A folder that export-backbone wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the feature files.")],
+    slides: common.Slides = None,
+    table: common.SlideTable = None,
+    stages: Annotated[
+        str, typer.Option("--stages", help="Spacings in micrometres per pixel, coarse to fine.")
+    ] = "2,1,0.5",
+    patch_px: Annotated[
+        int | None,
+        typer.Option(
+            "--patch-px",
+            min=8,
+            help="Side of a patch in pixels; default: the backbone's.",
+            show_default=False,
+        ),
+    ] = None,
+    spacing_um: common.SpacingUm = None,
+    provider: common.Provider = "cpu",
+    batch_size: common.BatchSize = 64,
+    readers: common.Readers = 2,
+    threads: common.Threads = None,
+    half: Annotated[bool, typer.Option("--half", help="Store features as float16.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Extract again what is there already.")] = False,
+) -> None:
+    """Run the backbone on every tissue patch of every stage; one HDF5 file a slide.
+
+    Slides whose feature file is there already, from the same backbone, are left alone, so a stopped run goes on
+    where it was.
+    """
+    from hagmil.runtime.encode import EncodeOptions
+    from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, parse_stages
+    from hagmil.runtime.inputs import slide_requests
+
+    requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
+    options = ExtractOptions(
+        stages=parse_stages(stages),
+        patch_px=patch_px,
+        half=half,
+        overwrite=overwrite,
+        encode=EncodeOptions(batch_size=batch_size, reader_threads=readers),
+    )
+    extractor = Extractor.open(backbone, options, provider=provider, threads=threads)
+    with common.SlideProgress(len(requests), "slides") as display:
+
+        def _done(outcome: ExtractOutcome) -> None:
+            display.slide_done()
+            if outcome.status != "ok":
+                display.say(f"{outcome.slide_id}: {outcome.status}: {outcome.message}")
+
+        outcomes = extract_many(requests, extractor, out, on_outcome=_done, progress=display.patches)
+    bad = sum(outcome.status != "ok" for outcome in outcomes)
+    common.stdout().print(f"{len(outcomes) - bad} of {len(outcomes)} slides have features in {out}")
+    if bad:
+        raise typer.Exit(common.EXIT_SOME_SLIDES)
