@@ -35,6 +35,11 @@ RESEARCH_USE_ONLY = "Research use only. Not for diagnosis."
 Precision = Literal["fp32", "fp16"]
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FlavourName = Literal["tensorrt", "tensorrt-rtx"]
+EnginePrecision = Literal["fp32", "fp16", "bf16"]
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 
 
 class _Model(BaseModel):
@@ -92,6 +97,40 @@ class Provenance(_Model):
     training: dict[str, Any] = Field(default_factory=dict, description="what the checkpoint says of its training")
 
 
+class ShapeRange(_Model):
+    """The shapes of one input that an engine takes."""
+
+    minimum: tuple[int, ...] = Field(min_length=1)
+    optimum: tuple[int, ...] = Field(description="the shape that the engine is fastest at")
+    maximum: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _rises(self) -> ShapeRange:
+        axes = zip(self.minimum, self.optimum, self.maximum, strict=True)
+        if not all(1 <= least <= best <= most for least, best, most in axes):
+            raise ValueError("shapes must rise from 1 on every axis: minimum, optimum, maximum")
+        return self
+
+
+Profile = dict[str, ShapeRange]
+"""An optimisation profile: a range of shapes for every input, by its name."""
+
+
+class EngineEntry(_Model):
+    """A TensorRT engine: the graph that it stands for, and what it is bound to."""
+
+    file: str = Field(description="the engine's file in the bundle")
+    graph: str = Field(description="the ONNX file that it was built from")
+    onnx_sha256: Digest = Field(description="digest of that file when the engine was built")
+    flavour: FlavourName
+    flavour_version: str
+    capabilities: tuple[Capability, ...] = Field(min_length=1, description="compute capabilities of its GPUs")
+    precision: EnginePrecision = Field(description="the smallest floating type that the graph computes in")
+    profiles: tuple[Profile, ...] = Field(min_length=1)
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+
+
 class Manifest(_Model):
     """``bundle.json``: what a bundle is, and what is in it."""
 
@@ -105,6 +144,11 @@ class Manifest(_Model):
     backbone: Backbone
     tissue: TissueParameters
     precision: Precision
+    temperature: Temperature | None = Field(
+        default=None, description="that the verdict's logits are divided by; null: not calibrated"
+    )
+    coarse_temperature: Temperature | None = Field(default=None, description="the same for the coarse classes")
+    engines: tuple[EngineEntry, ...] = Field(default=(), description="TensorRT engines, where there are any")
     files: dict[str, FileEntry]
     provenance: Provenance
     intended_use: str
@@ -123,9 +167,14 @@ class Manifest(_Model):
             raise ValueError("classes must be the hierarchy's fine classes")
         if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
             raise ValueError("kind hmil has a hierarchy and one stage")
+        if self.coarse_temperature is not None and self.hierarchy is None:
+            raise ValueError("coarse_temperature goes with a hierarchy")
         absent = {self.backbone.onnx, *(stage.onnx for stage in self.stages)} - self.files.keys()
         if absent:
             raise ValueError(f"models not listed in files: {', '.join(sorted(absent))}")
+        named = {name for engine in self.engines for name in (engine.file, engine.graph)} - self.files.keys()
+        if named:
+            raise ValueError(f"engines or their graphs not listed in files: {', '.join(sorted(named))}")
         return self
 
 

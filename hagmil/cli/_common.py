@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+    from rich.table import Table
 
 Slides = Annotated[
     list[str] | None,
@@ -31,6 +32,16 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="Threads of the model on the CPU; default: all cores.", show_default=False),
 ]
 
+TrtFlavour = Annotated[
+    str | None,
+    typer.Option(
+        "--trt-flavour", help="tensorrt or tensorrt-rtx; default: the installed one.", show_default=False
+    ),
+]
+Rebuild = Annotated[
+    bool, typer.Option("--rebuild", help="Provider tensorrt: build engines here where the bundle's do not fit.")
+]
+
 EXIT_SOME_SLIDES = 3
 """Exit code of a run that finished although some slides were rejected or failed."""
 
@@ -40,6 +51,16 @@ def stdout() -> Console:
     from rich.console import Console
 
     return Console(soft_wrap=True)
+
+
+def table(*heads: str, title: str | None = None) -> Table:
+    """A plain table with these heads; all that is put into it is shown as it is."""
+    from rich.table import Table
+
+    view = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for head in heads:
+        view.add_column(head, overflow="fold")
+    return view
 
 
 class SlideProgress:

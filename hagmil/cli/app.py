@@ -10,11 +10,14 @@ import typer
 from hagmil import __version__
 from hagmil.cli.demo import demo
 from hagmil.cli.doctor import doctor
+from hagmil.cli.eval import evaluate
 from hagmil.cli.export import export
 from hagmil.cli.export_backbone import export_backbone
 from hagmil.cli.extract import extract
+from hagmil.cli.import_ import import_
 from hagmil.cli.infer import infer
 from hagmil.cli.phantom import phantom
+from hagmil.cli.split import split
 from hagmil.cli.train import train
 
 app = typer.Typer(
@@ -30,8 +33,11 @@ app.command("doctor")(doctor)
 app.command("phantom")(phantom)
 app.command("export-backbone")(export_backbone)
 app.command("extract")(extract)
+app.command("split")(split)
 app.command("train")(train)
+app.command("import")(import_)
 app.command("export")(export)
+app.command("eval")(evaluate)
 
 
 def _show_version(wanted: bool) -> None:
@@ -52,9 +58,10 @@ def root(
     Exit codes: 0 done; 2 wrong usage or configuration; 3 finished, but some slides were rejected or failed;
     4 the model or bundle is unusable; 5 the environment lacks something asked for; 6 stopped, may be resumed.
     """
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.DEBUG if verbose else logging.WARNING)  # a run's log file may want more than it
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=terminal.level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[terminal]
     )
     for noisy in ("PIL", "matplotlib", "numba", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -31,7 +31,7 @@ def _show(report: DemoReport) -> None:
     from rich.table import Table
 
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("unseen phantom", "truth", "verdict", "p(tumour)", "heatmap"):
+    for head in ("unseen phantom", "truth", "verdict", "p(tumour)"):
         view.add_column(head, overflow="fold")
     for slide, result in zip(report.truths, report.results, strict=True):
         right = slide.label == result.prediction
@@ -40,7 +40,6 @@ def _show(report: DemoReport) -> None:
             slide.label,
             f"[{'green' if right else 'red'}]{result.prediction}[/]",
             f"{result.probabilities['tumour']:.3f}",
-            str(report.out / slide.slide_id / "heatmap.png"),
         )
     correct = sum(slide.label == result.prediction for slide, result in zip(report.truths, report.results, strict=True))
     console = common.stdout()
@@ -49,4 +48,11 @@ def _show(report: DemoReport) -> None:
         f"{correct} of {len(report.results)} verdicts are right; AUC {report.auc:.3f}; the finest patches that were "
         f"read on tumour phantoms lie in a lesion {report.lesion_ratio:.1f} times as often as tissue does"
     )
+    console.print(f"heatmaps: {report.out}/<phantom>/heatmap.png, such as {_most_certain(report)}")
     console.print(f"bundle: {report.bundle}; results: {report.out / 'results.csv'}")
+
+
+def _most_certain(report: DemoReport) -> Path:
+    tumours = [result for result in report.results if result.prediction == "tumour"] or list(report.results)
+    best = max(tumours, key=lambda result: result.probabilities["tumour"])
+    return report.out / best.slide_id / "heatmap.png"

@@ -40,6 +40,12 @@ _PACKAGES: tuple[tuple[str, str, str, bool], ...] = (
     ("h5py", "feature and attention files", "pip install h5py", True),
     ("cupy-cuda13x", "arrays on an NVIDIA GPU", 'pip install "hagmil[gpu]"', False),
     ("tensorrt", "TensorRT engines", 'pip install "hagmil[tensorrt]"', False),
+    (
+        "tensorrt_rtx_cu13_bindings",
+        "TensorRT-RTX engines, built without a GPU too",
+        'pip install "hagmil[tensorrt-rtx]"',
+        False,
+    ),
     ("torch", "training and export", 'pip install "hagmil[train,export]"', False),
     ("onnx", "export", 'pip install "hagmil[export]"', False),
     ("timm", "more backbones", "pip install timm", False),

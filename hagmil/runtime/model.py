@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hagmil.bundle import Bundle, open_bundle
@@ -26,26 +27,44 @@ class LoadedModel:
     stages: tuple[Session, ...]
 
 
-def load_model(path: Path, *, provider: str = "cpu", threads: int | None = None) -> LoadedModel:
+def load_model(
+    path: Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    rebuild: bool = False,
+    trt_flavour: str | None = None,
+) -> LoadedModel:
     """Open a bundle, check its digests, and load its graphs.
 
     Args:
         path: the bundle's folder.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: threads inside one run on the CPU; as many as there are cores where none are given.
+        rebuild: build TensorRT engines for this machine where the bundle's do not fit (provider ``tensorrt``).
+        trt_flavour: ``tensorrt`` or ``tensorrt-rtx``; the installed one where None (provider ``tensorrt``).
 
     Raises:
+        UsageError: no such provider or flavour.
         BundleError: the bundle is altered, invalid, or one of its graphs cannot be loaded.
         EnvironmentLacks: the provider is not on this machine.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    backbone = open_session(bundle.file(manifest.backbone.onnx), provider=provider, threads=threads)
+    if provider == "tensorrt":
+        from hagmil.runtime.sessions.engines import open_tensorrt  # TensorRT is imported only where it is asked for
+
+        opened = open_tensorrt(bundle, threads=threads, rebuild=rebuild, flavour=trt_flavour)
+    else:
+        opened = partial(_open_graph, bundle, provider, threads)
+    backbone = opened(manifest.backbone.onnx)
     _check_patch_size(bundle, backbone)
-    stages = tuple(
-        open_session(bundle.file(stage.onnx), provider=provider, threads=threads) for stage in manifest.stages
-    )
+    stages = tuple(opened(stage.onnx) for stage in manifest.stages)
     return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
+
+
+def _open_graph(bundle: Bundle, provider: str, threads: int | None, graph: str) -> Session:
+    return open_session(bundle.file(graph), provider=provider, threads=threads)
 
 
 def builtin_bundle() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,14 @@ def available_providers() -> list[str]:
 class OnnxSession:
     """One ONNX graph in ONNX Runtime; see :class:`hagmil.runtime.sessions.Session`."""
 
-    def __init__(self, onnx: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        onnx: Path,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self._onnxruntime = _onnxruntime()
         self._path = onnx
         name = _PROVIDER_NAMES[provider]
@@ -46,7 +54,7 @@ class OnnxSession:
                 'pip uninstall onnxruntime; pip install "hagmil[gpu]"',
                 code="provider_missing",
             )
-        self._session = self._load(name, threads)
+        self._session = self._load(name, threads, options or {})
         if self._session.get_providers()[0] != name:
             raise EnvironmentLacks(
                 f'provider "{provider}" is installed but did not start on this machine (no device, or no driver?); '
@@ -77,13 +85,14 @@ class OnnxSession:
             raise BundleError(f"{self._path.name} cannot run on these inputs: {text}", code="graph_failed") from error
         return dict(zip(self._outputs, values, strict=True))
 
-    def _load(self, provider_name: str, threads: int | None) -> Any:
+    def _load(self, provider_name: str, threads: int | None, provider_options: Mapping[str, str]) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.enable_cpu_mem_arena = False
         try:
-            return self._onnxruntime.InferenceSession(str(self._path), options, providers=[provider_name])
+            providers = [(provider_name, dict(provider_options))]
+            return self._onnxruntime.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:
             raise BundleError(f'"{self._path}" cannot be loaded: {error}', code="graph_invalid") from error
 

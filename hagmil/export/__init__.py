@@ -1,0 +1,1 @@
+"""Export: backbones and trained models to ONNX, proven against torch, into a bundle."""

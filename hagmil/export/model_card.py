@@ -1,0 +1,158 @@
+"""``MODEL_CARD.md``: what a bundle is, was trained on, expects and must not be used for, and its parity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from hagmil.bundle import BackboneCard
+from hagmil.export.parity import PARITY_NAME, ParityReport, ParityRow
+from hagmil.export.tracing import OPSET
+from hagmil.trainer.checkpoint import CheckpointCard, CheckpointStage
+
+MODEL_CARD_NAME = "MODEL_CARD.md"
+Row = tuple[str, ...]
+
+
+def model_card(
+    checkpoint: CheckpointCard,
+    backbone: BackboneCard,
+    *,
+    intended_use: str,
+    parity: ParityReport,
+    backbone_parity: ParityReport | None,
+) -> str:
+    """Compose a bundle's model card.
+
+    Args:
+        checkpoint: the card of the checkpoint that was exported.
+        backbone: the card of its backbone.
+        intended_use: what the bundle may be used for.
+        parity: how its stages were held against their source.
+        backbone_parity: how its backbone was, where that is known.
+
+    Returns:
+        Markdown.
+    """
+    sections = (
+        f"# {checkpoint.kind} model for {', '.join(checkpoint.classes)}",
+        intended_use,
+        "## What it is\n\n" + _what_it_is(checkpoint, backbone, parity),
+        "## What it was trained on\n\n" + _training(checkpoint),
+        "## What it expects\n\n" + _expectations(checkpoint),
+        "## What it must not be used for\n\n" + _limits(checkpoint),
+        "## Parity\n\n" + _parity(parity, backbone_parity),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _what_it_is(checkpoint: CheckpointCard, backbone: BackboneCard, parity: ParityReport) -> str:
+    head = ("stage", "um/px", "patches kept for the next stage", "graph")
+    stages = _table(head, [_stage_row(stage) for stage in checkpoint.stages])
+    return (
+        f"Patches of {checkpoint.patch_px} x {checkpoint.patch_px} pixels are encoded by `{backbone.name}` "
+        f"({backbone.features} features; weights: {backbone.weights}). {_backbone_proof(checkpoint)}"
+        f"The stages run from coarse to fine, "
+        f"each on the children of the patches that the one before kept; the last gives the verdict. "
+        f"The graphs of the stages are {parity.precision}, opset {OPSET}.\n\n{stages}{_hierarchy(checkpoint)}"
+    )
+
+
+def _backbone_proof(checkpoint: CheckpointCard) -> str:
+    if checkpoint.backbone is not None and checkpoint.backbone.proven:
+        return ""
+    return (
+        "That the models were trained on features of this encoder was said by whoever imported or exported "
+        "them; nothing proves it. "
+    )
+
+
+def _hierarchy(checkpoint: CheckpointCard) -> str:
+    """The labels' two layers, where they have two."""
+    hierarchy = checkpoint.hierarchy
+    if hierarchy is None:
+        return ""
+    rows = [
+        (fine, hierarchy.coarse[parent]) for fine, parent in zip(hierarchy.fine, hierarchy.fine_to_coarse, strict=True)
+    ]
+    return "\n\n" + _table(("fine class", "coarse class"), rows)
+
+
+def _stage_row(stage: CheckpointStage) -> Row:
+    keep = "(gives the verdict)" if stage.keep is None else f"{stage.keep}"
+    return (stage.name, f"{stage.spacing_um:g}", keep, f"`{stage.name}.onnx`")
+
+
+def _training(checkpoint: CheckpointCard) -> str:
+    """The training as the checkpoint tells it, key by key: what it says depends on the kind of checkpoint."""
+    rows: list[Row] = []
+    for key, value in checkpoint.origin().items():
+        if isinstance(value, dict):
+            rows.extend((f"{key}: {name}", _cell(part)) for name, part in value.items())
+        else:
+            rows.append((key, _cell(value)))
+    rows.append(("weights_sha256", f"`{checkpoint.weights_sha256}`"))
+    return _table(("", ""), rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _expectations(checkpoint: CheckpointCard) -> str:
+    tissue = checkpoint.tissue
+    finest = checkpoint.stages[-1].spacing_um
+    return (
+        "- Whole-slide images of haematoxylin and eosin, brightfield, like those that it was trained on.\n"
+        f"- A known spacing, {finest:g} um/px or finer: patches are read at "
+        f"{', '.join(f'{stage.spacing_um:g}' for stage in checkpoint.stages)} um/px.\n"
+        f"- Tissue found at {tissue.spacing_um:g} um/px by saturation ({tissue.method}, threshold "
+        f"{tissue.threshold}), at least {tissue.min_share:.0%} of a coarse patch."
+    )
+
+
+def _limits(checkpoint: CheckpointCard) -> str:
+    return (
+        "- Diagnosis, or any decision about a patient.\n"
+        "- Other stains, organs, scanners or preparations than those of its training, without a validation "
+        "of one's own.\n"
+        f"- Questions that {', '.join(checkpoint.classes)} do not answer: it chooses one of these for every "
+        "slide, also where none is right.\n"
+        "- Measuring lesions by its attention, which shows what the verdict rests on and is no segmentation."
+    )
+
+
+def _parity(parity: ParityReport, backbone_parity: ParityReport | None) -> str:
+    rows = [*(backbone_parity.rows if backbone_parity else ()), *parity.rows]
+    head = (
+        "graph",
+        "tensor",
+        "comparisons",
+        "largest error",
+        "at",
+        "allowed",
+        "source's own error",
+    )
+    by_tensor: dict[tuple[str, str], list[ParityRow]] = {}
+    for row in rows:
+        by_tensor.setdefault((row.model, row.tensor), []).append(row)
+    table = _table(head, [_parity_row(key, group) for key, group in by_tensor.items()])
+    return (
+        "Errors of the graphs in ONNX Runtime on the CPU: the largest absolute difference from the torch "
+        "model in float64. The source's own error is the same of the torch model in float32. Every "
+        f"comparison is in `{PARITY_NAME}`.\n\n{table}"
+    )
+
+
+def _parity_row(key: tuple[str, str], rows: Sequence[ParityRow]) -> Row:
+    worst = max(rows, key=lambda row: (row.error or 0.0) / row.allowed)
+    lengths = ", ".join(f"{axis} {length}" for axis, length in worst.lengths.items())
+    own = "" if worst.source_error is None else f"{worst.source_error:.1e}"
+    return (*key, f"{len(rows)}", f"{worst.error:.1e}", lengths, f"{worst.allowed:.1e}", own)
+
+
+def _table(head: Row, rows: Sequence[Row]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

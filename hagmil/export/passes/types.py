@@ -1,0 +1,27 @@
+"""Element types of every value of a graph.
+
+Requires a graph whose operators say what they give. Ensures that types fit together from node to node.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from hagmil.errors import BundleError
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every value, by its name, as ``onnx.TensorProto`` numbers them.
+
+    Raises:
+        BundleError: types of a node's operands do not fit together.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BundleError(f"the graph's types do not fit together: {error}", code="graph_invalid") from error
+    graph = inferred.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
+    types.update({tensor.name: int(tensor.data_type) for tensor in graph.initializer})
+    return types

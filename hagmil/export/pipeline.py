@@ -1,0 +1,299 @@
+"""From a checkpoint and a backbone to a bundle that is proven.
+
+1. Open both, and make sure that they belong together.
+2. Export each stage's model.
+3. Hold each graph against its model, and end on a difference; nothing is left behind then.
+4. Put the backbone, the self-test, the parity report and the model card beside them.
+5. Write the manifest with every file's digest; the folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+from pydantic import ValidationError
+from torch import nn
+
+from hagmil import __version__
+from hagmil._files import write_text
+from hagmil.bundle import (
+    BACKBONE_ONNX_NAME,
+    RESEARCH_USE_ONLY,
+    SELFTEST_NAME,
+    Backbone,
+    BackboneCard,
+    Bundle,
+    Manifest,
+    Precision,
+    Provenance,
+    Stage,
+    file_entries,
+    first_problem,
+    new_folder,
+    open_backbone,
+    open_bundle,
+    write_manifest,
+)
+from hagmil.errors import BundleError, UsageError
+from hagmil.export.graph import save
+from hagmil.export.model_card import MODEL_CARD_NAME, model_card
+from hagmil.export.parity import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce
+from hagmil.export.selftest import backbone_case, stage_case
+from hagmil.export.stages import hold_stage, stage_graph, stage_row_count
+from hagmil.export.versions import export_versions
+from hagmil.selftest import BACKBONE, write_selftest
+from hagmil.trainer.checkpoint import CheckpointCard, build_models, load_checkpoint
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export made.
+
+    Args:
+        bundle: the bundle, opened and verified.
+        parity: every comparison of its stages.
+        seconds: wall-clock seconds by step: ``export``, ``parity``, ``rest``.
+    """
+
+    bundle: Bundle
+    parity: ParityReport
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a bundle is made of."""
+
+    checkpoint: CheckpointCard
+    stages: tuple[Stage, ...]
+    models: tuple[nn.Module, ...]
+    backbone: BackboneCard
+    backbone_dir: Path
+    precision: Precision
+    intended_use: str
+
+
+def export_bundle(
+    checkpoint_dir: Path,
+    backbone_dir: Path,
+    out_dir: Path,
+    *,
+    precision: Precision = "fp32",
+    intended_use: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export a checkpoint into a bundle, and prove it.
+
+    Args:
+        checkpoint_dir: a checkpoint folder, its weights file, or a run folder (then its best checkpoint).
+        backbone_dir: the backbone whose features it was trained on, as :func:`export_backbone` wrote it.
+        out_dir: the bundle's folder.
+        precision: of the stages' graphs.
+        intended_use: what the bundle may be used for; a general statement where none is given.
+        overwrite: replace what is in ``out_dir``.
+        progress: called as graphs are exported and comparisons are made.
+
+    Returns:
+        The bundle and how it was proven.
+
+    Raises:
+        UsageError: ``out_dir`` is there already, or a precision that cannot be exported.
+        BundleError: checkpoint or backbone cannot be used, or do not belong together.
+        ParityError: a graph's numbers are not its model's; nothing is left in ``out_dir``.
+    """
+    if precision != "fp32":
+        raise UsageError(f'precision "{precision}" cannot be exported; choose fp32', code="precision")
+    source = _open(checkpoint_dir, backbone_dir, precision, intended_use)  # step 1
+    tell = progress or _silent
+    seconds: dict[str, float] = {}
+    with new_folder(out_dir, overwrite=overwrite) as folder:
+        start = perf_counter()
+        graphs = _export_stages(source, folder, tell)
+        seconds["export"] = perf_counter() - start
+        start = perf_counter()
+        parity = _prove(source, graphs, tell)
+        seconds["parity"] = perf_counter() - start
+        start = perf_counter()
+        _complete(source, folder, parity)
+        seconds["rest"] = perf_counter() - start
+    return ExportReport(open_bundle(out_dir), parity, seconds)
+
+
+def _open(checkpoint_dir: Path, backbone_dir: Path, precision: Precision, intended_use: str | None) -> _Source:
+    """Step 1."""
+    checkpoint = load_checkpoint(checkpoint_dir)
+    backbone = open_backbone(backbone_dir)
+    _check_fit(checkpoint.card, backbone)
+    return _Source(
+        checkpoint=checkpoint.card,
+        stages=_stages(checkpoint.card),
+        models=tuple(build_models(checkpoint)),
+        backbone=backbone,
+        backbone_dir=backbone_dir,
+        precision=precision,
+        intended_use=intended_use or _general_use(checkpoint.card),
+    )
+
+
+def _check_fit(checkpoint: CheckpointCard, backbone: BackboneCard) -> None:
+    trained_on = checkpoint.backbone
+    if trained_on is None:
+        _log.warning(
+            'the checkpoint does not know its backbone; "%s" is taken on your word, and the bundle says so',
+            backbone.name,
+        )
+    elif trained_on.sha256 != backbone.sha256:
+        raise BundleError(
+            f'the checkpoint was trained on features of backbone "{trained_on.name}" '
+            f'({trained_on.sha256[:12]}...), but "{backbone.name}" ({backbone.sha256[:12]}...) was given; '
+            "give the backbone that extracted them",
+            code="backbone_mismatch",
+        )
+    if checkpoint.feature_dim != backbone.features:
+        raise BundleError(
+            f"the checkpoint takes {checkpoint.feature_dim} features, the backbone gives {backbone.features}",
+            code="backbone_mismatch",
+        )
+    if backbone.patch_px not in (None, checkpoint.patch_px):
+        raise BundleError(
+            f"the checkpoint was trained on patches of {checkpoint.patch_px} pixels, the backbone takes "
+            f"{backbone.patch_px}",
+            code="backbone_mismatch",
+        )
+
+
+def _stages(checkpoint: CheckpointCard) -> tuple[Stage, ...]:
+    """The stages as the manifest has them; their names become names of files."""
+    try:
+        stages = tuple(
+            Stage(name=stage.name, spacing_um=stage.spacing_um, keep=stage.keep, onnx=f"{stage.name}.onnx")
+            for stage in checkpoint.stages
+        )
+    except ValidationError as error:
+        raise BundleError(
+            f"a stage of the checkpoint cannot be exported: {first_problem(error)}", code="stage"
+        ) from error
+    if BACKBONE in (stage.name for stage in stages):
+        raise BundleError(f'a stage is named "{BACKBONE}", the name of another graph', code="stage")
+    return stages
+
+
+def _export_stages(source: _Source, folder: Path, tell: Progress) -> list[Path]:
+    """Step 2."""
+    stages = source.stages
+    graphs: list[Path] = []
+    for stage, model in zip(stages, source.models, strict=True):
+        tell("export", len(graphs), len(stages))
+        graph = folder / stage.onnx
+        save(stage_graph(model, source.checkpoint.feature_dim, source.checkpoint.kind), graph)
+        graphs.append(graph)
+    tell("export", len(graphs), len(stages))
+    return graphs
+
+
+def _prove(source: _Source, graphs: list[Path], tell: Progress) -> ParityReport:
+    """Step 3."""
+    card, tolerance = source.checkpoint, TOLERANCES[source.precision]
+    total = sum(stage_row_count(model, card.kind) for model in source.models)
+    rows: list[ParityRow] = []
+    for stage, model, graph in zip(card.stages, source.models, graphs, strict=True):
+        for row in hold_stage(stage.name, model, graph, card.feature_dim, card.kind, tolerance):
+            rows.append(row)
+            tell("parity", len(rows), total)
+    enforce(rows)
+    _warn_of_ill_conditioned(rows, tolerance)
+    return ParityReport(precision=source.precision, tolerance=tolerance, rows=tuple(rows))
+
+
+def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> None:
+    """Say so where more than the stated tolerance was allowed, because the model in float32 is itself off."""
+    for row in rows:
+        if row.allowed > tolerance.at(row.largest):
+            _log.warning(
+                'stage "%s" is ill-conditioned at %s patches: torch in float32 is itself off by %.1e on %s',
+                row.model,
+                row.lengths.get("patches"),
+                row.source_error,
+                row.tensor,
+            )
+
+
+def _complete(source: _Source, folder: Path, parity: ParityReport) -> None:
+    """Steps 4 and 5."""
+    card = source.checkpoint
+    backbone_graph = folder / BACKBONE_ONNX_NAME
+    shutil.copyfile(source.backbone_dir / source.backbone.onnx, backbone_graph)
+    backbone_parity = _backbone_parity(source.backbone_dir)
+    encoder_precision = backbone_parity.precision if backbone_parity else "fp32"
+    cases = [backbone_case(backbone_graph, card.patch_px, encoder_precision)]
+    for stage, model in zip(card.stages, source.models, strict=True):
+        cases.append(stage_case(stage.name, model, card.feature_dim, card.kind, source.precision))
+    write_selftest(folder / SELFTEST_NAME, cases)
+    everything = (*(backbone_parity.rows if backbone_parity else ()), *parity.rows)
+    write_text(folder / PARITY_NAME, parity.model_copy(update={"rows": everything}).model_dump_json(indent=2) + "\n")
+    text = model_card(
+        card,
+        source.backbone,
+        intended_use=source.intended_use,
+        parity=parity,
+        backbone_parity=backbone_parity,
+    )
+    write_text(folder / MODEL_CARD_NAME, text)
+    write_manifest(folder, _manifest(source, folder))
+
+
+def _backbone_parity(backbone_dir: Path) -> ParityReport | None:
+    path = backbone_dir / PARITY_NAME
+    return ParityReport.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def _manifest(source: _Source, folder: Path) -> Manifest:
+    card, backbone = source.checkpoint, source.backbone
+    try:
+        return Manifest(
+            kind=card.kind,
+            classes=card.classes,
+            hierarchy=card.hierarchy,
+            patch_px=card.patch_px,
+            stages=source.stages,
+            backbone=Backbone(onnx=BACKBONE_ONNX_NAME, features=backbone.features, name=backbone.name),
+            tissue=card.tissue,
+            precision=source.precision,
+            files=file_entries(folder),
+            provenance=Provenance(
+                created=datetime.now(UTC),
+                hagmil=__version__,
+                versions=export_versions(),
+                checkpoint_sha256=card.weights_sha256,
+                backbone_weights=backbone.weights,
+                training={**card.origin(), "backbone_proven": card.backbone is not None and card.backbone.proven},
+            ),
+            intended_use=source.intended_use,
+        )
+    except ValidationError as error:
+        raise BundleError(
+            f"the checkpoint cannot become a bundle: {first_problem(error)}", code="bundle_invalid"
+        ) from error
+
+
+def _general_use(card: CheckpointCard) -> str:
+    return (
+        f"{RESEARCH_USE_ONLY} Telling apart {', '.join(card.classes)} on whole-slide images of haematoxylin "
+        "and eosin like those of its training."
+    )
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    """Progress that nobody follows."""

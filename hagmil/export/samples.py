@@ -1,0 +1,110 @@
+"""Inputs for parity and self-test: patches that look like tissue, bags that look like features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+PatchSample = Literal["tissue", "noise", "white"]
+BagSample = Literal["clustered", "normal", "constant", "large", "zeros"]
+PATCH_SAMPLES: tuple[PatchSample, ...] = get_args(PatchSample)
+BAG_SAMPLES: tuple[BagSample, ...] = get_args(BagSample)
+
+_STROMA = np.array([226.0, 160.0, 190.0])
+_NUCLEI = np.array([92.0, 60.0, 130.0])
+_GLASS = 243
+_GRID_PX = 8  # a nucleus, or a gap between two, of the tissue-like patches
+_CLUSTERS = 12
+_LARGE = 100.0
+
+
+def sample_patches(kind: PatchSample, count: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """Patches of one kind, the same for the same arguments.
+
+    Args:
+        kind: ``tissue``, smooth blots in the colours of haematoxylin and eosin; ``noise``, every value alike
+            likely; ``white``, glass.
+        count: how many.
+        height: in pixels.
+        width: in pixels.
+        seed: of the random numbers.
+
+    Returns:
+        uint8 (count, height, width, 3), RGB.
+    """
+    shape = (count, height, width, 3)
+    if kind == "white":
+        return np.full(shape, _GLASS, np.uint8)
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        return rng.integers(0, 256, shape, np.uint8)
+    return _tissue(rng, count, height, width)
+
+
+def sample_bag(kind: BagSample, patches: int, dim: int, *, seed: int = 0) -> NDArray[np.float32]:
+    """A bag of one kind, the same for the same arguments.
+
+    Args:
+        kind: ``clustered``, a few kinds of tissue, not negative, as after a ReLU and an average; ``normal``,
+            every value from the normal distribution; ``constant``, one patch over and over; ``large``, ``clustered``
+            a hundred times as large; ``zeros``.
+        patches: how many.
+        dim: length of a feature vector.
+        seed: of the random numbers.
+
+    Returns:
+        float32 (patches, dim).
+    """
+    rng = np.random.default_rng(seed)
+    return _BAGS[kind](rng, patches, dim).astype(np.float32)
+
+
+def _tissue(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.uint8]:
+    rows, columns = -(-height // _GRID_PX) + 1, -(-width // _GRID_PX) + 1
+    coarse = rng.random((count, rows, columns)) ** 3  # mostly stroma, now and then a nucleus
+    amount = _stretch(_stretch(coarse, height, axis=1), width, axis=2)[..., None]  # (count, height, width, 1)
+    colour = _STROMA * (1 - amount) + _NUCLEI * amount + rng.normal(0, 6, (count, height, width, 3))
+    return colour.clip(0, 255).astype(np.uint8)
+
+
+def _stretch(values: NDArray[np.float64], length: int, *, axis: int) -> NDArray[np.float64]:
+    """Linear interpolation between grid points, ``_GRID_PX`` apart."""
+    at = np.arange(length) / _GRID_PX
+    left = at.astype(np.int64)
+    share = (at - left).reshape([-1 if index == axis else 1 for index in range(values.ndim)])
+    stretched: NDArray[np.float64] = values.take(left, axis) * (1 - share) + values.take(left + 1, axis) * share
+    return stretched
+
+
+def _clustered(rng: np.random.Generator, patches: int, dim: int) -> NDArray[np.float64]:
+    centres = rng.exponential(0.3, (_CLUSTERS, dim)) * (rng.random((_CLUSTERS, dim)) < 0.5)
+    members = centres[rng.integers(0, _CLUSTERS, patches)]  # (patches, dim)
+    return members * rng.uniform(0.5, 1.5, (patches, dim)) + rng.exponential(0.02, (patches, dim))
+
+
+def _normal(rng: np.random.Generator, patches: int, dim: int) -> NDArray[np.float64]:
+    return rng.standard_normal((patches, dim))
+
+
+def _constant(rng: np.random.Generator, patches: int, dim: int) -> NDArray[np.float64]:
+    return np.repeat(_clustered(rng, 1, dim), patches, axis=0)
+
+
+def _large(rng: np.random.Generator, patches: int, dim: int) -> NDArray[np.float64]:
+    return _LARGE * _clustered(rng, patches, dim)
+
+
+def _zeros(_: np.random.Generator, patches: int, dim: int) -> NDArray[np.float64]:
+    return np.zeros((patches, dim))
+
+
+_BAGS: dict[BagSample, Callable[[np.random.Generator, int, int], NDArray[np.float64]]] = {
+    "clustered": _clustered,
+    "normal": _normal,
+    "constant": _constant,
+    "large": _large,
+    "zeros": _zeros,
+}

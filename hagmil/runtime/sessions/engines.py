@@ -1,0 +1,301 @@
+"""Which door ``--provider tensorrt`` goes through, and rebuilding engines that do not fit.
+
+1. Engines of the bundle that fit this machine: flavour, version, compute capability, and the digest of their graph, for
+   every graph of it.
+2. Where they do not, and rebuilding was asked for: engines built here, kept in the cache under their identity.
+3. Else ONNX Runtime's own TensorRT provider, with its cache; that the bundle's engines were left aside is logged.
+4. Where there is none of these, an error that says why not.
+
+One door serves all graphs of a bundle, and the result names it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hagmil._files import sha256_of, write_bytes, write_text
+from hagmil._tensorrt.builder import BuildRequest, build_engine
+from hagmil._tensorrt.cache import default_cache, timing_cache
+from hagmil._tensorrt.flavour import Flavour, choose_flavour, device_capability, installed_flavours
+from hagmil._tensorrt.identity import DIGEST_LETTERS, engine_name, misfit
+from hagmil._tensorrt.profiles import bundle_profiles
+from hagmil.bundle import Bundle, EngineEntry, FileEntry, Precision, Profile
+from hagmil.errors import EnvironmentLacks
+from hagmil.runtime.sessions import Session
+from hagmil.runtime.sessions.onnx import OnnxSession, available_providers
+from hagmil.runtime.sessions.trt import TensorRtSession
+from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, STAGE_OUTPUTS
+
+Opener = Callable[[str], Session]
+"""Opens the session of one of a bundle's graphs, by the graph's file name."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSet:
+    """An engine for every graph of a bundle.
+
+    Args:
+        flavour: the TensorRT that loads them.
+        entries: what they are bound to, by the graph's file name.
+        paths: where they are, by the graph's file name.
+    """
+
+    flavour: Flavour
+    entries: Mapping[str, EngineEntry]
+    paths: Mapping[str, Path]
+
+
+class CachedEngine(BaseModel):
+    """What lies beside an engine in the cache."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entry: EngineEntry
+    file: FileEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was found for ``--provider tensorrt``.
+
+    Args:
+        engines: an engine for every graph; None where there is none that fits.
+        reasons: why the bundle's engines were left aside; empty where it has none.
+    """
+
+    engines: EngineSet | None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fitness:
+    """Whether one engine of a bundle may be used on this machine.
+
+    Args:
+        entry: the engine.
+        problem: why it may not; None where it may.
+    """
+
+    entry: EngineEntry
+    problem: str | None
+
+
+def engine_fitness(bundle: Bundle) -> tuple[Fitness, ...]:
+    """Hold every engine of a bundle against this machine, without loading any.
+
+    Args:
+        bundle: an open bundle.
+
+    Returns:
+        One answer an engine, in the manifest's order.
+    """
+    if not bundle.manifest.engines:
+        return ()
+    try:
+        capability = device_capability()
+    except EnvironmentLacks as error:
+        return tuple(Fitness(entry, error.message) for entry in bundle.manifest.engines)
+    flavours = {flavour.name: flavour for flavour in installed_flavours()}
+    return tuple(
+        Fitness(
+            entry,
+            misfit(entry, flavours[entry.flavour], capability, bundle.manifest.files[entry.graph].sha256)
+            if entry.flavour in flavours
+            else f'it is of {entry.flavour}, which is not installed; run: pip install "hagmil[{entry.flavour}]"',
+        )
+        for entry in bundle.manifest.engines
+    )
+
+
+def open_tensorrt(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    rebuild: bool = False,
+    flavour: str | None = None,
+    cache: Path | None = None,
+) -> Opener:
+    """Choose the door for a bundle's graphs.
+
+    Args:
+        bundle: an open bundle, whose files were verified.
+        threads: threads of ONNX Runtime on the CPU.
+        rebuild: build the engines that do not fit; those built before are taken from the cache.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``; whichever is installed where None.
+        cache: folder of engines that are built here.
+
+    Returns:
+        A function that opens the session of a graph, by the graph's file name.
+
+    Raises:
+        EnvironmentLacks: neither engines that fit nor ONNX Runtime's TensorRT provider; the message says why.
+        UsageError: no such flavour, or both are installed and one must be chosen to rebuild.
+        BundleError: an engine cannot be built.
+    """
+    cache = cache or default_cache()
+    choice = choose_engines(bundle, rebuild=rebuild, flavour=flavour, cache=cache)
+    if choice.engines is not None:
+        engines = choice.engines
+        return lambda graph: _engine_session(bundle, engines, graph)
+    aside = f"the bundle's TensorRT engines do not fit: {'; '.join(choice.reasons)}" if choice.reasons else ""
+    if "tensorrt" not in available_providers():  # step 4
+        raise EnvironmentLacks(
+            f'provider "tensorrt" was asked for, but {aside or "the bundle has no TensorRT engines"}, and this '
+            "machine's ONNX Runtime has no TensorRT provider; pass --rebuild, or export the bundle with --trt",
+            code="provider_missing",
+        )
+    if aside:
+        _log.warning("%s; ONNX Runtime's TensorRT provider runs instead; --rebuild builds engines that fit", aside)
+    return lambda graph: _onnx_session(bundle, graph, threads, cache)
+
+
+def choose_engines(bundle: Bundle, *, rebuild: bool, flavour: str | None, cache: Path) -> Choice:
+    """Steps 1 and 2; the arguments are those of :func:`open_tensorrt`."""
+    if rebuild:
+        builder, capability = choose_flavour(flavour), device_capability()
+        fitting = fitting_engines(bundle, builder, capability)
+        return fitting if fitting.engines else Choice(_rebuild(bundle, builder, capability, cache))
+    if not bundle.manifest.engines:
+        return Choice(None)
+    try:
+        flavours = (choose_flavour(flavour),) if flavour else installed_flavours()
+        capability = device_capability()
+    except EnvironmentLacks as error:
+        return Choice(None, (error.message,))
+    choices = [fitting_engines(bundle, one, capability) for one in flavours]
+    reasons = tuple(reason for choice in choices for reason in choice.reasons)
+    fits = next((choice for choice in choices if choice.engines is not None), None)
+    return fits or Choice(None, reasons or ("no TensorRT is installed",))
+
+
+def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> Choice:
+    """Step 1: an engine of the bundle's for every graph, or why there is none.
+
+    Args:
+        bundle: an open bundle.
+        flavour: the TensorRT that would load them.
+        capability: compute capability of the GPU that would run them.
+    """
+    entries: dict[str, EngineEntry] = {}
+    reasons: list[str] = []
+    for graph in _graphs(bundle):
+        onnx_sha256 = bundle.manifest.files[graph].sha256
+        candidates = [entry for entry in bundle.manifest.engines if entry.graph == graph]
+        problems = [misfit(entry, flavour, capability, onnx_sha256) for entry in candidates]
+        fits = [entry for entry, problem in zip(candidates, problems, strict=True) if problem is None]
+        if fits:
+            entries[graph] = fits[-1]  # the one that was added last
+        else:
+            reasons.append(f"{graph}: {problems[-1] if problems else 'it has no engine'}")
+    if reasons:
+        return Choice(None, tuple(reasons))
+    return Choice(EngineSet(flavour, entries, {graph: bundle.file(entry.file) for graph, entry in entries.items()}))
+
+
+def _onnx_session(bundle: Bundle, graph: str, threads: int | None, cache: Path) -> OnnxSession:
+    """Step 3."""
+    folder = cache / "onnxruntime" / bundle.manifest.files[graph].sha256
+    folder.mkdir(parents=True, exist_ok=True)
+    options = provider_options(folder, bundle.manifest.precision, bundle_profiles(bundle.manifest)[graph])
+    return OnnxSession(bundle.file(graph), provider="tensorrt", threads=threads, options=options)
+
+
+def provider_options(folder: Path, precision: Precision, profiles: tuple[Profile, ...]) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider.
+
+    Args:
+        folder: its cache of engines and timings, for one graph.
+        precision: of the graph; the provider computes in half precision only where it is told so.
+        profiles: the shapes that it shall expect; it has one profile, which spans them all.
+    """
+    first, last = profiles[0], profiles[-1]
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        "trt_profile_min_shapes": ",".join(f"{name}:{_by(shapes.minimum)}" for name, shapes in first.items()),
+        "trt_profile_opt_shapes": ",".join(f"{name}:{_by(shapes.optimum)}" for name, shapes in first.items()),
+        "trt_profile_max_shapes": ",".join(f"{name}:{_by(shapes.maximum)}" for name, shapes in last.items()),
+    }
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _engine_session(bundle: Bundle, engines: EngineSet, graph: str) -> TensorRtSession:
+    manifest = bundle.manifest
+    is_backbone = graph == manifest.backbone.onnx
+    return TensorRtSession(
+        engines.paths[graph],
+        engines.flavour,
+        BACKBONE_INPUTS if is_backbone else STAGE_INPUTS,
+        BACKBONE_OUTPUTS if is_backbone else STAGE_OUTPUTS[manifest.kind],
+        version_compatible=engines.entries[graph].version_compatible,
+    )
+
+
+def _graphs(bundle: Bundle) -> tuple[str, ...]:
+    return (bundle.manifest.backbone.onnx, *(stage.onnx for stage in bundle.manifest.stages))
+
+
+def _rebuild(bundle: Bundle, flavour: Flavour, capability: str, cache: Path) -> EngineSet:
+    """Step 2: engines for the GPU here, from the cache where they were built before."""
+    profiles = bundle_profiles(bundle.manifest) | {entry.graph: entry.profiles for entry in bundle.manifest.engines}
+    entries: dict[str, EngineEntry] = {}
+    for graph in _graphs(bundle):
+        onnx_sha256 = bundle.manifest.files[graph].sha256
+        known = _cached(cache, flavour, capability, onnx_sha256, profiles[graph])
+        entries[graph] = known or _build_into(cache, bundle, flavour, capability, graph, profiles[graph])
+    return EngineSet(flavour, entries, {graph: cache / entry.file for graph, entry in entries.items()})
+
+
+def _cached(
+    cache: Path, flavour: Flavour, capability: str, onnx_sha256: str, profiles: tuple[Profile, ...]
+) -> EngineEntry | None:
+    """An engine of the cache that fits and is intact; None where there is none."""
+    for path in sorted(cache.glob(f"*.{onnx_sha256[:DIGEST_LETTERS]}.json")):
+        try:
+            known = CachedEngine.model_validate_json(path.read_bytes())
+        except ValidationError:
+            continue
+        engine = cache / known.entry.file
+        fits = misfit(known.entry, flavour, capability, onnx_sha256) is None and known.entry.profiles == profiles
+        if fits and engine.is_file() and sha256_of(engine) == known.file.sha256:
+            return known.entry
+    return None
+
+
+def _build_into(
+    cache: Path, bundle: Bundle, flavour: Flavour, capability: str, graph: str, profiles: tuple[Profile, ...]
+) -> EngineEntry:
+    _log.info("building a TensorRT engine of %s for compute capability %s", graph, capability)
+    engine = build_engine(
+        flavour, BuildRequest(bundle.file(graph), profiles, (capability,), timing_cache=timing_cache(flavour, cache))
+    )
+    onnx_sha256 = bundle.manifest.files[graph].sha256
+    name = engine_name(graph, flavour.name, flavour.version, (capability,), engine.precision, onnx_sha256)
+    entry = EngineEntry(
+        file=name,
+        graph=graph,
+        onnx_sha256=onnx_sha256,
+        flavour=flavour.name,
+        flavour_version=flavour.version,
+        capabilities=(capability,),
+        precision=engine.precision,
+        profiles=profiles,
+    )
+    write_bytes(cache / name, engine.data)
+    file = FileEntry(sha256=sha256_of(cache / name), bytes=len(engine.data))
+    beside = (cache / name).with_suffix(".json")
+    write_text(beside, CachedEngine(entry=entry, file=file).model_dump_json(indent=2) + "\n")
+    return entry

@@ -1,0 +1,78 @@
+"""Small checkpoints, as a training would leave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hagmil import __version__
+from hagmil.bundle import BackboneCard
+from hagmil.tissue_parameters import TissueParameters
+from hagmil.trainer.checkpoint import (
+    CheckpointBackbone,
+    CheckpointCard,
+    CheckpointStage,
+    TrainingRecord,
+    weights_sha256,
+    write_checkpoint,
+)
+from hagmil.trainer.metrics import ClassificationMetrics
+from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
+
+WIDTHS = (16, 32)
+SMALL = IatConfig(widths=WIDTHS, heads=4, hidden_width=16, gate_width=8, value_kernel=5)
+
+
+def write_small_checkpoint(
+    folder: Path,
+    backbone: BackboneCard,
+    *,
+    stages: tuple[str, ...] = ("coarse", "fine"),
+    patch_px: int = 64,
+    gain: float = 1.0,
+) -> CheckpointCard:
+    """Write a checkpoint of untrained models.
+
+    Args:
+        folder: the checkpoint's folder.
+        backbone: the card of the backbone that it was "trained" with.
+        stages: names, coarse to fine; spacings halve down to 0.5 um/px.
+        patch_px: side of a patch.
+        gain: factor on the weights of queries, keys and values; large ones make attention nearly one-hot.
+    """
+    torch.manual_seed(1)
+    models = [IntegratedAttentionTransformer(backbone.features, 2, SMALL) for _ in stages]
+    with torch.no_grad():
+        for model in models:
+            for block in model.blocks:
+                block.get_submodule("attention.to_qkv").get_parameter("weight").mul_(gain)
+    last = len(stages) - 1
+    card = CheckpointCard(
+        hagmil=__version__,
+        kind="hag-mil",
+        classes=("normal", "tumour"),
+        patch_px=patch_px,
+        stages=tuple(
+            CheckpointStage(name=name, spacing_um=0.5 * 2 ** (last - index), keep=None if index == last else 20)
+            for index, name in enumerate(stages)
+        ),
+        feature_dim=backbone.features,
+        model=SMALL,
+        backbone=CheckpointBackbone(name=backbone.name, sha256=backbone.sha256),
+        tissue=TissueParameters(),
+        weights_sha256=weights_sha256(models),
+        training=TrainingRecord(
+            versions={"torch": "2"},
+            seed=1,
+            recipe_sha256="0" * 64,
+            labels_sha256="1" * 64,
+            split_sha256="2" * 64,
+            features_sha256="3" * 64,
+            train_slides=4,
+            epoch=2,
+            validation=ClassificationMetrics(slides=2, empty_slides=0, loss=0.5, auc=0.875, accuracy=0.5, macro_f1=0.5),
+        ),
+    )
+    write_checkpoint(folder, card, models)
+    return card

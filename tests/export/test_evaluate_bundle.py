@@ -1,0 +1,127 @@
+"""A bundle and the checkpoint that it came from are worth the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hagmil.bundle import open_backbone, open_bundle, write_manifest
+from hagmil.errors import DataError
+from hagmil.export.evaluate_bundle import bundle_run, evaluate_bundle
+from hagmil.export.pipeline import ExportReport
+from hagmil.runtime.verdict import verdict_of
+from hagmil.spec import LOGITS
+from hagmil.trainer.config import TrainingConfig, parse_config
+from hagmil.trainer.evaluate_checkpoint import evaluate_checkpoint
+from hagmil.trainer.evaluation_report import EvaluationReport
+from tests.trainer.cohorts import write_cohort, write_slide
+
+STAGES = (("coarse", 1.0), ("fine", 0.5))
+WIDTH = 128
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> TrainingConfig:
+    """Features like those that the small checkpoint was trained on: more patches than a stage keeps."""
+    folder = tmp_path_factory.mktemp("cohort")
+    tree = write_cohort(folder, parts={"train": 2, "val": 6, "test": 8}, stages=STAGES)
+    for part, count in (("train", 2), ("val", 6), ("test", 8)):
+        for index in range(count):
+            write_slide(
+                folder / "features",
+                f"{part}-{index}",
+                index % 2,
+                patches=15 + 3 * index,
+                stages=STAGES,
+                backbone_sha256=open_backbone(backbone_dir).sha256,
+                width=WIDTH,
+            )
+    return parse_config(tree, source="test")
+
+
+@pytest.fixture
+def bundle(report: ExportReport, tmp_path: Path) -> Path:
+    """A copy that a test may calibrate."""
+    return Path(shutil.copytree(report.bundle.path, tmp_path / "bundle"))
+
+
+def test_a_bundle_and_its_checkpoint_give_the_same_numbers(
+    checkpoint_dir: Path, bundle: Path, config: TrainingConfig
+) -> None:
+    one = evaluate_checkpoint(checkpoint_dir, config, resamples=200)
+    other = evaluate_bundle(bundle, config, resamples=200)
+    assert [slide.slide_id for slide in one.slides] == [f"test-{index}" for index in range(8)]
+    for slide, same in zip(one.slides, other.slides, strict=True):
+        assert (slide.slide_id, slide.label, slide.prediction) == (same.slide_id, same.label, same.prediction)
+        assert same.probabilities == pytest.approx(slide.probabilities, abs=1e-5)
+    assert one.verdict.confusion == other.verdict.confusion
+    for name in ("auc", "accuracy", "balanced_accuracy", "macro_f1"):
+        assert getattr(one.verdict, name) == getattr(other.verdict, name)
+    assert other.verdict.log_loss.value == pytest.approx(one.verdict.log_loss.value, abs=1e-5)
+    assert (one.model.what, other.model.what) == ("checkpoint", "bundle")
+
+
+def test_the_calibrated_temperature_is_stored_used_and_named_by_a_new_digest(
+    bundle: Path, config: TrainingConfig
+) -> None:
+    before = evaluate_bundle(bundle, config, part="val", resamples=20)
+    digest = open_bundle(bundle).sha256
+    after = evaluate_bundle(bundle, config, part="val", resamples=20, calibrate=True)
+    opened = open_bundle(bundle)
+    assert opened.sha256 != digest
+    assert after.model.sha256 == opened.sha256
+    assert after.model.temperature == opened.manifest.temperature is not None
+    assert before.model.temperature is None
+    assert after.verdict.confusion == before.verdict.confusion
+    _assert_scaled(before, after, opened.manifest.temperature)
+    again = evaluate_bundle(bundle, config, part="val", resamples=20)
+    assert again.verdict == after.verdict
+
+
+def test_calibrating_twice_is_calibrating_once(bundle: Path, config: TrainingConfig) -> None:
+    first = evaluate_bundle(bundle, config, resamples=20, calibrate=True)
+    second = evaluate_bundle(bundle, config, resamples=20, calibrate=True)
+    assert first.model == second.model
+    assert first.part == "test"
+
+
+def test_the_runtime_s_verdict_is_divided_by_the_temperature_too(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    write_manifest(bundle, manifest.model_copy(update={"temperature": 2.0}))
+    opened = open_bundle(bundle)
+    features = np.random.default_rng(0).normal(size=(5, WIDTH)).astype(np.float32)
+    outputs = dict(bundle_run(opened, threads=1)(1, features))
+    plain, softened = verdict_of(manifest, outputs), verdict_of(opened.manifest, outputs)
+    gap = float(outputs[LOGITS.name][1] - outputs[LOGITS.name][0])
+    assert plain.prediction == softened.prediction
+    assert plain.probabilities["tumour"] == pytest.approx(1 / (1 + np.exp(-gap)))
+    assert softened.probabilities["tumour"] == pytest.approx(1 / (1 + np.exp(-gap / 2)))
+
+
+def test_features_of_another_backbone_are_refused(bundle: Path, tmp_path: Path) -> None:
+    tree = write_cohort(tmp_path, stages=STAGES)
+    other = parse_config(tree, source="test")
+    with pytest.raises(DataError, match="feature length of the features: 6; of the model: 128"):
+        evaluate_bundle(bundle, other)
+    for slide in ("test-0", "test-1"):
+        write_slide(tmp_path / "features", slide, 0, stages=STAGES, width=WIDTH, backbone_sha256="c" * 64)
+    with pytest.raises(DataError, match="backbone of the features: cccc"):
+        evaluate_bundle(bundle, other)
+
+
+def test_a_bundle_that_cannot_be_evaluated_is_not_calibrated(bundle: Path, tmp_path: Path) -> None:
+    digest = open_bundle(bundle).sha256
+    with pytest.raises(DataError):
+        evaluate_bundle(bundle, parse_config(write_cohort(tmp_path, stages=STAGES), source="test"), calibrate=True)
+    assert open_bundle(bundle).sha256 == digest
+
+
+def _assert_scaled(before: EvaluationReport, after: EvaluationReport, temperature: float | None) -> None:
+    assert temperature is not None
+    for one, other in zip(before.slides, after.slides, strict=True):
+        odds = np.log(one.probabilities["tumour"] / one.probabilities["normal"])
+        scaled = np.log(other.probabilities["tumour"] / other.probabilities["normal"])
+        assert scaled == pytest.approx(odds / temperature, abs=1e-9)

@@ -1,0 +1,109 @@
+"""Parity by itself: what passes, what does not, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hagmil.errors import ParityError
+from hagmil.export.parity import TOLERANCES, Case, ParityReport, ParityRow, Run, Tolerance, compare, enforce
+
+STATED = Tolerance(absolute=1e-4, relative=1e-3)
+
+
+def _gives(**tensors: object) -> Run:
+    def run(_: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return {name: np.asarray(values) for name, values in tensors.items()}
+
+    return run
+
+
+def _row(wanted: object, given: object, own: object | None = None, tolerance: Tolerance = STATED) -> ParityRow:
+    case = Case("clustered", {"patches": 5}, {})
+    source = None if own is None else _gives(logits=own)
+    (row,) = compare(
+        "coarse",
+        [case],
+        graph=_gives(logits=given),
+        reference=_gives(logits=wanted),
+        source=source,
+        tolerance=tolerance,
+    )
+    return row
+
+
+def test_an_error_within_the_stated_tolerance_passes() -> None:
+    row = _row([10.0, -2.0], [10.0, -2.01])
+
+    assert row.error == pytest.approx(0.01)
+    assert row.largest == 10.0
+    assert row.allowed == pytest.approx(1e-4 + 1e-3 * 10)
+    assert row.passed
+
+
+def test_an_error_beyond_it_does_not() -> None:
+    assert not _row([10.0, -2.0], [10.0, -2.011]).passed
+
+
+def test_an_ill_conditioned_case_may_be_as_wrong_as_its_source_in_float32_times_four() -> None:
+    assert _row([1.0], [1.0035], own=[1.001]).passed
+    assert not _row([1.0], [1.0045], own=[1.001]).passed
+
+
+def test_no_case_is_so_ill_conditioned_that_a_hundredth_is_allowed_to_be_wrong() -> None:
+    assert not _row([1.0], [1.02], own=[1.5]).passed
+
+
+@pytest.mark.parametrize("given", [[np.nan, 1.0], [np.inf, 1.0], [1.0], [[1.0, 1.0]]])
+def test_values_that_are_not_finite_and_other_shapes_never_pass(given: object) -> None:
+    row = _row([1.0, 1.0], given, own=[np.nan, 1.0])
+
+    assert row.error is None
+    assert not row.passed
+
+
+def test_a_reference_that_is_not_finite_itself_never_passes() -> None:
+    assert not _row([np.nan, 1.0], [np.nan, 1.0]).passed
+
+
+def test_rows_of_a_feature_matrix_are_compared_by_cosine_too() -> None:
+    row = _row([[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]])
+
+    assert row.cosine == pytest.approx(np.sqrt(0.5))
+    assert _row([[0.0, 0.0]], [[0.0, 0.0]]).cosine is None
+    assert _row([1.0, 2.0], [1.0, 2.0]).cosine is None
+
+
+def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
+    rows = [_row([1.0], [1.1]), _row([1.0], [1.5]), _row([1.0], [1.0])]
+
+    with pytest.raises(ParityError) as caught:
+        enforce(rows)
+
+    assert caught.value.message.startswith(
+        "coarse: logits is off by 0.5 at patches 5 (clustered input), 0.0011 allowed"
+    )
+    assert "2 of 3 comparisons failed" in caught.value.message
+    assert caught.value.exit_code == 4
+
+
+def test_a_value_that_is_not_finite_is_worse_than_any_error() -> None:
+    with pytest.raises(ParityError, match="is not finite or of another shape"):
+        enforce([_row([1.0], [99.0]), _row([1.0], [np.nan])])
+
+
+def test_nothing_is_said_where_all_passes() -> None:
+    enforce([_row([1.0], [1.0])])
+    enforce([])
+
+
+def test_a_report_survives_its_file() -> None:
+    report = ParityReport(
+        precision="fp32", tolerance=TOLERANCES["fp32"], rows=(_row([1.0], [np.nan]), _row([1.0], [1.0], own=[1.0]))
+    )
+
+    assert ParityReport.model_validate_json(report.model_dump_json()) == report

@@ -1,0 +1,184 @@
+"""From a checkpoint and a backbone to a bundle."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from hagmil.bundle import SELFTEST_NAME, open_backbone, open_bundle
+from hagmil.errors import BundleError, ParityError, UsageError
+from hagmil.export import pipeline
+from hagmil.export.model_card import MODEL_CARD_NAME
+from hagmil.export.parity import PARITY_NAME, ParityReport
+from hagmil.export.pipeline import ExportReport, export_bundle
+from hagmil.export.stages import stage_graph
+from hagmil.runtime.sessions import open_session
+from hagmil.selftest import read_selftest
+from hagmil.trainer.checkpoint import load_checkpoint
+from tests.export.checkpoints import write_small_checkpoint
+
+
+def test_the_bundle_holds_what_the_contract_says_and_nothing_else(report: ExportReport) -> None:
+    manifest = report.bundle.manifest
+    present = {path.name for path in report.bundle.path.iterdir()}
+
+    assert present == {
+        "bundle.json", "backbone.onnx", "coarse.onnx", "fine.onnx", SELFTEST_NAME, MODEL_CARD_NAME, PARITY_NAME,
+    }  # fmt: skip
+    assert set(manifest.files) == present - {"bundle.json"}
+    assert [(stage.name, stage.spacing_um, stage.keep, stage.onnx) for stage in manifest.stages] == [
+        ("coarse", 1.0, 20, "coarse.onnx"),
+        ("fine", 0.5, None, "fine.onnx"),
+    ]
+    assert (manifest.kind, manifest.classes, manifest.hierarchy) == ("hag-mil", ("normal", "tumour"), None)
+    assert (manifest.patch_px, manifest.precision) == (64, "fp32")
+    assert (manifest.backbone.name, manifest.backbone.features) == ("tiny", 128)
+    assert "Research use only" in manifest.intended_use
+
+
+def test_the_backbone_is_the_very_file_that_was_given(report: ExportReport, backbone_dir: Path) -> None:
+    assert report.bundle.manifest.files["backbone.onnx"].sha256 == open_backbone(backbone_dir).sha256
+
+
+def test_provenance_says_where_the_weights_came_from(report: ExportReport, checkpoint_dir: Path) -> None:
+    provenance = report.bundle.manifest.provenance
+
+    assert provenance.checkpoint_sha256 == load_checkpoint(checkpoint_dir).card.weights_sha256
+    assert provenance.backbone_weights == "random, seed 0"
+    assert provenance.training["validation"]["auc"] == 0.875
+    assert {"torch", "onnx", "hagmil"} <= provenance.versions.keys()
+
+
+def test_the_self_test_holds_on_this_machine(report: ExportReport) -> None:
+    cases = read_selftest(report.bundle.file(SELFTEST_NAME))
+
+    assert [case.model for case in cases] == ["backbone", "coarse", "fine"]
+    assert cases[0].inputs["patches"].shape[1:] == (64, 64, 3)
+    for case in cases:
+        outputs = open_session(report.bundle.file(f"{case.model}.onnx")).run(dict(case.inputs))
+        assert outputs.keys() == case.outputs.keys()
+        for name, expected in case.outputs.items():
+            assert np.abs(outputs[name] - expected).max() < 1e-5 < case.absolute
+    assert not np.allclose(cases[1].outputs["logits"], cases[2].outputs["logits"])
+
+
+def test_the_parity_report_holds_stages_and_backbone(report: ExportReport) -> None:
+    written = ParityReport.model_validate_json(report.bundle.file(PARITY_NAME).read_bytes())
+
+    assert {row.model for row in written.rows} == {"backbone", "coarse", "fine"}
+    assert {row.model for row in report.parity.rows} == {"coarse", "fine"}
+    assert all(row.passed for row in written.rows)
+
+
+def test_the_model_card_says_it_all(report: ExportReport) -> None:
+    card = report.bundle.file(MODEL_CARD_NAME).read_text(encoding="utf-8")
+
+    assert card.startswith("# hag-mil model for normal, tumour\n\nResearch use only. Not for diagnosis.")
+    for part in (
+        "## What it is", "## What it was trained on", "## What it expects", "## What it must not be used for",
+        "| coarse | 1 | 20 | `coarse.onnx` |", "| validation: auc | 0.875 |", "0.5 um/px or finer",
+        "| coarse | logits | 11 |", "| fine | attention | 11 |", "| backbone | features | 7 |",
+    ):  # fmt: skip
+        assert part in card
+
+
+def test_a_wrong_graph_is_caught_and_nothing_is_left_behind(
+    checkpoint_dir: Path, backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dishonest(*args: Any) -> onnx.ModelProto:
+        model = stage_graph(*args)
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+        return model
+
+    monkeypatch.setattr(pipeline, "stage_graph", dishonest)
+
+    with pytest.raises(
+        ParityError, match=r"^(coarse|fine): (logits|attention) is off by \S+ at patches \d+ \(.*allowed"
+    ):
+        export_bundle(checkpoint_dir, backbone_dir, tmp_path / "bundle")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_of_another_backbone_are_refused(backbone_dir: Path, tmp_path: Path) -> None:
+    card = open_backbone(backbone_dir)
+    write_small_checkpoint(tmp_path / "checkpoint", card.model_copy(update={"sha256": "a" * 64, "name": "other"}))
+
+    with pytest.raises(
+        BundleError, match=r'trained on features of backbone "other" \(a{12}\.\.\.\), but "tiny"'
+    ) as caught:
+        export_bundle(tmp_path / "checkpoint", backbone_dir, tmp_path / "bundle")
+
+    assert caught.value.code == "backbone_mismatch"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_stage_that_is_named_as_the_backbone_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
+    write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=("backbone", "fine"))
+
+    with pytest.raises(BundleError, match='a stage is named "backbone"'):
+        export_bundle(tmp_path / "checkpoint", backbone_dir, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["../fine", "", "a b"])
+def test_a_stage_whose_name_is_no_file_name_is_refused(backbone_dir: Path, tmp_path: Path, name: str) -> None:
+    write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=(name,))
+
+    with pytest.raises(BundleError, match="a stage of the checkpoint cannot be exported: name"):
+        export_bundle(tmp_path / "checkpoint", backbone_dir, tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_backbone_of_another_patch_size_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
+    card = open_backbone(backbone_dir).model_copy(update={"patch_px": 32})
+    for file in backbone_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "backbone.json").write_text(card.model_dump_json())
+    write_small_checkpoint(tmp_path / "checkpoint", card)
+
+    with pytest.raises(BundleError, match="patches of 64 pixels, the backbone takes 32"):
+        export_bundle(tmp_path / "checkpoint", tmp_path, tmp_path / "bundle")
+
+
+def test_a_precision_that_cannot_be_exported_is_refused(
+    checkpoint_dir: Path, backbone_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match='precision "fp16" cannot be exported'):
+        export_bundle(checkpoint_dir, backbone_dir, tmp_path / "bundle", precision="fp16")
+
+
+def test_a_bundle_that_is_there_is_kept_unless_overwriting_is_asked_for(
+    report: ExportReport, checkpoint_dir: Path, backbone_dir: Path
+) -> None:
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_bundle(checkpoint_dir, backbone_dir, report.bundle.path)
+
+    assert open_bundle(report.bundle.path).sha256 == report.bundle.sha256
+
+
+def test_an_ill_conditioned_checkpoint_is_exported_and_said_to_be_so(
+    backbone_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=("fine",), gain=12.0)
+    told: list[tuple[str, int, int]] = []
+
+    with caplog.at_level(logging.WARNING, "hagmil"):
+        export_bundle(
+            tmp_path / "checkpoint",
+            backbone_dir,
+            tmp_path / "bundle",
+            intended_use="Nothing at all.",
+            progress=lambda *step: told.append(step),
+        )
+
+    assert 'stage "fine" is ill-conditioned at' in caplog.text
+    assert open_bundle(tmp_path / "bundle").manifest.intended_use == "Nothing at all."
+    assert told[:2] == [("export", 0, 1), ("export", 1, 1)]
+    assert told[-1] == ("parity", 22, 22)

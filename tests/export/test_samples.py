@@ -1,0 +1,41 @@
+"""Inputs for parity and self-test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hagmil.export.samples import BAG_SAMPLES, PATCH_SAMPLES, BagSample, PatchSample, sample_bag, sample_patches
+
+
+@pytest.mark.parametrize("kind", PATCH_SAMPLES)
+def test_patches_are_the_same_for_the_same_seed_at_any_size(kind: PatchSample) -> None:
+    one = sample_patches(kind, 2, 17, 33, seed=4)
+
+    assert one.shape == (2, 17, 33, 3)
+    assert one.dtype == np.uint8
+    np.testing.assert_array_equal(one, sample_patches(kind, 2, 17, 33, seed=4))
+
+
+def test_tissue_is_pink_to_purple_and_smooth() -> None:
+    red, green, blue = sample_patches("tissue", 4, 64, 64).reshape(-1, 3).mean(axis=0)
+
+    assert red > green
+    assert blue > green
+
+
+@pytest.mark.parametrize("kind", BAG_SAMPLES)
+def test_bags_are_the_same_for_the_same_seed_and_differ_between_seeds(kind: BagSample) -> None:
+    bag = sample_bag(kind, 40, 16, seed=1)
+
+    assert bag.shape == (40, 16)
+    assert bag.dtype == np.float32
+    np.testing.assert_array_equal(bag, sample_bag(kind, 40, 16, seed=1))
+    assert not np.array_equal(bag, sample_bag(kind, 40, 16, seed=2))
+
+
+def test_clustered_bags_look_like_features_after_a_relu() -> None:
+    bag = sample_bag("clustered", 200, 64)
+
+    assert bag.min() >= 0
+    assert 0.05 < bag.mean() < 1

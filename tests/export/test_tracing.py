@@ -1,0 +1,89 @@
+"""The exporter's own noise, and graphs held against the contract."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import NamedTuple
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from hagmil.errors import BundleError
+from hagmil.export.graph import axes_of, check_contract, opset_of
+from hagmil.export.tracing import trace
+from hagmil.spec import BACKBONE_FEATURES, PATCHES, TensorSpec
+
+ROWS = TensorSpec("features", "float32", ("patches", "dim"))
+SUM = TensorSpec("logits", "float32", ("classes",))
+
+
+class _Output(NamedTuple):
+    logits: Tensor
+
+
+class _Sum(nn.Module):
+    def forward(self, features: Tensor) -> _Output:
+        return _Output(features.sum(dim=0))
+
+
+def test_an_export_says_and_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        trace(_Sum().eval(), (ROWS,), (SUM,), example={"patches": 5, "dim": 4})
+
+    assert caplog.records == []
+
+
+def _graph(
+    *, name: str = "features", element: int = TensorProto.FLOAT, axes: tuple[str | int, ...] = ("batch", 4)
+) -> onnx.ModelProto:
+    patches = helper.make_tensor_value_info("patches", TensorProto.UINT8, ["batch", "height", "width", 3])
+    features = helper.make_tensor_value_info(name, element, axes)
+    nodes = [
+        helper.make_node("Cast", ["patches"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["floats"], ["reduced"]),
+        helper.make_node("Cast", ["reduced"], [name], to=element),
+    ]
+    graph = helper.make_graph(nodes, "graph", [patches], [features])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (_graph(name="vectors"), r"outputs of the graph are \['vectors'\]"),
+        (_graph(element=TensorProto.FLOAT16), "output features is float16, not float32"),
+        (_graph(axes=("batch", 4, 1)), "has the axes"),
+        (_graph(axes=(1, 4)), "axis 1 stands where the contract has 'batch'"),
+        (_graph(axes=("batch", "width")), "axis 'width' stands where the contract has 'dim'"),
+    ],
+)
+def test_a_graph_that_breaks_the_contract_is_refused_with_how(graph: onnx.ModelProto, message: str) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
+        check_contract(graph, (PATCHES,), (BACKBONE_FEATURES,))
+
+    assert caught.value.code == "contract"
+
+
+def test_a_graph_that_keeps_it_is_let_pass() -> None:
+    check_contract(_graph(), (PATCHES,), (BACKBONE_FEATURES,))
+
+
+def test_a_graph_that_is_no_graph_is_refused() -> None:
+    graph = _graph()
+    del graph.graph.node[0]
+
+    with pytest.raises(BundleError, match="not a valid ONNX graph"):
+        check_contract(graph, (PATCHES,), (BACKBONE_FEATURES,))
+
+
+def test_axes_and_opset_are_read_as_they_stand() -> None:
+    graph = _graph()
+
+    assert axes_of(graph.graph.input[0]) == ("batch", "height", "width", 3)
+    assert opset_of(graph) == 20
+    graph.graph.input[0].type.tensor_type.ClearField("shape")
+    assert axes_of(graph.graph.input[0]) is None
