@@ -30,4 +30,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,train,export,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm  # its tests need no torchvision
 	touch $(READY)

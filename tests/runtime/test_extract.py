@@ -1,0 +1,135 @@
+"""Extraction gives what inference will see: the whole quadtree, through the same reading and the same session."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hagmil._files import sha256_of
+from hagmil.bundle import BackboneCard
+from hagmil.errors import BundleError, DataError, UsageError
+from hagmil.features import read_features
+from hagmil.runtime.cascade import run_cascade
+from hagmil.runtime.clock import StepClock
+from hagmil.runtime.encode import EncodeOptions
+from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, extract_slide, parse_stages
+from hagmil.runtime.geometry import plan_stages
+from hagmil.runtime.inputs import slide_requests
+from hagmil.runtime.model import load_model
+from hagmil.runtime.overview import read_overview
+from hagmil.runtime.quadtree import children
+from hagmil.runtime.slide import open_slide
+from hagmil.runtime.tissue import find_tissue
+from tests.runtime.slide_files import save_pyramid
+from tests.runtime.small_bundle import backbone_graph
+
+OPTIONS = ExtractOptions(stages=parse_stages("2,1,0.5"), patch_px=16)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    onnx.save(backbone_graph(), folder / "backbone.onnx")
+    card = BackboneCard(
+        name="mean-colour",
+        sha256=sha256_of(folder / "backbone.onnx"),
+        features=3,
+        patch_px=None,
+        weights="none",
+        mean=None,
+        std=None,
+        opset=20,
+        versions={},
+    )
+    (folder / "backbone.json").write_text(card.model_dump_json())
+    return folder
+
+
+def test_rows_are_the_quadtree_s_at_every_stage(tissue_path: Path, backbone: Path) -> None:
+    features = extract_slide(slide_requests([str(tissue_path)])[0], Extractor.open(backbone, OPTIONS, threads=1))
+    coarse, middle, fine = features.stages
+    assert [stage.patch_level0 for stage in features.stages] == [64, 32, 16]
+    np.testing.assert_array_equal(middle.coords, children(coarse.coords, 64, 2))
+    np.testing.assert_array_equal(fine.coords, children(middle.coords, 32, 2))
+    means = fine.features.reshape(len(middle.coords), 4, 3).mean(axis=1)  # (4·n, 3) -> (n, 4, 3) -> (n, 3)
+    np.testing.assert_allclose(middle.features, means, atol=0.02)
+
+
+def test_a_model_is_trained_on_what_it_will_see(tissue_path: Path, backbone: Path, small_bundle: Path) -> None:
+    features = extract_slide(slide_requests([str(tissue_path)])[0], Extractor.open(backbone, OPTIONS, threads=1))
+    model = load_model(small_bundle, threads=1)
+    with open_slide(tissue_path) as slide:
+        assert slide.spacing_um is not None
+        plan = plan_stages(slide.levels, slide.spacing_um, OPTIONS.stages, 16)
+        mask = find_tissue(read_overview(slide, OPTIONS.tissue.spacing_um), OPTIONS.tissue)
+        outcomes = run_cascade(slide, mask, model, plan, EncodeOptions(), clock=StepClock())
+    for outcome, stage in zip(outcomes, features.stages, strict=True):
+        place = {tuple(corner): row for row, corner in enumerate(stage.coords.tolist())}
+        rows = [place[tuple(corner)] for corner in outcome.coords.tolist()]
+        np.testing.assert_allclose(outcome.attention, -stage.features[rows, 1], atol=1e-5)
+
+
+def test_the_file_says_which_slide_and_which_backbone(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
+    extractor = Extractor.open(backbone, replace(OPTIONS, half=True), threads=1)
+    (outcome,) = extract_many(slide_requests([str(tissue_path)]), extractor, tmp_path)
+    assert outcome.status == "ok"
+    features = read_features(tmp_path / "tissue.h5")
+    assert features.header.slide_sha256 == sha256_of(tissue_path)
+    assert features.header.backbone_sha256 == sha256_of(backbone / "backbone.onnx")
+    assert features.header.stages == ("2um", "1um", "0.5um")
+    assert features.stages[0].features.dtype == np.float16
+
+
+def test_a_slide_without_tissue_has_groups_of_zero_rows(backbone: Path, tmp_path: Path) -> None:
+    glass = save_pyramid(tmp_path / "glass.tif", np.full((600, 600, 3), 245, np.uint8))
+    (outcome,) = extract_many(
+        slide_requests([str(glass)]), Extractor.open(backbone, OPTIONS, threads=1), tmp_path / "features"
+    )
+    assert (outcome.status, outcome.patches) == ("ok", 0)
+    for stage in read_features(tmp_path / "features" / "glass.h5").stages:
+        assert stage.coords.shape == (0, 2)
+        assert stage.features.shape == (0, 3)
+
+
+def test_a_bad_slide_is_told_of_and_the_next_is_done(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
+    requests = slide_requests([str(tmp_path / "gone.svs"), str(tissue_path)])
+    outcomes = extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path / "features")
+    assert [(outcome.status, outcome.code) for outcome in outcomes] == [("failed", "not_found"), ("ok", "")]
+
+
+def test_what_is_there_is_left_alone_unless_it_is_something_else(
+    tissue_path: Path, backbone: Path, tmp_path: Path
+) -> None:
+    requests = slide_requests([str(tissue_path)])
+    extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
+    written = (tmp_path / "tissue.h5").stat().st_mtime_ns
+    extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
+    assert (tmp_path / "tissue.h5").stat().st_mtime_ns == written
+    other = replace(OPTIONS, stages=parse_stages("1"))
+    with pytest.raises(DataError, match=r"there already.*--overwrite"):
+        extract_many(requests, Extractor.open(backbone, other, threads=1), tmp_path)
+    extract_many(requests, Extractor.open(backbone, replace(other, overwrite=True), threads=1), tmp_path)
+    assert read_features(tmp_path / "tissue.h5").header.stages == ("1um",)
+
+
+def test_a_backbone_of_any_size_must_be_told_the_patch_size(backbone: Path) -> None:
+    with pytest.raises(UsageError, match="--patch-px"):
+        Extractor.open(backbone, replace(OPTIONS, patch_px=None))
+
+
+def test_an_altered_backbone_is_refused(backbone: Path, tmp_path: Path) -> None:
+    for name in ("backbone.json", "backbone.onnx"):
+        (tmp_path / name).write_bytes((backbone / name).read_bytes())
+    (tmp_path / "backbone.onnx").write_bytes(b"something else")
+    with pytest.raises(BundleError, match="is not the file"):
+        Extractor.open(tmp_path, OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["", "2,x", "1,2", "2,0", "1,1"])
+def test_stages_that_are_no_spacings_from_coarse_to_fine_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="stages"):
+        parse_stages(text)
