@@ -95,7 +95,7 @@ def bundle_subject(bundle: Bundle) -> Subject:
         stages=tuple(SubjectStage(stage.name, stage.spacing_um, stage.keep) for stage in manifest.stages),
         feature_dim=manifest.backbone.features,
         patch_px=manifest.patch_px,
-        backbone_sha256=manifest.files[manifest.backbone.onnx].sha256,
+        backbone_sha256=manifest.backbone.reduced_from or manifest.files[manifest.backbone.onnx].sha256,
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hagmil.bundle import Hierarchy
 from hagmil.trainer.cohort import CohortSlide, read_bag
-from hagmil.trainer.hag_mil import HagMil
-from hagmil.trainer.metrics import ClassificationMetrics, classification_metrics
+from hagmil.trainer.method import Method, Verdict
+from hagmil.trainer.metrics import ClassificationMetrics, classification_metrics, hierarchy_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,40 +19,69 @@ class Evaluation:
 
     Args:
         metrics: of the verdicts.
-        stage_losses: each stage's mean cross entropy, coarse to fine; empty without slides.
+        losses: mean of each of the verdicts' losses, named by the method's ``verdict_names``; empty without
+            slides.
     """
 
     metrics: ClassificationMetrics
-    stage_losses: tuple[float, ...]
+    losses: tuple[float, ...]
 
 
 def evaluate(
-    recipe: HagMil,
+    method: Method,
     slides: Sequence[CohortSlide],
     classes: int,
     *,
+    hierarchy: Hierarchy | None = None,
     empty_slides: int,
     after_slide: Callable[[int], None],
 ) -> Evaluation:
     """Classify slides as deployment does, and compare with their labels.
 
     Args:
-        recipe: the models.
+        method: the models.
         slides: with tissue.
         classes: number of classes.
+        hierarchy: of the labels; None where they have one layer.
         empty_slides: slides without tissue that belong to the same part, for the count.
         after_slide: called after each slide with the number done; may raise to stop.
     """
-    probabilities = np.zeros((len(slides), classes))
-    losses = np.zeros((len(slides), len(recipe.stages)))
-    for place, slide in enumerate(slides):
-        verdict = recipe.classify_slide(read_bag(slide))
-        probabilities[place] = verdict.probabilities
-        losses[place] = verdict.stage_losses
-        after_slide(place + 1)
-    means = tuple(losses.mean(axis=0).tolist()) if len(slides) else ()
-    labels = np.array([slide.label for slide in slides], dtype=np.int64)
-    metrics = classification_metrics(
-        probabilities, labels, loss=means[-1] if means else None, empty_slides=empty_slides
+    verdicts: list[Verdict] = []
+    for slide in slides:
+        verdicts.append(method.classify_slide(read_bag(slide)))
+        after_slide(len(verdicts))
+    return measure(verdicts, [slide.label for slide in slides], classes, hierarchy=hierarchy, empty_slides=empty_slides)
+
+
+def measure(
+    verdicts: Sequence[Verdict],
+    labels: Sequence[int],
+    classes: int,
+    *,
+    hierarchy: Hierarchy | None = None,
+    empty_slides: int = 0,
+) -> Evaluation:
+    """Compare verdicts with labels.
+
+    Args:
+        verdicts: one a slide.
+        labels: the slides' classes; with a hierarchy fine ones.
+        classes: number of classes.
+        hierarchy: of the labels; None where they have one layer.
+        empty_slides: slides without tissue that belong to the same part, for the count.
+    """
+    truth = np.array(labels, dtype=np.int64)
+    probabilities = np.array([verdict.probabilities for verdict in verdicts]).reshape(-1, classes)
+    means = tuple(np.mean([verdict.losses for verdict in verdicts], axis=0).tolist()) if verdicts else ()
+    loss = means[-1] if means else None
+    metrics = classification_metrics(probabilities, truth, loss=loss, empty_slides=empty_slides)
+    if hierarchy is None:
+        return Evaluation(metrics, means)
+    coarse = np.array([verdict.coarse_probabilities for verdict in verdicts], dtype=np.float64)
+    layers = hierarchy_metrics(
+        probabilities,
+        coarse.reshape(-1, len(hierarchy.coarse)),
+        truth,
+        np.array(hierarchy.fine_to_coarse),
     )
-    return Evaluation(metrics, means)
+    return Evaluation(metrics.model_copy(update={"hierarchy": layers}), means)

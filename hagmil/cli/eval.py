@@ -1,0 +1,117 @@
+"""hagmil eval: what a checkpoint's or a bundle's verdicts are worth."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hagmil.cli import _common as common
+
+if TYPE_CHECKING:
+    from hagmil.trainer.assessment import Estimate
+    from hagmil.trainer.evaluation_report import EvaluationReport
+
+
+class PartName(StrEnum):
+    """A part of a split, as the command line takes it."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run folder, or a bundle.", metavar="CHECKPOINT_OR_BUNDLE")
+    ],
+    config: Annotated[str, typer.Option("--config", help="The training's configuration: features, labels, split.")],
+    part: Annotated[PartName, typer.Option("--part", help="Which part of the split.")] = PartName.test,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of evaluation.json and evaluation.html.", metavar="REPORT")
+    ] = Path("hagmil-evaluation"),
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="First fit a temperature on the validation part and store it in the bundle."),
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the configuration's; repeatable.")
+    ] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap resamples of the patients.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
+    provider: Annotated[str, typer.Option("--provider", help="Of a bundle's stages: cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure verdicts on slides whose features are there, with 95 % intervals over patients.
+
+    Writes JSON and one HTML page. A bundle and the checkpoint that it came from give the same numbers, until the
+    bundle is calibrated.
+    """
+    from hagmil.bundle import MANIFEST_NAME
+    from hagmil.errors import UsageError
+    from hagmil.trainer.config import load_config
+    from hagmil.trainer.evaluation_report import HTML_NAME, write_report
+
+    loaded = load_config(config, overrides or [])
+    with common.StepProgress() as progress:
+        if (model / MANIFEST_NAME).is_file():
+            from hagmil.export.evaluate_bundle import evaluate_bundle
+
+            report = evaluate_bundle(
+                model,
+                loaded,
+                part=part.value,
+                calibrate=calibrate,
+                provider=provider,
+                resamples=resamples,
+                seed=seed,
+                progress=progress,
+            )
+        elif calibrate:
+            raise UsageError(
+                f'"{model}" is no bundle; --calibrate stores a temperature in one, run hagmil export first'
+            )
+        else:
+            from hagmil.trainer.evaluate_checkpoint import evaluate_checkpoint
+
+            report = evaluate_checkpoint(
+                model, loaded, part=part.value, resamples=resamples, seed=seed, progress=progress
+            )
+    write_report(out, report)
+    _show(report)
+    common.stdout().print(f"report: {out / HTML_NAME}", markup=False, highlight=False)
+
+
+def _show(report: EvaluationReport) -> None:
+    """The measures as a table."""
+    from rich.table import Table
+
+    layers = [("fine" if report.coarse else "", report.verdict)]
+    if report.coarse is not None:
+        layers.append(("coarse", report.coarse))
+    console = common.stdout()
+    for name, found in layers:
+        table = Table(title=f"{name} {report.part}: {found.slides} slides, {found.patients} patients".strip())
+        for column in ("measure", "value", "95 % interval"):
+            table.add_column(column)
+        table.add_row("AUC, macro", *_cells(found.auc))
+        table.add_row("accuracy", *_cells(found.accuracy))
+        table.add_row("balanced accuracy", *_cells(found.balanced_accuracy))
+        table.add_row("macro F1", *_cells(found.macro_f1))
+        table.add_row("calibration error", *_cells(found.calibration_error))
+        for each in found.by_class:
+            table.add_row(f"sensitivity, {each.name}", *_cells(each.sensitivity))
+            table.add_row(f"specificity, {each.name}", *_cells(each.specificity))
+        console.print(table)
+    if report.agreement is not None:
+        console.print(f"coarse and fine agree: {' '.join(_cells(report.agreement))}")
+    if report.model.temperature is not None:
+        console.print(f"temperature of the bundle: {report.model.temperature:.4f}")
+
+
+def _cells(estimate: Estimate) -> tuple[str, str]:
+    value = "undefined" if estimate.value is None else f"{estimate.value:.3f}"
+    if estimate.low is None or estimate.high is None:
+        return value, ""
+    return value, f"{estimate.low:.3f} to {estimate.high:.3f}"

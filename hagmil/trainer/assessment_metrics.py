@@ -1,0 +1,153 @@
+"""Measures of a classification, over many resamples of the slides at once.
+
+A resample is a row of weights: how often each slide is in it. The slides as they are have the weight 1 each.
+So point estimates and bootstrap replicates come from the same lines. A measure that a resample does not
+define (the sensitivity for a class that it lacks) is NaN.
+
+1. Confusion: the weights summed by label and prediction; the prediction is the class of highest probability.
+2. Accuracy, sensitivity (recall), specificity and F1 of each class against the rest are read off it. Balanced
+   accuracy is the mean sensitivity, undefined unless every class is there. Macro F1 is the mean over all
+   classes; a class that is neither there nor predicted counts 0.
+3. Area under the ROC curve of each class against the rest, from ranks, a tie counting half; macro: the mean
+   over classes. With two classes it is the second one's, which is the first one's too.
+4. Expected calibration error (Guo et al. 2017, section 2): the slides in bins of equal width by the
+   probability of their prediction; the mean, over slides, of the distance between a bin's accuracy and its
+   mean probability.
+5. Log loss: the mean of -log of the label's probability.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CALIBRATION_BINS = 15
+_LEAST_PROBABILITY = float(np.finfo(np.float64).tiny)
+
+
+class Measures(NamedTuple):
+    """What was measured, a row a resample; NaN where a resample does not define it.
+
+    Args:
+        auc: (resamples,), one against rest, macro.
+        accuracy: (resamples,).
+        balanced_accuracy: (resamples,).
+        macro_f1: (resamples,).
+        calibration_error: (resamples,).
+        log_loss: (resamples,).
+        class_auc: (resamples, classes).
+        sensitivity: (resamples, classes).
+        specificity: (resamples, classes).
+        f1: (resamples, classes).
+        confusion: (resamples, classes, classes), weight by label, then prediction.
+        confusion_share: (resamples, classes, classes), the same as shares of the label's weight.
+    """
+
+    auc: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    balanced_accuracy: NDArray[np.float64]
+    macro_f1: NDArray[np.float64]
+    calibration_error: NDArray[np.float64]
+    log_loss: NDArray[np.float64]
+    class_auc: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    specificity: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    confusion: NDArray[np.float64]
+    confusion_share: NDArray[np.float64]
+
+
+def measure(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None
+) -> Measures:
+    """Measure verdicts against labels.
+
+    Args:
+        probabilities: float64 (slides, classes), rows sum to 1; at least one slide and two classes.
+        labels: int64 (slides,).
+        weights: float64 (resamples, slides), how often each slide is in each resample; a single resample of
+            all slides where None.
+
+    Returns:
+        The measures of each resample.
+    """
+    slides, classes = probabilities.shape
+    if weights is None:
+        weights = np.ones((1, slides))
+    total = weights.sum(axis=1)
+    confusion = _confusion(probabilities.argmax(axis=1), labels, weights, classes)  # step 1
+    hits = np.einsum("rcc->rc", confusion)  # step 2
+    of_label, of_prediction = confusion.sum(axis=2), confusion.sum(axis=1)
+    sensitivity = _share(hits, of_label)
+    rest = total[:, np.newaxis] - of_label
+    f1 = np.nan_to_num(_share(2 * hits, of_label + of_prediction), nan=0.0)
+    class_auc = np.stack(
+        [_auc(probabilities[:, index], labels == index, weights) for index in range(classes)], axis=1
+    )  # step 3
+    surprise = -np.log(np.maximum(probabilities[np.arange(slides), labels], _LEAST_PROBABILITY))
+    return Measures(
+        auc=class_auc[:, 1] if classes == 2 else class_auc.mean(axis=1),
+        accuracy=hits.sum(axis=1) / total,
+        balanced_accuracy=sensitivity.mean(axis=1),
+        macro_f1=f1.mean(axis=1),
+        calibration_error=_calibration_error(probabilities, labels, weights),  # step 4
+        log_loss=weights @ surprise / total,  # step 5
+        class_auc=class_auc,
+        sensitivity=sensitivity,
+        specificity=_share(rest - of_prediction + hits, rest),
+        f1=f1,
+        confusion=confusion,
+        confusion_share=_share(confusion, of_label[:, :, np.newaxis]),
+    )
+
+
+def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The calibration bin of each probability: bin b holds those above b/bins up to (b + 1)/bins.
+
+    Args:
+        confidence: float64 (slides,), probabilities of the predictions, above 0.
+
+    Returns:
+        int64 (slides,), from 0.
+    """
+    places = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
+    return np.clip(places, 0, CALIBRATION_BINS - 1)
+
+
+def _confusion(
+    predictions: NDArray[np.int64], labels: NDArray[np.int64], weights: NDArray[np.float64], classes: int
+) -> NDArray[np.float64]:
+    cells = np.zeros((len(labels), classes * classes))
+    cells[np.arange(len(labels)), labels * classes + predictions] = 1.0
+    return (weights @ cells).reshape(-1, classes, classes)  # (resamples, classes²) -> (resamples, classes, classes)
+
+
+def _auc(scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Step 3 for one class: the share of (positive, negative) pairs that stand in the right order."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of runs of equal scores
+    ordered, is_positive = weights[:, order], positive[order]
+    positives = np.add.reduceat(ordered * is_positive, starts, axis=1)
+    negatives = np.add.reduceat(ordered * ~is_positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives
+    right = (positives * (below + negatives / 2)).sum(axis=1)
+    return _share(right, positives.sum(axis=1) * negatives.sum(axis=1))
+
+
+def _calibration_error(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    confidence = probabilities.max(axis=1)
+    gaps = np.zeros((len(labels), CALIBRATION_BINS))
+    correct = probabilities.argmax(axis=1) == labels
+    gaps[np.arange(len(labels)), confidence_bins(confidence)] = correct - confidence
+    return np.asarray(np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1), np.float64)
+
+
+def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """part / whole; NaN where there is no whole."""
+    whole = np.broadcast_to(whole, part.shape)
+    shares: NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return shares

@@ -1,0 +1,133 @@
+"""hagmil split, train --folds and eval, as a person types them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hagmil.bundle import open_backbone, open_bundle
+from hagmil.export.backbones import export_backbone
+from hagmil.export.pipeline import export_bundle
+from hagmil.trainer.config import load_config
+from hagmil.trainer.evaluation_report import EvaluationReport
+from hagmil.trainer.loop import train
+from tests.cli.terminal import hagmil
+from tests.trainer.cohorts import write_cohort, write_slide
+
+WIDTH = 128
+STAGES = (("low", 1.0), ("high", 0.5))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort on features of the tiny backbone, a run trained on it, and the bundle of that run."""
+    folder = tmp_path_factory.mktemp("study")
+    export_backbone("tiny", "random", folder / "backbone")
+    parts = {"train": 4, "val": 4, "test": 6}
+    tree: dict[str, Any] = write_cohort(folder, parts=parts, stages=STAGES)
+    for part, count in parts.items():
+        for index in range(count):
+            write_slide(
+                folder / "features",
+                f"{part}-{index}",
+                index % 2,
+                patches=3 + index,
+                stages=STAGES,
+                backbone_sha256=open_backbone(folder / "backbone").sha256,
+                width=WIDTH,
+            )
+    (folder / "config.yaml").write_text(yaml.safe_dump({**tree, "schedule": {"max_epochs": 2}}))
+    train(load_config(folder / "config.yaml"))
+    export_bundle(folder / "run", folder / "backbone", folder / "bundle")
+    return folder
+
+
+def read(folder: Path) -> EvaluationReport:
+    return EvaluationReport.model_validate_json((folder / "evaluation.json").read_bytes())
+
+
+def test_a_run_and_its_bundle_are_worth_the_same_and_what_the_training_said(study: Path, tmp_path: Path) -> None:
+    reports = []
+    for model in ("run", "bundle"):
+        done = hagmil(
+            "eval", study / model, "--config", study / "config.yaml", "--out", tmp_path / model, "--resamples", 100
+        )
+        assert done.returncode == 0, done.stderr
+        assert "balanced accuracy" in done.stdout
+        assert (tmp_path / model / "evaluation.html").is_file()
+        reports.append(read(tmp_path / model))
+    run, bundle = reports
+    said = json.loads((study / "run" / "metrics.json").read_text())["test"]
+    assert (run.verdict.slides, run.verdict.auc.value, run.verdict.accuracy.value) == (
+        6,
+        pytest.approx(said["auc"]),
+        pytest.approx(said["accuracy"]),
+    )
+    assert run.verdict.log_loss.value == pytest.approx(said["loss"], abs=1e-6)
+    for one, other in zip(run.slides, bundle.slides, strict=True):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+    assert bundle.verdict.confusion == run.verdict.confusion
+
+
+def test_calibrate_stores_a_temperature_in_a_bundle_alone(study: Path, tmp_path: Path) -> None:
+    refused = hagmil("eval", study / "run", "--config", study / "config.yaml", "--calibrate", "--out", tmp_path)
+    assert refused.returncode == 2
+    assert "hagmil export" in refused.stderr
+    bundle = study / "bundle"
+    before = open_bundle(bundle)
+    done = hagmil(
+        "eval", bundle, "--config", study / "config.yaml", "--part", "val", "--calibrate", "--out", tmp_path,
+        "--resamples", 50,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = open_bundle(bundle)
+    assert before.manifest.temperature is None
+    assert after.manifest.temperature is not None
+    assert after.sha256 != before.sha256
+    assert f"{after.manifest.temperature:.4f}" in done.stdout
+    assert read(tmp_path).model.temperature == after.manifest.temperature
+
+
+def test_no_model_is_exit_4_and_no_configuration_exit_2(study: Path, tmp_path: Path) -> None:
+    assert hagmil("eval", tmp_path, "--config", study / "config.yaml", "--out", tmp_path).returncode == 4
+    assert hagmil("eval", study / "run", "--config", tmp_path / "gone.yaml", "--out", tmp_path).returncode == 2
+
+
+def test_folds_are_made_trained_and_summed_up(study: Path, tmp_path: Path) -> None:
+    made = hagmil("split", study / "labels.csv", "--out", tmp_path / "folds", "--folds", 3)
+    assert made.returncode == 0, made.stderr
+    assert "splits_2.csv" in made.stdout
+    arguments = ("train", study / "config.yaml", "--set", f"out={tmp_path / 'cv'}", "--folds", tmp_path / "folds")
+    done = hagmil(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "fold 2" in done.stdout
+    summary = json.loads((tmp_path / "cv" / "summary.json").read_text())
+    assert [run["fold"] for run in summary["folds"]] == [0, 1, 2]
+    assert len(summary["test"]["accuracy"]["folds"]) == 3
+    written = (tmp_path / "cv" / "fold_1" / "metrics.json").stat().st_mtime_ns
+    assert hagmil(*arguments).returncode == 0
+    assert (tmp_path / "cv" / "fold_1" / "metrics.json").stat().st_mtime_ns == written
+
+
+def test_splits_hold_out_a_site_and_are_not_overwritten_unasked(study: Path, tmp_path: Path) -> None:
+    with (study / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = tmp_path / "labels.csv"
+    with labels.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "site"])
+        writer.writeheader()
+        writer.writerows({**row, "site": "B" if row["slide_id"].startswith("test") else "A"} for row in rows)
+    arguments = ("split", labels, "--out", tmp_path / "splits", "--count", 2, "--val", 0.25)
+    assert hagmil(*arguments, "--held-out-site", "B").returncode == 0
+    with (tmp_path / "splits" / "splits_1.csv").open(newline="") as file:
+        tested = {row["test"] for row in csv.DictReader(file)} - {""}
+    assert tested == {f"test-{index}" for index in range(6)}
+    again = hagmil(*arguments)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    assert hagmil(*arguments[:4], "--folds", 3, "--count", 2).returncode == 2
