@@ -6,6 +6,7 @@ fixes at export are named here for what they mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,29 @@ class TensorSpec:
     name: str
     dtype: Literal["uint8", "float32"]
     axes: tuple[str | int, ...]
+
+    def mismatch(self, dtype: str, axes: Sequence[str | int | None] | None) -> str | None:
+        """How a graph's tensor differs from this one.
+
+        Args:
+            dtype: its element type, as NumPy writes it.
+            axes: a number where fixed, a word where dynamic; None where the graph does not say how many there are.
+
+        Returns:
+            What differs, in words; None where it keeps the contract.
+        """
+        if dtype != self.dtype:
+            return f"is {dtype}, not {self.dtype}"
+        if axes is None or len(axes) != len(self.axes):
+            return f"has the axes {axes}, not {self.axes}"
+        for wanted, given in zip(self.axes, axes, strict=True):
+            if isinstance(wanted, int) or wanted in DYNAMIC_AXES:
+                kept = given == wanted
+            else:  # a length that the model fixes, under the contract's word for it
+                kept = isinstance(given, int) and given >= 1
+            if not kept:
+                return f"has axis {given!r} where the contract has {wanted!r}"
+        return None
 
 
 PATCHES = TensorSpec("patches", "uint8", ("batch", "height", "width", 3))

@@ -10,23 +10,49 @@ import typer
 from hagmil.cli import _common as common
 
 if TYPE_CHECKING:
+    from hagmil.trainer.folds import FoldsSummary
     from hagmil.trainer.metrics import ClassificationMetrics
     from hagmil.trainer.progress import TrainingProgress
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The configuration, a YAML file.", metavar="CONFIG.yaml")],
+    config: Annotated[
+        str, typer.Argument(help="The configuration: a YAML file, or recipe:NAME.", metavar="CONFIG.yaml")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value over the file's, such as optimiser.learning_rate=1e-4; repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was stopped.")] = False,
+    folds: Annotated[
+        Path | None,
+        typer.Option(
+            "--folds",
+            help="Folder of hagmil split: train a fold on each splits_i.csv, in out/fold_i, and write summary.json. "
+            "Finished folds are left alone, a stopped one is gone on with.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration, every key, and do no more.")
+    ] = False,
 ) -> None:
-    """Train HAG-MIL on features of every stage and write a run folder: checkpoints, metrics.json, logs."""
+    """Train HAG-MIL or HMIL on features and write a run folder: checkpoints, metrics.json, logs.
+
+    The key kind of the configuration says which. Recipes that come with the package: recipe:hag-mil-camelyon16,
+    recipe:hmil-bracs, recipe:hag-mil-phantom, recipe:hmil-phantom; paths in them are seen from here.
+    """
+    if folds is not None and not print_config:
+        _train_folds(config, overrides or [], folds)
+        return
     from hagmil.trainer.config import load_config
     from hagmil.trainer.loop import train as run
 
     loaded = load_config(config, overrides or [])
+    if print_config:
+        typer.echo(loaded.to_yaml(), nl=False)
+        return
     with TrainingDisplay() as display:
         metrics = run(loaded, resume=resume, progress=display)
     console = common.stdout()
@@ -36,41 +62,69 @@ def train(
     console.print(f"best checkpoint: {loaded.out / 'checkpoints' / 'best'}")
 
 
+def _train_folds(config: str, overrides: list[str], folder: Path) -> None:
+    """One training a fold, and a table over them."""
+    import json
+
+    from hagmil.trainer.config import load_config
+    from hagmil.trainer.folds import SUMMARY_NAME, fold_splits, train_folds
+
+    split = json.dumps(str(fold_splits(folder)[0][1]))  # each fold's own takes its place
+    loaded = load_config(config, [*overrides, f"data.split={split}"])
+    with TrainingDisplay() as display:
+        summary = train_folds(loaded, folder, progress=display.fold)
+    _show_folds(summary)
+    common.stdout().print(f"summary: {loaded.out / SUMMARY_NAME}", markup=False, highlight=False)
+
+
+def _show_folds(summary: FoldsSummary) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{len(summary.folds)} folds, mean ± standard deviation")
+    for column in ("part", "measure", "all", *(f"fold {run.fold}" for run in summary.folds)):
+        table.add_column(column)
+    for part, measures in (("validation", summary.validation), ("test", summary.test)):
+        for name, spread in measures.items():
+            over_all = f"{_number(spread.mean)} ± {_number(spread.deviation)}"
+            table.add_row(part, name, over_all, *(_number(value) for value in spread.folds))
+    common.stdout().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
 def describe(metrics: ClassificationMetrics) -> str:
     """Metrics in one line."""
-    named = (("AUC", metrics.auc), ("accuracy", metrics.accuracy), ("macro F1", metrics.macro_f1))
+    named: tuple[tuple[str, float | None], ...] = (
+        ("AUC", metrics.auc),
+        ("accuracy", metrics.accuracy),
+        ("macro F1", metrics.macro_f1),
+    )
+    if metrics.hierarchy is not None:
+        layers = metrics.hierarchy
+        named = (*named, ("coarse accuracy", layers.coarse_accuracy), ("layers agree", layers.agreement))
     numbers = ", ".join(f"{name} {'undefined' if value is None else f'{value:.3f}'}" for name, value in named)
     return f"{numbers}, {metrics.slides} slides"
 
 
-class TrainingDisplay:
+class TrainingDisplay(common.Bars):
     """One bar over epochs, one over the slides of the present phase; a callback of the training loop."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        super().__init__(transient=True)
+        self._fold = ""
         self._epochs = self._bars.add_task("epochs", total=None)
         self._slides = self._bars.add_task("  slides", total=None)
 
-    def __enter__(self) -> TrainingDisplay:
-        self._bars.start()
+    def fold(self, place: int, folds: int) -> TrainingDisplay:
+        """Show the trainings of a cross-validation: ``place`` counts from 0."""
+        self._fold = f"fold {place + 1} of {folds}, "
         return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._bars.stop()
 
     def __call__(self, state: TrainingProgress) -> None:
         """See :data:`hagmil.trainer.loop.ProgressCallback`."""
-        words = "epochs"
+        words = f"{self._fold}epochs"
         if state.last_validation is not None:
             words += f" (validation: {describe(state.last_validation)}; best epoch {state.best_epoch})"
         self._bars.update(self._epochs, description=words, completed=state.epoch, total=state.max_epochs)

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from hagmil._files import write_text
-from hagmil.bundle import Manifest
+from hagmil.bundle import RESEARCH_USE_ONLY, Manifest
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
 from hagmil.runtime.cascade import StageOutcome, plan_slide, run_cascade, stage_specs
+from hagmil.runtime.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.doctor import installed_version
 from hagmil.runtime.encode import EncodeOptions, Progress
 from hagmil.runtime.geometry import TOLERANCE, finest_ratio
-from hagmil.runtime.heatmap import Caption, draw_heatmap
+from hagmil.runtime.heatmap import PANEL_PX, Caption, draw_heatmap
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.overview import Overview, read_overview
@@ -29,6 +30,7 @@ from hagmil.runtime.result import (
     REGIONS_NAME,
     RESULT_NAME,
     TABLE_NAME,
+    LayerResult,
     Result,
     StageResult,
     read_result,
@@ -37,9 +39,9 @@ from hagmil.runtime.result import (
     write_regions,
     write_result,
 )
-from hagmil.runtime.slide import open_slide
+from hagmil.runtime.slide import Slide, open_slide
 from hagmil.runtime.tissue import find_tissue
-from hagmil.runtime.verdict import Verdict, stage_logits, verdict_of
+from hagmil.runtime.verdict import Verdict, class_attentions, stage_logits, verdict_of
 
 _log = logging.getLogger(__name__)
 DEFAULT_OUT = Path("hagmil-results")
@@ -179,8 +181,9 @@ def predict_one(
         EnvironmentLacks: the device is lost.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT_NAME, HEATMAP_NAME, ATTENTION_NAME, REGIONS_NAME):  # of an earlier run
-        (folder / name).unlink(missing_ok=True)
+    for name in (RESULT_NAME, HEATMAP_NAME, CLASS_HEATMAPS, ATTENTION_NAME, REGIONS_NAME):  # of an earlier run
+        for path in folder.glob(name):
+            path.unlink()
     clock = StepClock()
     report = _report(request, model, options)
     try:
@@ -203,7 +206,7 @@ class _Seen:
 
     verdict: Verdict
     outcomes: tuple[StageOutcome, ...]
-    overview: Overview
+    picture: Overview
     spacing_source: str | None
     warnings: tuple[str, ...]
 
@@ -226,8 +229,18 @@ def _look(
         outcomes = run_cascade(
             slide, mask, model, plan, options.encode, clock=clock, keep=options.keep, progress=progress
         )
-        verdict = verdict_of(manifest, outcomes[-1].outputs)
-        return _Seen(verdict, outcomes, overview, slide.spacing_source, _warnings(manifest, overview.slide_spacing_um))
+        verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
+        with clock.step("picture"):
+            picture = _picture(slide, overview)
+        return _Seen(verdict, outcomes, picture, slide.spacing_source, _warnings(manifest, overview.slide_spacing_um))
+
+
+def _picture(slide: Slide, overview: Overview) -> Overview:
+    """What the heatmap is drawn on: the overview, or a finer one where a small slide would look blurred."""
+    if max(overview.pixels.shape) >= PANEL_PX:
+        return overview
+    finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
+    return finer if finer.downsample < overview.downsample else overview
 
 
 def _warnings(manifest: Manifest, slide_spacing_um: float) -> tuple[str, ...]:
@@ -268,6 +281,8 @@ def _success(model: LoadedModel, seen: _Seen) -> dict[str, Any]:
         "status": "ok",
         "prediction": seen.verdict.prediction,
         "probabilities": seen.verdict.probabilities,
+        **_layers(seen.verdict),
+        "temperature": model.bundle.manifest.temperature,
         "stages": tuple(
             StageResult(
                 name=outcome.geometry.name,
@@ -281,9 +296,21 @@ def _success(model: LoadedModel, seen: _Seen) -> dict[str, Any]:
         ),
         "provider": model.stages[-1].provider,
         "precision": model.bundle.manifest.precision,
-        "spacing_um": seen.overview.slide_spacing_um,
+        "spacing_um": seen.picture.slide_spacing_um,
         "spacing_source": seen.spacing_source,
         "warnings": seen.warnings,
+    }
+
+
+def _layers(verdict: Verdict) -> dict[str, Any]:
+    """What is said where labels have two layers."""
+    if verdict.coarse is None:
+        return {}
+    return {
+        "coarse": LayerResult(prediction=verdict.coarse.prediction, probabilities=verdict.coarse.probabilities),
+        "fine": LayerResult(prediction=verdict.prediction, probabilities=verdict.probabilities),
+        "layers_agree": verdict.coarse.agrees,
+        "coarse_from_fine": verdict.coarse.from_fine,
     }
 
 
@@ -311,11 +338,20 @@ def _write_pictures(folder: Path, request: SlideRequest, model: LoadedModel, see
         title=request.slide_id,
         verdict=f"{seen.verdict.prediction}  {ranked[0][1]:.3f}",
         details="   ".join(f"{name} {value:.3f}" for name, value in ranked),
-        notice=model.bundle.manifest.intended_use,
+        notice=notice_of(model),
     )
-    draw_heatmap(folder / HEATMAP_NAME, seen.overview, seen.outcomes, caption)
-    write_attention(folder, seen.outcomes)
+    draw_heatmap(folder / HEATMAP_NAME, seen.picture, seen.outcomes, caption)
+    hierarchy, last = model.bundle.manifest.hierarchy, seen.outcomes[-1]
+    attentions = class_attentions(hierarchy, seen.verdict, last.outputs)
+    draw_class_heatmaps(folder, seen.picture, last, attentions, caption)
+    write_attention(folder, seen.outcomes, hierarchy)
     write_regions(folder, seen.outcomes)
+
+
+def notice_of(model: LoadedModel) -> str:
+    """What every picture and every run says of a model: research use only, and what it is for."""
+    intended_use = model.bundle.manifest.intended_use
+    return intended_use if RESEARCH_USE_ONLY in intended_use else f"{RESEARCH_USE_ONLY} {intended_use}"
 
 
 def _earlier_result(request: SlideRequest, model: LoadedModel, out: Path, options: PredictOptions) -> Result | None:

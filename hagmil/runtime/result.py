@@ -14,7 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hagmil._files import atomic_path, write_text
+from hagmil.bundle import Hierarchy
 from hagmil.runtime.cascade import StageOutcome
+from hagmil.spec import COARSE_ATTENTION, FINE_ATTENTION, TensorSpec
 
 RESULT_NAME = "result.json"
 ATTENTION_NAME = "attention.h5"
@@ -40,6 +42,13 @@ class StageResult(_Model):
     logits: tuple[float, ...]
 
 
+class LayerResult(_Model):
+    """The verdict in one layer of a hierarchy of labels."""
+
+    prediction: str
+    probabilities: dict[str, float]
+
+
 class Result(_Model):
     """``result.json``: one slide's verdict and where it came from, or why there is none."""
 
@@ -50,8 +59,17 @@ class Result(_Model):
     status: Status
     code: str | None = Field(default=None, description="why there is no verdict, in one stable word")
     message: str | None = Field(default=None, description="why there is no verdict, for a person")
-    prediction: str | None = None
+    prediction: str | None = Field(default=None, description="with a hierarchy of labels the fine class")
     probabilities: dict[str, float] = Field(default_factory=dict)
+    coarse: LayerResult | None = Field(default=None, description="null where labels have one layer; so the next three")
+    fine: LayerResult | None = None
+    layers_agree: bool | None = Field(default=None, description="whether the fine class belongs to the coarse one")
+    coarse_from_fine: dict[str, float] | None = Field(
+        default=None, description="the fine probabilities summed into coarse classes"
+    )
+    temperature: float | None = Field(
+        default=None, description="that the verdict's logits were divided by; null: the bundle is not calibrated"
+    )
     stages: tuple[StageResult, ...] = ()
     timing_s: dict[str, float] = Field(default_factory=dict, description="wall-clock seconds by step, and in total")
     provider: str | None = None
@@ -85,12 +103,18 @@ def read_result(folder: Path) -> Result:
     return Result.model_validate_json((folder / RESULT_NAME).read_bytes())
 
 
-def write_attention(folder: Path, outcomes: Sequence[StageOutcome]) -> None:
+def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: Hierarchy | None = None) -> None:
     """Write ``attention.h5``: coordinates, attention and kept rows of every stage.
 
     One group a stage with ``coords`` int64 (patches, 2), level-0 top-left (x, y); ``attention`` float32 (patches,);
     ``kept`` int64 (kept,), rows of the former, highest first; attributes ``patch_size``, ``patch_size_level0``,
-    ``spacing_um``.
+    ``spacing_um``. Of a model with an attention a class also ``coarse_attention`` and ``fine_attention``, float32
+    (classes, patches), whose attribute ``classes`` names the rows; ``attention`` is then the fine verdict's.
+
+    Args:
+        folder: where the file goes.
+        outcomes: the stages, coarse to fine.
+        hierarchy: names the classes; None where there is no such model.
     """
     with (
         atomic_path(folder / ATTENTION_NAME) as temporary,
@@ -104,6 +128,8 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome]) -> None:
             group.create_dataset("coords", data=outcome.coords)
             group.create_dataset("attention", data=outcome.attention)
             group.create_dataset("kept", data=outcome.kept)
+            for spec, classes in _class_attention(outcome, hierarchy):
+                group.create_dataset(spec.name, data=outcome.outputs[spec.name]).attrs["classes"] = list(classes)
 
 
 def write_regions(folder: Path, outcomes: Sequence[StageOutcome]) -> None:
@@ -132,6 +158,14 @@ def table(results: Sequence[Result], classes: Sequence[str]) -> str:
     for result in results:
         writer.writerow(_row(result, classes))
     return text.getvalue()
+
+
+def _class_attention(
+    outcome: StageOutcome, hierarchy: Hierarchy | None
+) -> tuple[tuple[TensorSpec, tuple[str, ...]], ...]:
+    if hierarchy is None or FINE_ATTENTION.name not in outcome.outputs:
+        return ()
+    return (COARSE_ATTENTION, hierarchy.coarse), (FINE_ATTENTION, hierarchy.fine)
 
 
 def _row(result: Result, classes: Sequence[str]) -> list[str]:

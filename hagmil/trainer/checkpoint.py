@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hagmil._files import atomic_path, write_text
+from hagmil.bundle import Hierarchy
 from hagmil.errors import BundleError
 from hagmil.spec import Kind
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.metrics import ClassificationMetrics
-from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
+from hagmil.trainer.models.build import ModelConfig, cascade_models, hmil_model
+from hagmil.trainer.models.hmil import HmilConfig
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "checkpoint.json"
@@ -57,6 +59,7 @@ class CheckpointBackbone(_Model):
 
     name: str
     sha256: str = Field(description="digest of its ONNX file")
+    proven: bool = Field(default=True, description="false: somebody said so when the checkpoint was imported")
 
 
 class TrainingRecord(_Model):
@@ -73,6 +76,14 @@ class TrainingRecord(_Model):
     validation: ClassificationMetrics | None = Field(description="of these weights; null before any epoch's end")
 
 
+class ImportRecord(_Model):
+    """The file of the published code that weights were imported from."""
+
+    versions: dict[str, str] = Field(description="versions of the packages that took part")
+    source_name: str
+    source_sha256: str
+
+
 class CheckpointCard(_Model):
     """``checkpoint.json``: everything that an export needs to know of the weights."""
 
@@ -80,21 +91,37 @@ class CheckpointCard(_Model):
     format_version: Literal[1] = 1
     hagmil: str = Field(description="version of hagmil that wrote it")
     kind: Kind
-    classes: tuple[str, ...] = Field(min_length=2, description="in the order of the logits")
+    classes: tuple[str, ...] = Field(min_length=2, description="of the verdict, in the order of its logits")
+    hierarchy: Hierarchy | None = Field(default=None, description="null where labels have one layer")
     patch_px: int = Field(ge=1)
     stages: tuple[CheckpointStage, ...] = Field(min_length=1, description="coarse to fine")
     feature_dim: int = Field(ge=1)
-    model: IatConfig
-    backbone: CheckpointBackbone
+    model: ModelConfig
+    backbone: CheckpointBackbone | None = Field(description="null where nobody knows which it was")
     tissue: TissueParameters
     weights_sha256: str = Field(description="digest over names, shapes and values of the models' weights")
-    training: TrainingRecord
+    training: TrainingRecord | None = Field(default=None, description="null where the weights were imported")
+    imported: ImportRecord | None = Field(default=None, description="null where the weights were trained here")
 
     @model_validator(mode="after")
-    def _last_stage_keeps_nothing(self) -> CheckpointCard:
+    def _parts_fit_together(self) -> CheckpointCard:
         if any((stage.keep is None) != (stage is self.stages[-1]) for stage in self.stages):
             raise ValueError("keep must be null on the last stage and a number on all others")
+        if self.hierarchy is not None and self.hierarchy.fine != self.classes:
+            raise ValueError("classes must be the hierarchy's fine classes")
+        if (self.kind == "hmil") != isinstance(self.model, HmilConfig):
+            raise ValueError(f"these are no sizes of a model of kind {self.kind}")
+        if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
+            raise ValueError("kind hmil has a hierarchy and one stage")
+        if (self.training is None) == (self.imported is None):
+            raise ValueError("either training or imported must be given")
         return self
+
+    def origin(self) -> dict[str, Any]:
+        """Where the weights came from, as JSON has it: the training record, or the import record."""
+        record = self.training or self.imported
+        assert record is not None  # the card was checked
+        return record.model_dump(mode="json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +167,16 @@ def build_models(checkpoint: Checkpoint) -> list[nn.Module]:
     """The models of a checkpoint with their weights, in evaluation mode, on the CPU.
 
     Args:
-        checkpoint: of kind hag-mil.
+        checkpoint: of either kind.
 
     Returns:
-        An :class:`IntegratedAttentionTransformer` a stage, coarse to fine.
+        A model a stage, coarse to fine.
 
     Raises:
         BundleError: the weights are damaged, altered, or not those of the card's models.
     """
     card = checkpoint.card
-    models: list[nn.Module] = [
-        IntegratedAttentionTransformer(card.feature_dim, len(card.classes), card.model) for _ in card.stages
-    ]
+    models = _empty_models(card)
     tensors = _tensors(checkpoint.weights_path, "stages.")
     if _digest(tensors) != card.weights_sha256:
         raise BundleError(
@@ -217,6 +242,21 @@ def restore(folder: Path, models: Sequence[nn.Module], optimisers: Sequence[Opti
     _fill(models, _tensors(path, "stages."), path)
     for index, optimiser in enumerate(optimisers):
         _fill_optimiser(optimiser, _tensors(path, f"optimisers.{index}."))
+
+
+def _empty_models(card: CheckpointCard) -> list[nn.Module]:
+    if isinstance(card.model, HmilConfig):
+        assert card.hierarchy is not None  # the card was checked
+        return [hmil_model(card.model, feature_dim=card.feature_dim, hierarchy=card.hierarchy)]
+    return list(
+        cascade_models(
+            card.model,
+            feature_dim=card.feature_dim,
+            classes=len(card.classes),
+            hierarchy=card.hierarchy,
+            stages=len(card.stages),
+        )
+    )
 
 
 def _pretty(card: CheckpointCard) -> str:

@@ -3,7 +3,7 @@
 1. Take the run folder, put the cohort together, make the models.
 2. Go on from the last checkpoint, if there is one.
 3. Epoch after epoch: train on every slide, validate, write the checkpoints. A signal is answered between two
-   slides: the state is written, and the run ends as interrupted.
+   steps: the state is written, and the run ends as interrupted.
 4. Evaluate the best weights and write metrics.json.
 """
 
@@ -27,11 +27,12 @@ from hagmil.trainer.checkpoint import (
     restore,
     write_checkpoint,
 )
-from hagmil.trainer.cohort import Cohort, open_cohort, read_bag
-from hagmil.trainer.config import HagMilConfig
+from hagmil.trainer.cohort import Cohort, open_training_cohort, read_bag
+from hagmil.trainer.config import TrainingConfig
 from hagmil.trainer.curves import Curves, open_curves
 from hagmil.trainer.evaluation import Evaluation, evaluate
-from hagmil.trainer.hag_mil import HagMil
+from hagmil.trainer.method import Method, set_learning_rate
+from hagmil.trainer.methods import new_method
 from hagmil.trainer.order import epoch_order, step_seed, weights_seed
 from hagmil.trainer.progress import Phase, ProgressCallback, TrainingProgress
 from hagmil.trainer.provenance import checkpoint_card
@@ -54,15 +55,15 @@ _log = logging.getLogger(__name__)
 class _Run:
     """What the loop works with."""
 
-    config: HagMilConfig
+    config: TrainingConfig
     cohort: Cohort
-    recipe: HagMil
+    method: Method
     stop: StopRequest
     progress: ProgressCallback
 
 
-def train(config: HagMilConfig, *, resume: bool = False, progress: ProgressCallback | None = None) -> RunMetrics:
-    """Train HAG-MIL and write a run folder.
+def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCallback | None = None) -> RunMetrics:
+    """Train HAG-MIL or HMIL and write a run folder.
 
     On the CPU, with the same number of threads, a run that was stopped and resumed ends with the same
     weights, bit by bit, as one that never was.
@@ -70,15 +71,14 @@ def train(config: HagMilConfig, *, resume: bool = False, progress: ProgressCallb
     Args:
         config: everything; ``config.out`` is the run folder.
         resume: go on with the run in that folder; a new run where there is none.
-        progress: called after every slide.
+        progress: called after every step, and in evaluation after every slide.
 
     Returns:
         What the best weights achieve, as in the run folder's ``metrics.json``.
 
     Raises:
         UsageError: the folder holds a run and ``resume`` is not set, the run was started with another recipe,
-        or
-            the training has diverged.
+            the features' stages do not suit the method, or the training has diverged.
         DataError: features, labels and split do not fit together.
         EnvironmentLacks: the device that was asked for is absent.
         Interrupted: SIGINT or SIGTERM came; the state is written and the run can be resumed.
@@ -93,33 +93,35 @@ def train(config: HagMilConfig, *, resume: bool = False, progress: ProgressCallb
         torch.random.fork_rng(devices=devices),  # the caller's random numbers stay as they were
         StopRequest() as stop,
     ):
-        data = config.data
-        cohort = open_cohort(data.features, data.labels, data.split, classes=config.classes)
-        write_config(config)
+        cohort = open_training_cohort(config)
         torch.manual_seed(weights_seed(seed=config.seed))
-        recipe = HagMil(config, cohort.stages, cohort.feature_dim, len(cohort.classes))
-        run = _Run(config, cohort, recipe, stop, progress or (lambda _: None))
+        method = new_method(config, cohort)
+        write_config(config)
+        run = _Run(config, cohort, method, stop, progress or (lambda _: None))
         return _finish(run, _fit(run, _first_state(run)))
 
 
 def _fit(run: _Run, state: TrainingState) -> TrainingState:
     """Step 3: train until the schedule ends it; the loop that everything else serves."""
-    config, slides = run.config, run.cohort.train
+    config, slides, schedule = run.config, run.cohort.train, run.config.schedule
     labels = [slide.label for slide in slides]
-    weighted = config.schedule.weighted_sampling
     with open_curves(config.out / TENSORBOARD_NAME, epochs_done=state.epoch) as curves:
-        while not state.is_finished(config.schedule):
-            order = epoch_order(labels, seed=config.seed, epoch=state.epoch, weighted=weighted)
-            for place in order[state.position :]:
+        while not state.is_finished(schedule):
+            learning_rate = state.learning_rate(config.optimiser.learning_rate, schedule)
+            set_learning_rate(run.method.optimisers, learning_rate)
+            order = epoch_order(labels, seed=config.seed, epoch=state.epoch, weighted=schedule.weighted_sampling)
+            while state.position < len(order):
                 torch.manual_seed(step_seed(seed=config.seed, epoch=state.epoch, position=state.position))
-                losses = run.recipe.train_slide(read_bag(slides[place]))
-                state = state.after_slide(losses)
+                places = order[state.position : state.position + run.method.batch_size]
+                bags = [read_bag(slides[place]) for place in places]
+                losses = run.method.train_bags(bags, epoch=state.epoch)
+                state = state.after_step(losses, slides=len(bags))
                 _report(run, state, "train", state.position, len(order))
                 _stop_if_asked(run, state)
 
             validation = _evaluate(run, state, "validation")
-            train_losses, state = state.mean_losses(), state.after_epoch(validation.metrics)
-            _record(run, state, curves, train_losses, validation)
+            train_losses, state = state.mean_losses(), state.after_epoch(validation.metrics, schedule)
+            _record(run, state, curves, train_losses, validation, learning_rate)
             if state.improved():
                 _save(run, state, BEST)
             _save(run, state, LAST)
@@ -148,7 +150,7 @@ def _first_state(run: _Run) -> TrainingState:
                 f'the run in "{run.config.out}" was started with other {what}; resume it with the data that '
                 "it began with, or choose another out"
             )
-    restore(folder, run.recipe.models, run.recipe.optimisers)
+    restore(folder, run.method.models, run.method.optimisers)
     _log.info("resuming after %d epochs and %d slides", state.epoch, state.position)
     return state
 
@@ -158,7 +160,7 @@ def _finish(run: _Run, state: TrainingState) -> RunMetrics:
     config, cohort = run.config, run.cohort
     if state.best_epoch is None:
         raise BundleError(f'the run in "{config.out}" has no best checkpoint; start it anew in another out')
-    restore(config.out / BEST, run.recipe.models)
+    restore(config.out / BEST, run.method.models)
     metrics = RunMetrics(
         classes=cohort.classes,
         epochs=state.epoch,
@@ -182,8 +184,14 @@ def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "tes
         _report(run, state, phase, done, len(slides))
         _stop_if_asked(run, state)
 
-    classes = len(run.cohort.classes)
-    return evaluate(run.recipe, slides, classes, empty_slides=len(empty), after_slide=after_slide)
+    return evaluate(
+        run.method,
+        slides,
+        len(run.cohort.classes),
+        hierarchy=run.cohort.hierarchy,
+        empty_slides=len(empty),
+        after_slide=after_slide,
+    )
 
 
 def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int) -> None:
@@ -216,25 +224,34 @@ def _save(run: _Run, state: TrainingState, folder: Path) -> None:
     is_last = folder == LAST
     write_checkpoint(
         run.config.out / folder,
-        checkpoint_card(run.config, run.cohort, run.recipe, state),
-        run.recipe.models,
-        optimisers=run.recipe.optimisers if is_last else (),
+        checkpoint_card(run.config, run.cohort, run.method, state),
+        run.method.models,
+        optimisers=run.method.optimisers if is_last else (),
         training_state=state.model_dump_json() if is_last else None,
     )
 
 
 def _record(
-    run: _Run, state: TrainingState, curves: Curves, train_losses: tuple[float, ...], validation: Evaluation
+    run: _Run,
+    state: TrainingState,
+    curves: Curves,
+    train_losses: tuple[float, ...],
+    validation: Evaluation,
+    learning_rate: float,
 ) -> None:
-    metrics = validation.metrics
+    metrics, layers = validation.metrics, validation.metrics.hierarchy
     values = {
+        "train/learning_rate": learning_rate,
         "validation/auc": metrics.auc,
         "validation/accuracy": metrics.accuracy,
         "validation/macro_f1": metrics.macro_f1,
     }
-    for stage, train_loss, loss in zip(run.cohort.stages, train_losses, validation.stage_losses, strict=True):
-        values[f"train/loss/{stage.name}"] = train_loss
-        values[f"validation/loss/{stage.name}"] = loss
+    if layers is not None:
+        values |= {"validation/coarse_accuracy": layers.coarse_accuracy, "validation/agreement": layers.agreement}
+    for name, train_loss in zip(run.method.loss_names, train_losses, strict=True):
+        values[f"train/loss/{name}"] = train_loss
+    for name, loss in zip(run.method.verdict_names, validation.losses, strict=True):
+        values[f"validation/loss/{name}"] = loss
     curves.add(state.epoch, values)
     _log.info("epoch %d: training loss %.4f; validation %s", state.epoch, train_losses[-1], metrics)
 

@@ -8,8 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import f1_score, roc_auc_score
 
 
+class HierarchyMetrics(BaseModel):
+    """What was measured of the coarse verdicts, where labels have a hierarchy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coarse_auc: float | None = Field(description="as auc, of the coarse classes' own probabilities")
+    coarse_accuracy: float | None
+    coarse_macro_f1: float | None
+    agreement: float | None = Field(description="share of slides whose fine verdict belongs to their coarse verdict")
+
+
 class ClassificationMetrics(BaseModel):
-    """What was measured over one part of a split."""
+    """What was measured over one part of a split; with a hierarchy of labels of the fine verdicts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,6 +32,31 @@ class ClassificationMetrics(BaseModel):
     )
     accuracy: float | None = Field(description="null without slides")
     macro_f1: float | None = Field(description="mean F1 over all classes; null without slides")
+    hierarchy: HierarchyMetrics | None = Field(default=None, description="null where labels have one layer")
+
+
+def hierarchy_metrics(
+    fine: NDArray[np.float64],
+    coarse: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    fine_to_coarse: NDArray[np.int64],
+) -> HierarchyMetrics:
+    """Measure coarse verdicts against coarse labels, and against fine verdicts.
+
+    Args:
+        fine: float64 (slides, fine), rows sum to 1.
+        coarse: float64 (slides, coarse), rows sum to 1.
+        labels: int64 (slides,), fine classes.
+        fine_to_coarse: int64 (fine,), for each fine class its coarse class.
+    """
+    own = classification_metrics(coarse, fine_to_coarse[labels], loss=None, empty_slides=0)
+    agree = fine_to_coarse[fine.argmax(axis=1)] == coarse.argmax(axis=1)
+    return HierarchyMetrics(
+        coarse_auc=own.auc,
+        coarse_accuracy=own.accuracy,
+        coarse_macro_f1=own.macro_f1,
+        agreement=float(agree.mean()) if len(agree) else None,
+    )
 
 
 def classification_metrics(

@@ -1,7 +1,10 @@
-"""What a feature file holds, read without its arrays: so that a cohort of terabytes is checked in seconds."""
+"""What a slide's features are, known without reading them: so that a cohort of terabytes is checked in
+seconds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from hagmil.features import FeatureHeader, read_header
 
 @dataclass(frozen=True, slots=True)
 class StageOutline:
-    """One stage of a feature file.
+    """One stage of a slide's features.
 
     Args:
         name: the stage's name.
@@ -32,22 +35,40 @@ class StageOutline:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """One feature file: its header and the sizes of its stages, coarse to fine."""
+    """The features of one slide.
 
-    header: FeatureHeader
+    Args:
+        slide_id: the slide's name.
+        header: what their file says of itself; None where the layout has no such thing.
+        stages: coarse to fine.
+    """
+
+    slide_id: str
+    header: FeatureHeader | None
     stages: tuple[StageOutline, ...]
 
 
-def read_outline(path: Path) -> Outline:
-    """Read the header and the sizes of a feature file.
+def read_outline(path: Path, stages: Sequence[str] | None = None) -> Outline:
+    """Read the header and the sizes of one of our feature files.
+
+    Args:
+        path: the ``.h5`` file.
+        stages: names of the stages that are wanted, coarse to fine; all of them where None.
 
     Raises:
-        DataError: it is missing, damaged, or no feature file.
+        DataError: it is missing, damaged, no feature file, or lacks a stage.
     """
     header = read_header(path)
+    names = header.stages if stages is None else tuple(stages)
+    absent = [name for name in names if name not in header.stages]
+    if absent:
+        raise DataError(
+            f'features "{path}" have no stage {", ".join(absent)}; they have {", ".join(header.stages)}',
+            code="features_missing",
+        )
     try:
         with h5py.File(path, "r") as file:
-            return Outline(header, tuple(_stage(file[name], name) for name in header.stages))
+            return Outline(header.slide_id, header, tuple(_stage(file[name], name) for name in names))
     except (KeyError, OSError, ValueError) as error:
         raise DataError(f'features "{path}" are damaged: {error}', code="features_unreadable") from error
 

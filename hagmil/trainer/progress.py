@@ -13,7 +13,8 @@ Phase = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """How far a training is; handed to the progress callback after every slide.
+    """How far a training is; handed to the progress callback after every step of training and
+    every slide of evaluation.
 
     Args:
         phase: what is being done.
@@ -21,7 +22,8 @@ class TrainingProgress:
         max_epochs: epochs at most.
         done: slides of this phase done.
         total: slides of this phase.
-        loss: mean training loss of the finest stage so far in this epoch; None outside training.
+        loss: mean so far in this epoch of the training loss to watch (HAG-MIL's finest stage's, HMIL's total); None
+            outside training.
         last_validation: of the last epoch done.
         best_epoch: the epoch of lowest validation loss so far.
     """

@@ -16,25 +16,26 @@ from hagmil.trainer.checkpoint import (
     weights_sha256,
 )
 from hagmil.trainer.cohort import Cohort
-from hagmil.trainer.config import HagMilConfig
-from hagmil.trainer.hag_mil import HagMil
+from hagmil.trainer.config import HagMilConfig, TrainingConfig
+from hagmil.trainer.method import Method
 from hagmil.trainer.state import TrainingState
 
 
-def checkpoint_card(config: HagMilConfig, cohort: Cohort, recipe: HagMil, state: TrainingState) -> CheckpointCard:
+def checkpoint_card(config: TrainingConfig, cohort: Cohort, method: Method, state: TrainingState) -> CheckpointCard:
     """Describe the weights as they are now.
 
     Args:
         config: the training's.
         cohort: what it is trained on.
-        recipe: the models.
+        method: the models.
         state: how far it has come.
     """
-    keep = config.cascade.keep_validation
+    keep = config.cascade.keep_validation if isinstance(config, HagMilConfig) else None
     return CheckpointCard(
         hagmil=__version__,
         kind=config.kind,
         classes=cohort.classes,
+        hierarchy=cohort.hierarchy,
         patch_px=cohort.patch_px,
         stages=tuple(
             CheckpointStage(name=stage.name, spacing_um=stage.spacing_um, keep=keep if stage.factor else None)
@@ -42,16 +43,11 @@ def checkpoint_card(config: HagMilConfig, cohort: Cohort, recipe: HagMil, state:
         ),
         feature_dim=cohort.feature_dim,
         model=config.model,
-        backbone=CheckpointBackbone(name=cohort.backbone_name, sha256=cohort.backbone_sha256),
+        backbone=_backbone(cohort),
         tissue=cohort.tissue,
-        weights_sha256=weights_sha256(recipe.models),
+        weights_sha256=weights_sha256(method.models),
         training=TrainingRecord(
-            versions={
-                "hagmil": __version__,
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-            },
+            versions=versions(),
             seed=config.seed,
             recipe_sha256=config.recipe_sha256(),
             labels_sha256=state.labels_sha256,
@@ -62,3 +58,19 @@ def checkpoint_card(config: HagMilConfig, cohort: Cohort, recipe: HagMil, state:
             validation=state.validation,
         ),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that weights depend on."""
+    return {
+        "hagmil": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def _backbone(cohort: Cohort) -> CheckpointBackbone | None:
+    if cohort.backbone_name is None or cohort.backbone_sha256 is None:
+        return None
+    return CheckpointBackbone(name=cohort.backbone_name, sha256=cohort.backbone_sha256)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hagmil._files import write_text
 from hagmil.errors import UsageError
-from hagmil.trainer.config import HagMilConfig
+from hagmil.trainer.config import TrainingConfig
 from hagmil.trainer.data import Part
 from hagmil.trainer.metrics import ClassificationMetrics
 
@@ -31,6 +31,7 @@ TENSORBOARD_NAME = "tensorboard"
 
 _PLACES = {"out", "data.features", "data.labels", "data.split"}  # what is found there must be the same
 _MAY_CHANGE = _PLACES | {"device", "threads", "schedule.max_epochs", "schedule.patience"}
+_FIXED_FOR_HMIL = {"schedule.max_epochs"}  # its curriculum runs over all epochs
 
 
 class RunMetrics(BaseModel):
@@ -38,7 +39,7 @@ class RunMetrics(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(description="with a hierarchy the fine ones")
     epochs: int = Field(description="epochs trained")
     best_epoch: int
     stopped_early: bool
@@ -48,7 +49,7 @@ class RunMetrics(BaseModel):
     test: ClassificationMetrics
 
 
-def check_folder(config: HagMilConfig, *, resume: bool) -> None:
+def check_folder(config: TrainingConfig, *, resume: bool) -> None:
     """See that a training may use its run folder.
 
     Args:
@@ -66,7 +67,8 @@ def check_folder(config: HagMilConfig, *, resume: bool) -> None:
             f'"{config.out}" already holds a run; pass --resume to go on with it, or choose another out',
             code="run_exists",
         )
-    changed = sorted(_differences(_stored(path), config.model_dump(mode="json")) - _MAY_CHANGE)
+    may_change = _MAY_CHANGE - _FIXED_FOR_HMIL if config.kind == "hmil" else _MAY_CHANGE
+    changed = sorted(_differences(_stored(path), config.model_dump(mode="json")) - may_change)
     if changed:
         raise UsageError(
             f'the run in "{config.out}" was started with another {", ".join(changed)}; '
@@ -74,7 +76,7 @@ def check_folder(config: HagMilConfig, *, resume: bool) -> None:
         )
 
 
-def write_config(config: HagMilConfig) -> None:
+def write_config(config: TrainingConfig) -> None:
     """Write the configuration into the run folder, which from then on holds a run."""
     write_text(config.out / CONFIG_NAME, config.to_yaml())
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, write_features
 from hagmil.tissue_parameters import TissueParameters
-from hagmil.trainer.config import HagMilConfig, parse_config
+from hagmil.trainer.config import TrainingConfig, parse_config
 
 FEATURE_DIM = 6
 STAGES = (("low", 1.0), ("high", 0.5))
@@ -30,6 +30,7 @@ def write_slide(
     extra_rows: int = 0,
     backbone_sha256: str = "b" * 64,
     value: float | None = None,
+    width: int = FEATURE_DIM,
 ) -> None:
     """One feature file; in slides of label 1, a third of the patches have a raised first feature at every stage."""
     generator = np.random.default_rng([seed, label, *slide_id.encode()])
@@ -37,7 +38,7 @@ def write_slide(
     for index, (name, spacing_um) in enumerate(stages):
         factor = round(stages[0][1] / spacing_um)
         rows = patches * factor**2 + (extra_rows if index else 0)
-        features = generator.standard_normal((rows, FEATURE_DIM))
+        features = generator.standard_normal((rows, width))
         features[: (rows + 2) // 3, 0] += 4.0 * label
         if value is not None:
             features[:] = value
@@ -105,6 +106,6 @@ def write_split(path: Path, names: Mapping[str, Sequence[str]]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def configured(tree: Mapping[str, Any], **changes: Any) -> HagMilConfig:
+def configured(tree: Mapping[str, Any], **changes: Any) -> TrainingConfig:
     """The configuration with some of its keys replaced."""
     return parse_config({**tree, **changes}, source="test")

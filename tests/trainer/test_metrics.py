@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hagmil.trainer.metrics import classification_metrics
+from hagmil.trainer.metrics import classification_metrics, hierarchy_metrics
 
 
 def test_two_classes_by_hand() -> None:
@@ -40,4 +40,19 @@ def test_no_slides_leave_everything_undefined() -> None:
         "auc": None,
         "accuracy": None,
         "macro_f1": None,
+        "hierarchy": None,
     }
+
+
+def test_coarse_verdicts_are_measured_and_held_against_fine_ones() -> None:
+    fine = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.7, 0.1], [0.4, 0.1, 0.5]])
+    coarse = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
+    layers = hierarchy_metrics(fine, coarse, np.array([0, 2, 1, 2]), np.array([0, 0, 1]))
+    assert layers.coarse_accuracy == 0.5  # right, right, wrong, wrong
+    assert layers.coarse_auc == 0.75
+    assert layers.agreement == 0.5  # the last two: fine benign, coarse malignant, and the other way round
+
+
+def test_no_slides_leave_the_agreement_undefined() -> None:
+    layers = hierarchy_metrics(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0, np.int64), np.array([0, 0, 1]))
+    assert set(layers.model_dump().values()) == {None}

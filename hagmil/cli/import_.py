@@ -1,0 +1,75 @@
+"""hagmil import: a checkpoint of the published code to one of ours."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hagmil.cli import _common as common
+
+
+class KindName(StrEnum):
+    """A kind of model, as the command line takes it."""
+
+    hag_mil = "hag-mil"
+    hmil = "hmil"
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the published code.", metavar="CKPT")],
+    kind: Annotated[KindName, typer.Option("--kind", help="Whose code wrote it.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.", metavar="CHECKPOINT")],
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", help="Names in the order of the logits: a,b,c; HMIL: fine.", show_default=False),
+    ] = None,
+    fine_to_coarse: Annotated[
+        str | None,
+        typer.Option("--fine-to-coarse", help="HMIL: fine:coarse,fine:coarse,... or 0,0,1,...", show_default=False),
+    ] = None,
+    spacing_um: Annotated[
+        str | None,
+        typer.Option("--spacing-um", help="Of every stage, coarse to fine, or of the finest.", show_default=False),
+    ] = None,
+    patch_px: Annotated[int | None, typer.Option("--patch-px", help="Side of a patch.", show_default=False)] = None,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="HAG-MIL: patches kept at every stage but the last.")
+    ] = 10000,
+    backbone: Annotated[
+        Path | None,
+        typer.Option("--backbone", help="The patch encoder it was trained with, if you know.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is there.")] = False,
+) -> None:
+    """Bring a checkpoint of the published HAG-MIL or HMIL into our form; nothing in it is executed.
+
+    Widths, stages and number of classes are read off the weights. What is not in the file comes from the options; a
+    model of the published datasets' shape takes their values where an option is left out.
+    """
+    from hagmil.bundle import open_backbone
+    from hagmil.trainer.import_checkpoint import ImportOptions, import_checkpoint
+    from hagmil.trainer.published_defaults import parse_fine_to_coarse
+
+    options = ImportOptions(
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        fine_to_coarse=None if fine_to_coarse is None else parse_fine_to_coarse(fine_to_coarse),
+        spacing_um=None if spacing_um is None else _spacings(spacing_um),
+        patch_px=patch_px,
+        keep=keep,
+        backbone=None if backbone is None else open_backbone(backbone),
+    )
+    card = import_checkpoint(checkpoint, kind.value, out, options, overwrite=overwrite)
+    stages = ", ".join(f"{stage.spacing_um:g} um/px" for stage in card.stages)
+    common.stdout().print(f"{card.kind}: {', '.join(card.classes)}; {stages}; patches of {card.patch_px} px; {out}")
+
+
+def _spacings(text: str) -> list[float]:
+    from hagmil.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f'--spacing-um "{text}" must be numbers: 0.25, or 1,0.5,0.25') from error
