@@ -2,9 +2,9 @@
 
     python benchmarks/cascade_memory.py --sizes 8000 20000 --out benchmarks/results/cascade_memory.json
 
-A bundle with resnet50-trunc and the full-size transformer at each of three stages (random weights: what is measured does
-not depend on them) runs over a phantom of each size, in a process of its own. Given for each: peak resident memory of
-that process, seconds by step, and patches read at each stage beside what the quadtree says they must be.
+A bundle with resnet50-trunc and the full-size transformer at each of three stages (random weights: what is measured
+does not depend on them) runs over a phantom of each size, in a process of its own. Given for each: peak resident
+memory of that process, seconds by step, and patches read at each stage beside what the quadtree says they must be.
 """
 
 from __future__ import annotations

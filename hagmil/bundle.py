@@ -68,6 +68,11 @@ class Backbone(_Model):
     onnx: str
     features: int = Field(ge=1)
     name: str
+    reduced_from: Digest | None = Field(
+        default=None,
+        description="digest of the fp32 graph that it was made from, whose features the models were trained on; "
+        "null where it is that very graph",
+    )
 
 
 class Hierarchy(_Model):
@@ -144,6 +149,9 @@ class Manifest(_Model):
     backbone: Backbone
     tissue: TissueParameters
     precision: Precision
+    opsets: dict[str, int] = Field(
+        default_factory=dict, description="version of the standard operators that each graph uses, by its file"
+    )
     temperature: Temperature | None = Field(
         default=None, description="that the verdict's logits are divided by; null: not calibrated"
     )
@@ -186,6 +194,9 @@ class BackboneCard(_Model):
     name: str
     onnx: str = BACKBONE_ONNX_NAME
     sha256: Digest
+    weights_files: dict[str, Digest] = Field(
+        default_factory=dict, description="files beside the graph that hold weights of it, where it is above 2 GB"
+    )
     features: int = Field(ge=1, description="length of the feature vector")
     patch_px: int | None = Field(description="side of the patches it takes, in pixels; null where any will do")
     weights: str = Field(description="where the weights came from: a file and its digest, random, ...")
@@ -236,8 +247,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         ) from error
     bundle = Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
     if verify:
-        for name, entry in manifest.files.items():
-            _check_file(bundle, name, entry)
+        for name in manifest.files:
+            check_file(bundle, name)
     return bundle
 
 
@@ -257,9 +268,11 @@ def open_backbone(path: Path) -> BackboneCard:
         card = BackboneCard.model_validate_json(card_path.read_bytes())
     except ValidationError as error:
         raise BundleError(f'"{card_path}" is not valid: {first_problem(error)}', code="bundle_invalid") from error
-    onnx = path / card.onnx
-    if not onnx.is_file() or sha256_of(onnx) != card.sha256:
-        raise BundleError(f'"{onnx}" is not the file that {BACKBONE_CARD_NAME} speaks of', code="digest_mismatch")
+    for name, sha256 in {card.onnx: card.sha256, **card.weights_files}.items():
+        if not (path / name).is_file() or sha256_of(path / name) != sha256:
+            raise BundleError(
+                f'"{path / name}" is not the file that {BACKBONE_CARD_NAME} speaks of', code="digest_mismatch"
+            )
     return card
 
 
@@ -320,8 +333,13 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}{more}"
 
 
-def _check_file(bundle: Bundle, name: str, entry: FileEntry) -> None:
-    path = bundle.file(name)
+def check_file(bundle: Bundle, name: str) -> None:
+    """Hold one file of a bundle against its manifest.
+
+    Raises:
+        BundleError: it is missing, or another than the manifest's.
+    """
+    path, entry = bundle.file(name), bundle.manifest.files[name]
     if not path.is_file():
         raise BundleError(f'bundle "{bundle.path}": file {name} is missing', code="file_missing")
     if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:

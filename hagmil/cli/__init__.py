@@ -6,7 +6,18 @@ import signal
 import sys
 from types import FrameType
 
-from hagmil.errors import HagmilError, Interrupted
+from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted
+
+_EXTRAS = {
+    "torch": "train,export",
+    "safetensors": "train,export",
+    "yaml": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+}
+"""The extra of hagmil that brings what a command imports and the base install has not."""
 
 
 def main() -> None:
@@ -18,6 +29,12 @@ def main() -> None:
         app(standalone_mode=True)
     except HagmilError as error:
         _fail(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        remedy = f'pip install "hagmil[{_EXTRAS[package]}]"'
+        _fail(EnvironmentLacks(f'package "{package}" is not installed; run: {remedy}', code="package_missing"))
     except KeyboardInterrupt:
         _fail(Interrupted("stopped"))
 

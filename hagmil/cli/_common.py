@@ -34,9 +34,7 @@ Threads = Annotated[
 
 TrtFlavour = Annotated[
     str | None,
-    typer.Option(
-        "--trt-flavour", help="tensorrt or tensorrt-rtx; default: the installed one.", show_default=False
-    ),
+    typer.Option("--trt-flavour", help="tensorrt or tensorrt-rtx; default: the installed one.", show_default=False),
 ]
 Rebuild = Annotated[
     bool, typer.Option("--rebuild", help="Provider tensorrt: build engines here where the bundle's do not fit.")
@@ -63,15 +61,14 @@ def table(*heads: str, title: str | None = None) -> Table:
     return view
 
 
-class SlideProgress:
-    """Two bars on standard error: the slides that are done, and the patches of the present stage.
+class Bars:
+    """Progress bars on standard error, drawn while the block runs.
 
     Args:
-        total: how many slides there are.
-        what: what is being done to them.
+        transient: whether they vanish at its end.
     """
 
-    def __init__(self, total: int, what: str) -> None:
+    def __init__(self, *, transient: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -81,10 +78,8 @@ class SlideProgress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=Console(stderr=True),
-            transient=True,
+            transient=transient,
         )
-        self._slides = self._bars.add_task(what, total=total)
-        self._patches = self._bars.add_task("patches", total=None)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -92,6 +87,20 @@ class SlideProgress:
 
     def __exit__(self, *_error: object) -> None:
         self._bars.stop()
+
+
+class SlideProgress(Bars):
+    """Two bars on standard error: the slides that are done, and the patches of the present stage.
+
+    Args:
+        total: how many slides there are.
+        what: what is being done to them.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        super().__init__(transient=True)
+        self._slides = self._bars.add_task(what, total=total)
+        self._patches = self._bars.add_task("patches", total=None)
 
     def patches(self, stage: str, done: int, total: int) -> None:
         """Show how far the present stage is; see :data:`hagmil.runtime.encode.Progress`."""
@@ -106,28 +115,12 @@ class SlideProgress:
         self._bars.console.print(line, highlight=False, markup=False)
 
 
-class StepProgress:
+class StepProgress(Bars):
     """One bar a step on standard error; called with the step, how much of it is done, and how much there is."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
+        super().__init__(transient=False)
         self._steps: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._bars.stop()
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Show how far a step is."""

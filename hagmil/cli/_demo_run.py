@@ -20,6 +20,7 @@ import numpy as np
 import pyvips
 
 from hagmil._files import write_text
+from hagmil.bundle import RESEARCH_USE_ONLY
 from hagmil.errors import SlideFailed, UsageError
 from hagmil.export.backbones import export_backbone
 from hagmil.export.pipeline import export_bundle
@@ -54,7 +55,8 @@ RECIPE: dict[str, object] = {
 thousands of patches each. Dropout is off: with 48 slides it kept the model from learning anything."""
 
 PHANTOMS_ONLY = (
-    "This model was trained on synthetic slides and knows phantoms only: its verdict on a real slide means nothing."
+    f"{RESEARCH_USE_ONLY} This model was trained on synthetic slides and knows phantoms only: "
+    "its verdict on a real slide means nothing."
 )
 
 _VALIDATION_SHARE = 0.25

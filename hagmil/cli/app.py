@@ -16,9 +16,11 @@ from hagmil.cli.export_backbone import export_backbone
 from hagmil.cli.extract import extract
 from hagmil.cli.import_ import import_
 from hagmil.cli.infer import infer
+from hagmil.cli.inspect import inspect
 from hagmil.cli.phantom import phantom
 from hagmil.cli.split import split
 from hagmil.cli.train import train
+from hagmil.cli.verify import verify
 
 app = typer.Typer(
     name="hagmil",
@@ -37,6 +39,8 @@ app.command("split")(split)
 app.command("train")(train)
 app.command("import")(import_)
 app.command("export")(export)
+app.command("verify")(verify)
+app.command("inspect")(inspect)
 app.command("eval")(evaluate)
 
 

@@ -3,21 +3,202 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hagmil.cli import _common as common
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hagmil.export.pipeline import ExportReport
+    from hagmil.export.slide_parity import SlideParity
+    from hagmil.export.tensorrt import EngineOptions, EngineReport
+
+_TENSORRT = "TensorRT engines"
+_PARITY = "Proof"
 
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of hagmil train.", metavar="CHECKPOINT")],
     backbone: Annotated[Path, typer.Option("--backbone", help="The folder that export-backbone wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
+    precision: Annotated[str, typer.Option("--precision", help="Of all graphs inside: fp32 or fp16.")] = "fp32",
+    intended_use: Annotated[
+        str | None, typer.Option("--intended-use", help="What the bundle may be used for.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
+    parity: Annotated[
+        str,
+        typer.Option("--parity", help="default, or long: bags of 10,000 and 40,000 too.", rich_help_panel=_PARITY),
+    ] = "default",
+    parity_slides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parity-slides",
+            help="Slides, folders or globs whose verdicts must not change; repeatable.",
+            show_default=False,
+            rich_help_panel=_PARITY,
+        ),
+    ] = None,
+    parity_phantoms: Annotated[
+        int | None,
+        typer.Option(
+            "--parity-phantoms",
+            min=0,
+            help="Synthetic slides for the same; default: 4 with fp16 and no --parity-slides.",
+            show_default=False,
+            rich_help_panel=_PARITY,
+        ),
+    ] = None,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Build engines for every graph.", rich_help_panel=_TENSORRT)
+    ] = False,
+    trt_flavour: common.TrtFlavour = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compute-capability",
+            help="Of the GPU that will run them, such as 8.9; repeatable.",
+            show_default=False,
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
+    trt_batch: Annotated[
+        str | None,
+        typer.Option(
+            "--trt-batch",
+            help="min,opt,max batch of the backbone; default: 1,64,256.",
+            show_default=False,
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
+    trt_patches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trt-patches",
+            help="min,opt,max patches of a bag, a profile each; repeatable.",
+            show_default=False,
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
+    trt_workspace_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--trt-workspace-gib",
+            min=0.01,
+            help="The most GPU memory that one operation may take.",
+            show_default=False,
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
+    trt_hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--trt-hardware-compatibility",
+            help="none, ampere_plus or same_compute_capability.",
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = "none",
+    trt_version_compatible: Annotated[
+        bool,
+        typer.Option("--trt-version-compatible", help="For other versions of TensorRT too.", rich_help_panel=_TENSORRT),
+    ] = False,
+    trt_timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--trt-timing-cache",
+            help="File that keeps timings between builds; default: in the user's cache.",
+            show_default=False,
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
 ) -> None:
-    """Turn a checkpoint into a bundle: ONNX models proven against PyTorch, manifest, digests and self-test."""
-    from hagmil.export.pipeline import export_bundle
+    """Turn a checkpoint into a bundle: ONNX models proven against PyTorch, manifest, digests and self-test.
 
-    report = export_bundle(checkpoint, backbone, out, overwrite=overwrite)
-    common.stdout().print(report)
+    With fp16 the verdicts on slides are proven too. TensorRT-RTX builds engines without a GPU.
+    """
+    from hagmil._tensorrt.profiles import parse_range
+    from hagmil.cli._slide_parity import default_phantoms, slide_runner
+    from hagmil.export.pipeline import export_bundle
+    from hagmil.export.precision import parse_precision
+    from hagmil.export.stages import parse_form
+    from hagmil.export.tensorrt import EngineOptions, add_engines, engine_target, parse_hardware_compatibility
+
+    options = EngineOptions(
+        flavour=trt_flavour,
+        capabilities=tuple(compute_capability or ()),
+        batch=parse_range("--trt-batch", trt_batch) if trt_batch else None,
+        patches=tuple(parse_range("--trt-patches", text) for text in trt_patches or ()),
+        workspace_bytes=None if trt_workspace_gib is None else round(trt_workspace_gib * 2**30),
+        hardware_compatibility=parse_hardware_compatibility(trt_hardware_compatibility),
+        version_compatible=trt_version_compatible,
+        timing_cache=trt_timing_cache,
+    )
+    _check_use(options, wanted=trt)
+    if trt:
+        engine_target(options)  # what is missing is said before the long export
+    phantoms = default_phantoms(precision, parity_slides) if parity_phantoms is None else parity_phantoms
+    with common.StepProgress() as progress:
+        with slide_runner(parity_slides or [], phantoms, progress=progress) as slides:
+            report = export_bundle(
+                checkpoint,
+                backbone,
+                out,
+                precision=parse_precision(precision),
+                parity_form=parse_form(parity),
+                slides=slides,
+                intended_use=intended_use,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        engines = add_engines(out, options, progress=progress).engines if trt else ()
+    _show(report, engines)
+    common.stdout().print(f"bundle: {out}", markup=False, highlight=False)
+
+
+def _check_use(options: EngineOptions, *, wanted: bool) -> None:
+    """Options of engines mean nothing without engines."""
+    from hagmil.errors import UsageError
+    from hagmil.export.tensorrt import EngineOptions
+
+    if not wanted and options != EngineOptions():
+        raise UsageError("options of TensorRT engines were given; add --trt to build them")
+
+
+def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
+    """What was proven, and what was built."""
+    console = common.stdout()
+    console.print(_parity_table(report))
+    if report.parity.slides is not None:
+        console.print(_slide_table(report.parity.slides))
+    if engines:
+        table = common.table("engine", "precision", "GPUs", "layers", "MB", "seconds")
+        for engine in engines:
+            entry = engine.entry
+            gpus = ", ".join(entry.capabilities)
+            size = f"{engine.file.bytes / 1e6:.1f}"
+            table.add_row(entry.file, entry.precision, gpus, f"{engine.layers}", size, f"{engine.seconds:.1f}")
+        console.print(table)
+    console.print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items()))
+
+
+def _parity_table(report: ExportReport) -> Table:
+    from hagmil.export.parity import worst_by_tensor
+
+    table = common.table("graph", "tensor", "comparisons", "largest error", "allowed there")
+    for row, comparisons in worst_by_tensor(report.parity.rows):
+        table.add_row(row.model, row.tensor, f"{comparisons}", f"{row.error:.1e}", f"{row.allowed:.1e}")
+    return table
+
+
+def _slide_table(slides: SlideParity) -> Table:
+    from hagmil.export.model_card import percent
+
+    title = f"{slides.what}: {slides.equal_verdicts} of {slides.with_verdict} verdicts are the same"
+    table = common.table("stage", "kept alike", "on the worst slide", "rank correlation at least", title=title)
+    for stage in slides.stages:
+        ranks = "" if stage.least_correlation is None else f"{stage.least_correlation:.6f}"
+        table.add_row(stage.name, percent(stage.kept_alike), percent(stage.least_alike), ranks)
+    return table

@@ -34,19 +34,26 @@ def infer(
     batch_size: common.BatchSize = 64,
     readers: common.Readers = 2,
     threads: common.Threads = None,
+    rebuild: common.Rebuild = False,
+    trt_flavour: common.TrtFlavour = None,
     resume: Annotated[bool, typer.Option("--resume", help="Leave slides alone that have their result.")] = False,
 ) -> None:
     """Take slides through a bundle's stages, coarse to fine, and write a verdict for each.
 
     Results: OUT/results.csv, and OUT/<slide_id>/ with result.json, heatmap.png, attention.h5 and regions.geojson.
     """
+    from hagmil.errors import UsageError
     from hagmil.runtime.encode import EncodeOptions
     from hagmil.runtime.inputs import slide_requests
     from hagmil.runtime.model import builtin_bundle, load_model
     from hagmil.runtime.predict import PredictOptions, predict_many
 
+    if provider != "tensorrt" and (rebuild or trt_flavour):
+        raise UsageError("--rebuild and --trt-flavour belong to --provider tensorrt")
     requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
-    loaded = load_model(model or builtin_bundle(), provider=provider, threads=threads)
+    loaded = load_model(
+        model or builtin_bundle(), provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour
+    )
     options = PredictOptions(
         encode=EncodeOptions(batch_size=batch_size, reader_threads=readers), keep=keep, resume=resume
     )
@@ -63,22 +70,24 @@ def infer(
 
 def _show(results: Sequence[Result], out: Path) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("slide", "status", "verdict", "probability", "seconds", "why / where"):
+    for head in ("slide", "status", "verdict", "probability", "seconds"):
         view.add_column(head, overflow="fold")
     for result in results:
-        good = result.status == "ok"
-        probability = f"{result.probabilities[result.prediction]:.3f}" if result.prediction else ""
         view.add_row(
-            result.slide_id,
-            f"[{'green' if good else 'red'}]{result.status}[/]",
-            result.prediction or "",
-            probability,
+            Text(result.slide_id),
+            Text(result.status, style="green" if result.status == "ok" else "red"),
+            Text(result.prediction or result.code or ""),
+            f"{result.probabilities[result.prediction]:.3f}" if result.prediction else "",
             f"{result.timing_s.get('total', 0):.1f}",
-            str(out / result.slide_id / "heatmap.png") if good else f"{result.code}: {result.message}",
         )
     console = common.stdout()
     console.print(view)
-    failed = sum(result.status != "ok" for result in results)
-    console.print(f"{len(results) - failed} of {len(results)} slides have a verdict; table: {out / 'results.csv'}")
+    bad = [result for result in results if result.status != "ok"]
+    for result in bad:
+        console.print(Text(f"{result.slide_id}: {result.message}"))
+    console.print(f"{len(results) - len(bad)} of {len(results)} slides have a verdict; table: {out / 'results.csv'}")
+    if len(bad) < len(results):
+        console.print(f"heatmaps: {out}/<slide>/heatmap.png")

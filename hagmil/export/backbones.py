@@ -25,25 +25,29 @@ from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, BackboneCard, 
 from hagmil.errors import BundleError, UsageError
 from hagmil.export import resnet, tiny
 from hagmil.export.encoder import Channels, PatchEncoder, TorchBackbone
-from hagmil.export.graph import check_contract, opset_of, save
+from hagmil.export.graph import data_files, opset_of, save
 from hagmil.export.onnx_encoder import ANY_SIZE_PX, SUFFIX, OnnxEncoder, load_onnx_encoder
 from hagmil.export.parity import (
     PARITY_NAME,
     TOLERANCES,
     Arrays,
     Case,
+    Contender,
     ParityReport,
     ParityRow,
     Run,
+    Source,
     compare,
     enforce,
 )
+from hagmil.export.passes.check_contract import check_contract
 from hagmil.export.reference import torch_run
 from hagmil.export.samples import PATCH_SAMPLES, PatchSample, sample_patches
 from hagmil.export.timm_models import PREFIX, timm_backbone, timm_is_installed
 from hagmil.export.tracing import trace
 from hagmil.export.versions import export_versions
 from hagmil.runtime.sessions import open_session
+from hagmil.selftest import BACKBONE
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES, TensorSpec
 
 Progress = Callable[[str, int, int], None]
@@ -211,8 +215,12 @@ def _sizes(side_px: int, patch_px: int | None, least_px: int) -> tuple[tuple[int
     return (own,) if patch_px is not None else (own, (least_px, least_px), (96, 80))
 
 
-def _cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[Case]:
-    """Every batch and every kind of patches at the last size, two patches like tissue at the others."""
+def backbone_cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[Case]:
+    """Every batch and every kind of patches at the last size, two patches like tissue at the others.
+
+    Args:
+        sizes: (height, width) in pixels.
+    """
     runs: list[tuple[PatchSample, int, tuple[int, int]]] = [("tissue", 2, size) for size in sizes[:-1]]
     runs += [("tissue", batch, sizes[-1]) for batch in _BATCHES]
     runs += [(kind, 2, sizes[-1]) for kind in PATCH_SAMPLES if kind != "tissue"]
@@ -223,19 +231,19 @@ def _cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[Case]:
 
 def _hold(prepared: _Prepared, graph: Path, progress: Progress | None) -> list[ParityRow]:
     """Step 3."""
-    cases = list(_cases(prepared.sizes))
+    cases = list(backbone_cases(prepared.sizes))
     rows: list[ParityRow] = []
-    for row in compare(
-        "backbone",
+    held = compare(
+        BACKBONE,
         cases,
-        graph=open_session(graph, threads=torch.get_num_threads()).run,
-        reference=prepared.reference,
-        source=prepared.source,
+        graph=Contender(open_session(graph, threads=torch.get_num_threads()).run),
+        source=Source(prepared.reference, prepared.source, "float64" if prepared.source is not None else "graph"),
         tolerance=TOLERANCES[prepared.precision],
-    ):
-        rows.append(row)
+    )
+    for done, case_rows in enumerate(held, start=1):
+        rows.extend(case_rows)
         if progress is not None:
-            progress("parity", len(rows), len(cases))
+            progress("parity", done, len(cases))
     enforce(rows)
     return rows
 
@@ -250,6 +258,7 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
     card = BackboneCard(
         name=prepared.name,
         sha256=sha256_of(graph),
+        weights_files={name: sha256_of(folder / name) for name in data_files(graph)},
         features=prepared.features,
         patch_px=side,
         weights=prepared.weights,

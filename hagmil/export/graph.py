@@ -1,39 +1,28 @@
-"""ONNX graphs held against the contract: names, types, axes, opset, size."""
+"""ONNX graphs as files: what they say of themselves, writing and copying.
+
+A file holds 2 GB at most. Weights of a graph that is larger lie beside it, in ``<graph>.data``; the graph notes their
+digest, so that its own digest names them too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
+from onnx.external_data_helper import set_external_data
 
-from hagmil._files import write_bytes
-from hagmil.errors import BundleError
-from hagmil.spec import DYNAMIC_AXES, TensorSpec
+from hagmil._files import atomic_path, sha256_of, write_bytes
 
-_LARGEST_WEIGHTS_BYTES = 2_000_000_000
+LARGEST_FILE_BYTES = 2_000_000_000
+DATA_SUFFIX = ".data"
+WEIGHTS_DIGEST_KEY = "weights_sha256"
+"""Metadata of a graph whose weights lie beside it: the digest of that file."""
 
-
-def strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes beside a graph: stack traces, paths of the machine, names of its passes.
-
-    The same weights give the same bytes then, wherever they are exported with the same versions.
-    """
-    graph = model.graph
-    holders: Iterable[Any] = (
-        model,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    )
-    for holder in holders:
-        del holder.metadata_props[:]
-        holder.doc_string = ""
+_SMALL_BYTES = 1024
+_ALIGNMENT_BYTES = 4096
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -61,48 +50,54 @@ def dtype_of(value: onnx.ValueInfoProto) -> str:
     )
 
 
-def check_contract(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Check that a graph is valid and that its inputs and outputs are what the contract says.
+def weights_bytes(model: onnx.ModelProto) -> int:
+    """How many bytes a graph's weights take."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
-    Raises:
-        BundleError: what differs, or that the graph is larger than one ONNX file can be (2 GB).
+
+def save(model: onnx.ModelProto, path: Path, *, largest_bytes: int = LARGEST_FILE_BYTES) -> None:
+    """Write a graph with its weights; the same graph always gives the same bytes.
+
+    Args:
+        model: the graph.
+        path: the file to write; large weights go into another beside it.
+        largest_bytes: weights above this lie beside the graph.
     """
-    weights_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights_bytes > _LARGEST_WEIGHTS_BYTES:
-        raise BundleError(
-            f"its weights are {weights_bytes / 1e9:.1f} GB, and one ONNX file holds 2 GB at most",
-            code="graph_too_large",
+    if weights_bytes(model) <= largest_bytes:
+        write_bytes(path, model.SerializeToString(deterministic=True))
+        return
+    data = path.with_name(path.name + DATA_SUFFIX)
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    with atomic_path(data) as temporary, temporary.open("wb") as file:
+        for tensor in light.graph.initializer:
+            if len(tensor.raw_data) > _SMALL_BYTES:
+                file.write(b"\0" * (-file.tell() % _ALIGNMENT_BYTES))
+                offset = file.tell()
+                file.write(tensor.raw_data)
+                set_external_data(tensor, data.name, offset=offset, length=file.tell() - offset)
+                tensor.ClearField("raw_data")
+    light.metadata_props.add(key=WEIGHTS_DIGEST_KEY, value=sha256_of(data))
+    write_bytes(path, light.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))  # it was too large to be checked in memory
+
+
+def data_files(path: Path) -> tuple[str, ...]:
+    """Names of the files beside a graph that hold weights of it."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return tuple(
+        dict.fromkeys(
+            entry.value
+            for tensor in graph.initializer
+            if tensor.data_location == TensorProto.EXTERNAL
+            for entry in tensor.external_data
+            if entry.key == "location"
         )
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise BundleError(f"not a valid ONNX graph: {error}", code="graph_invalid") from error
-    for what, specs, values in (
-        ("input", inputs, model.graph.input),
-        ("output", outputs, model.graph.output),
-    ):
-        names = [value.name for value in values]
-        if names != [spec.name for spec in specs]:
-            raise BundleError(f"{what}s of the graph are {names}, not {[spec.name for spec in specs]}", code="contract")
-        for spec, value in zip(specs, values, strict=True):
-            _check_tensor(f"{what} {spec.name}", spec, value)
+    )
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph with its weights as one file; the same graph always gives the same bytes."""
-    write_bytes(path, model.SerializeToString(deterministic=True))
-
-
-def _check_tensor(what: str, spec: TensorSpec, value: onnx.ValueInfoProto) -> None:
-    if dtype_of(value) != spec.dtype:
-        raise BundleError(f"{what} is {dtype_of(value)}, not {spec.dtype}", code="contract")
-    axes = axes_of(value)
-    if axes is None or len(axes) != len(spec.axes):
-        raise BundleError(f"{what} has the axes {axes}, not {spec.axes}", code="contract")
-    for wanted, given in zip(spec.axes, axes, strict=True):
-        if isinstance(wanted, int) or wanted in DYNAMIC_AXES:
-            kept = given == wanted
-        else:  # a length that the model fixes, under the contract's word for it
-            kept = isinstance(given, int) and given >= 1
-        if not kept:
-            raise BundleError(f"{what}: axis {given!r} stands where the contract has {wanted!r}", code="contract")
+def copy_graph(source: Path, target: Path) -> None:
+    """Copy a graph, and the files beside it that hold its weights, into another folder."""
+    for name in data_files(source):
+        shutil.copyfile(source.with_name(name), target.with_name(name))
+    shutil.copyfile(source, target)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from hagmil.bundle import BackboneCard
-from hagmil.export.parity import PARITY_NAME, ParityReport, ParityRow
+from hagmil.export.parity import PARITY_NAME, ParityReport, ParityRow, worst_by_tensor
+from hagmil.export.slide_parity import SlideParity
 from hagmil.export.tracing import OPSET
 from hagmil.trainer.checkpoint import CheckpointCard, CheckpointStage
 
@@ -135,22 +136,55 @@ def _parity(parity: ParityReport, backbone_parity: ParityReport | None) -> str:
         "allowed",
         "source's own error",
     )
-    by_tensor: dict[tuple[str, str], list[ParityRow]] = {}
-    for row in rows:
-        by_tensor.setdefault((row.model, row.tensor), []).append(row)
-    table = _table(head, [_parity_row(key, group) for key, group in by_tensor.items()])
+    table = _table(head, [_parity_row(row, comparisons) for row, comparisons in worst_by_tensor(rows)])
+    rounding = (
+        " The graphs compute in fp16: where their error counts, every operation of them was rounded to 16 bits, which "
+        "this runtime does not do by itself."
+        if parity.precision == "fp16"
+        else ""
+    )
     return (
-        "Errors of the graphs in ONNX Runtime on the CPU: the largest absolute difference from the torch "
-        "model in float64. The source's own error is the same of the torch model in float32. Every "
-        f"comparison is in `{PARITY_NAME}`.\n\n{table}"
+        "Errors of the graphs in ONNX Runtime on the CPU: the largest absolute difference from their source, which is "
+        "the torch model in float64 (in float32 where the graph is far within the tolerance of it; for a reduced "
+        f"backbone its fp32 graph).{rounding} The source's own error is that of the torch model in float32. Each "
+        "line shows the comparison that came nearest to what is allowed; every comparison is in "
+        f"`{PARITY_NAME}`.\n\n{table}\n\n{_slides(parity.slides)}"
     )
 
 
-def _parity_row(key: tuple[str, str], rows: Sequence[ParityRow]) -> Row:
-    worst = max(rows, key=lambda row: (row.error or 0.0) / row.allowed)
-    lengths = ", ".join(f"{axis} {length}" for axis, length in worst.lengths.items())
-    own = "" if worst.source_error is None else f"{worst.source_error:.1e}"
-    return (*key, f"{len(rows)}", f"{worst.error:.1e}", lengths, f"{worst.allowed:.1e}", own)
+def _parity_row(row: ParityRow, comparisons: int) -> Row:
+    lengths = ", ".join(f"{axis} {length}" for axis, length in row.lengths.items())
+    own = "" if row.source_error is None else f"{row.source_error:.1e}"
+    at = f"{lengths} ({row.sample})"
+    return (row.model, row.tensor, f"{comparisons}", f"{row.error:.1e}", at, f"{row.allowed:.1e}", own)
+
+
+def _slides(slides: SlideParity | None) -> str:
+    """What became of verdicts."""
+    if slides is None:
+        return "Verdicts on slides were not compared."
+    head = ("stage", "patches kept", "kept alike", "on the worst slide", "read alike", "rank correlation of attention")
+    rows = [
+        (
+            stage.name,
+            f"{stage.kept}",
+            percent(stage.kept_alike),
+            percent(stage.least_alike),
+            percent(stage.read_alike),
+            "" if stage.least_correlation is None else f"{stage.least_correlation:.6f} at least",
+        )
+        for stage in slides.stages
+    ]
+    return (
+        f"Verdicts on {slides.what}, by the torch models and by the graphs: {slides.equal_verdicts} of "
+        f"{slides.with_verdict} are the same; a probability changes by {slides.largest_change:.1e} at most.\n\n"
+        f"{_table(head, rows)}"
+    )
+
+
+def percent(share: float | None) -> str:
+    """A share in words of a table; nothing where there is none."""
+    return "" if share is None else f"{share:.2%}"
 
 
 def _table(head: Row, rows: Sequence[Row]) -> str:

@@ -24,8 +24,9 @@ from hagmil._files import sha256_of
 from hagmil.bundle import Precision
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.encoder import Channels, normalisation
-from hagmil.export.graph import axes_of, dtype_of, strip_metadata
+from hagmil.export.graph import axes_of, dtype_of
 from hagmil.export.parity import Run
+from hagmil.export.passes.strip_metadata import strip_metadata
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BACKBONE_FEATURES, PATCHES
 

@@ -31,7 +31,8 @@ from hagmil.export.slide_parity import SlideParity
 PARITY_NAME = "parity.json"
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[dict[str, NDArray[Any]]], Arrays]
-Reference = Literal["float64", "float32"]
+Reference = Literal["float64", "float32", "graph"]
+"""The source in torch, in float64 or float32, or the ONNX graph that another was made from."""
 
 _SOURCE_ERRORS = 4.0
 _LARGEST_SHARE = 1e-2
@@ -214,6 +215,12 @@ def enforce(rows: Sequence[ParityRow]) -> None:
         f"{', every operation rounded' if worst.rounded else ''}), {worst.allowed:.3g} "
         f"allowed; {len(failed)} of {len(rows)} comparisons failed and nothing was written"
     )
+
+
+def renamed(report: ParityReport, model: str) -> ParityReport:
+    """A report whose every row is of a model of another name."""
+    rows = tuple(row.model_copy(update={"model": model}) for row in report.rows)
+    return report.model_copy(update={"rows": rows})
 
 
 def worst_by_tensor(rows: Sequence[ParityRow]) -> list[tuple[ParityRow, int]]:

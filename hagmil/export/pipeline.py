@@ -1,22 +1,25 @@
 """From a checkpoint and a backbone to a bundle that is proven.
 
 1. Open both, and make sure that they belong together.
-2. Export each stage's model.
-3. Hold each graph against its model, and end on a difference; nothing is left behind then.
-4. Put the backbone, the self-test, the parity report and the model card beside them.
-5. Write the manifest with every file's digest; the folder appears whole or not at all.
+2. Export each stage's model, and put the backbone beside them, in half precision where that is asked for.
+3. Hold each graph against its source, and end on a difference; nothing is left behind then.
+4. Where there are slides, hold verdicts against verdicts, and end on a difference.
+5. Put the self-test, the parity report and the model card beside the graphs.
+6. Write the manifest with every file's digest; the folder appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
+import onnx
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -40,13 +43,19 @@ from hagmil.bundle import (
     open_bundle,
     write_manifest,
 )
-from hagmil.errors import BundleError, UsageError
-from hagmil.export.graph import save
+from hagmil.errors import BundleError
+from hagmil.export.backbones import backbone_cases
+from hagmil.export.contender import open_rounded
+from hagmil.export.graph import copy_graph, opset_of, save
 from hagmil.export.model_card import MODEL_CARD_NAME, model_card
-from hagmil.export.parity import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce
+from hagmil.export.parity import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce, renamed
+from hagmil.export.reduced_backbone import hold_reduced, write_reduced
+from hagmil.export.reference import TorchStage
 from hagmil.export.selftest import backbone_case, stage_case
-from hagmil.export.stages import hold_stage, stage_graph, stage_row_count
+from hagmil.export.slide_parity import Sessions, SlideParity, SlideRunner, compare_slides, enforce_slides
+from hagmil.export.stages import ParityForm, hold_stage, stage_case_count, stage_graph, structure_sha256
 from hagmil.export.versions import export_versions
+from hagmil.runtime.sessions import Session, open_session
 from hagmil.selftest import BACKBONE, write_selftest
 from hagmil.trainer.checkpoint import CheckpointCard, build_models, load_checkpoint
 
@@ -63,7 +72,7 @@ class ExportReport:
     Args:
         bundle: the bundle, opened and verified.
         parity: every comparison of its stages.
-        seconds: wall-clock seconds by step: ``export``, ``parity``, ``rest``.
+        seconds: wall-clock seconds by step: ``export``, ``parity``, ``slides``, ``rest``.
     """
 
     bundle: Bundle
@@ -83,6 +92,17 @@ class _Source:
     precision: Precision
     intended_use: str
 
+    @property
+    def backbone_graph(self) -> Path:
+        """The backbone's graph as it was given."""
+        return self.backbone_dir / self.backbone.onnx
+
+    @property
+    def reduces_backbone(self) -> bool:
+        """Whether the bundle's backbone is made from the one that was given."""
+        parity = _backbone_parity(self.backbone_dir)
+        return self.precision != "fp32" and (parity is None or parity.precision == "fp32")
+
 
 def export_bundle(
     checkpoint_dir: Path,
@@ -90,6 +110,8 @@ def export_bundle(
     out_dir: Path,
     *,
     precision: Precision = "fp32",
+    parity_form: ParityForm = "default",
+    slides: SlideRunner | None = None,
     intended_use: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -100,7 +122,10 @@ def export_bundle(
         checkpoint_dir: a checkpoint folder, its weights file, or a run folder (then its best checkpoint).
         backbone_dir: the backbone whose features it was trained on, as :func:`export_backbone` wrote it.
         out_dir: the bundle's folder.
-        precision: of the stages' graphs.
+        precision: of all graphs inside; their inputs and outputs are float32. Half precision must be earned: every
+            comparison is made with every operation rounded to 16 bits.
+        parity_form: ``long`` holds the stages at 10,000 and 40,000 patches too.
+        slides: takes slides through the cascade, so that verdicts are compared too; None to leave that out.
         intended_use: what the bundle may be used for; a general statement where none is given.
         overwrite: replace what is in ``out_dir``.
         progress: called as graphs are exported and comparisons are made.
@@ -109,22 +134,24 @@ def export_bundle(
         The bundle and how it was proven.
 
     Raises:
-        UsageError: ``out_dir`` is there already, or a precision that cannot be exported.
+        UsageError: ``out_dir`` is there already.
         BundleError: checkpoint or backbone cannot be used, or do not belong together.
-        ParityError: a graph's numbers are not its model's; nothing is left in ``out_dir``.
+        ParityError: a graph's numbers are not its model's, or verdicts differ; nothing is left in ``out_dir``.
     """
-    if precision != "fp32":
-        raise UsageError(f'precision "{precision}" cannot be exported; choose fp32', code="precision")
     source = _open(checkpoint_dir, backbone_dir, precision, intended_use)  # step 1
     tell = progress or _silent
     seconds: dict[str, float] = {}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         start = perf_counter()
-        graphs = _export_stages(source, folder, tell)
+        structures = _export_graphs(source, folder, tell)
         seconds["export"] = perf_counter() - start
         start = perf_counter()
-        parity = _prove(source, graphs, tell)
+        parity = _prove(source, folder, structures, parity_form, tell)
         seconds["parity"] = perf_counter() - start
+        start = perf_counter()
+        if slides is not None:
+            parity = parity.model_copy(update={"slides": _prove_slides(source, folder, slides)})
+        seconds["slides"] = perf_counter() - start
         start = perf_counter()
         _complete(source, folder, parity)
         seconds["rest"] = perf_counter() - start
@@ -190,31 +217,75 @@ def _stages(checkpoint: CheckpointCard) -> tuple[Stage, ...]:
     return stages
 
 
-def _export_stages(source: _Source, folder: Path, tell: Progress) -> list[Path]:
-    """Step 2."""
+def _export_graphs(source: _Source, folder: Path, tell: Progress) -> list[str]:
+    """Step 2; gives the digest of each stage's nodes."""
     stages = source.stages
-    graphs: list[Path] = []
+    structures: list[str] = []
     for stage, model in zip(stages, source.models, strict=True):
-        tell("export", len(graphs), len(stages))
-        graph = folder / stage.onnx
-        save(stage_graph(model, source.checkpoint.feature_dim, source.checkpoint.kind), graph)
-        graphs.append(graph)
-    tell("export", len(graphs), len(stages))
-    return graphs
+        tell("export", len(structures), len(stages))
+        graph = stage_graph(model, source.checkpoint.feature_dim, source.checkpoint.kind, source.precision)
+        save(graph, folder / stage.onnx)
+        structures.append(structure_sha256(graph))
+    if source.reduces_backbone:
+        write_reduced(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
+    else:
+        copy_graph(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
+    tell("export", len(stages), len(stages))
+    return structures
 
 
-def _prove(source: _Source, graphs: list[Path], tell: Progress) -> ParityReport:
+def _prove(source: _Source, folder: Path, structures: list[str], form: ParityForm, tell: Progress) -> ParityReport:
     """Step 3."""
-    card, tolerance = source.checkpoint, TOLERANCES[source.precision]
-    total = sum(stage_row_count(model, card.kind) for model in source.models)
+    card, patch_px = source.checkpoint, source.checkpoint.patch_px
+    every_count = [digest not in structures[:place] for place, digest in enumerate(structures)]
+    plan = list(zip(source.stages, source.models, every_count, strict=True))
+    total = sum(stage_case_count(model, every_count=every, form=form) for _, model, every in plan)
+    held = [
+        hold_stage(
+            stage.name,
+            model,
+            folder / stage.onnx,
+            card.feature_dim,
+            card.kind,
+            source.precision,
+            every_count=every,
+            form=form,
+        )
+        for stage, model, every in plan
+    ]
+    if source.reduces_backbone:
+        total += sum(1 for _ in backbone_cases(((patch_px, patch_px),)))
+        held.insert(0, hold_reduced(source.backbone_graph, folder / BACKBONE_ONNX_NAME, patch_px))
     rows: list[ParityRow] = []
-    for stage, model, graph in zip(card.stages, source.models, graphs, strict=True):
-        for row in hold_stage(stage.name, model, graph, card.feature_dim, card.kind, tolerance):
-            rows.append(row)
-            tell("parity", len(rows), total)
+    for done, case_rows in enumerate(chain.from_iterable(held), start=1):
+        rows.extend(case_rows)
+        tell("parity", done, total)
     enforce(rows)
+    tolerance = TOLERANCES[source.precision]
     _warn_of_ill_conditioned(rows, tolerance)
     return ParityReport(precision=source.precision, tolerance=tolerance, rows=tuple(rows))
+
+
+def _prove_slides(source: _Source, folder: Path, slides: SlideRunner) -> SlideParity:
+    """Step 4."""
+    threads = torch.get_num_threads()
+    manifest = _manifest(source, folder)
+    is_rounded = source.precision == "fp16"
+
+    def opened(graph: str) -> Session:
+        return open_rounded(folder / graph) if is_rounded else open_session(folder / graph, threads=threads)
+
+    models = Sessions(
+        open_session(source.backbone_graph, threads=threads),
+        tuple(TorchStage(model, source.checkpoint.kind) for model in source.models),
+    )
+    wanted = slides.run(manifest, models, "slides by the models")
+    graphs = Sessions(opened(BACKBONE_ONNX_NAME), tuple(opened(stage.onnx) for stage in source.stages))
+    parity = compare_slides(
+        wanted, slides.run(manifest, graphs, "slides by the graphs"), what=slides.what, rounded=is_rounded
+    )
+    enforce_slides(parity)
+    return parity
 
 
 def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> None:
@@ -231,13 +302,15 @@ def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> Non
 
 
 def _complete(source: _Source, folder: Path, parity: ParityReport) -> None:
-    """Steps 4 and 5."""
+    """Steps 5 and 6."""
     card = source.checkpoint
-    backbone_graph = folder / BACKBONE_ONNX_NAME
-    shutil.copyfile(source.backbone_dir / source.backbone.onnx, backbone_graph)
     backbone_parity = _backbone_parity(source.backbone_dir)
-    encoder_precision = backbone_parity.precision if backbone_parity else "fp32"
-    cases = [backbone_case(backbone_graph, card.patch_px, encoder_precision)]
+    if source.reduces_backbone and backbone_parity is not None:
+        backbone_parity = renamed(backbone_parity, f"{BACKBONE}, fp32")
+    encoder_precision = (
+        source.precision if source.reduces_backbone or backbone_parity is None else backbone_parity.precision
+    )
+    cases = [backbone_case(source.backbone_graph, card.patch_px, encoder_precision)]
     for stage, model in zip(card.stages, source.models, strict=True):
         cases.append(stage_case(stage.name, model, card.feature_dim, card.kind, source.precision))
     write_selftest(folder / SELFTEST_NAME, cases)
@@ -268,9 +341,15 @@ def _manifest(source: _Source, folder: Path) -> Manifest:
             hierarchy=card.hierarchy,
             patch_px=card.patch_px,
             stages=source.stages,
-            backbone=Backbone(onnx=BACKBONE_ONNX_NAME, features=backbone.features, name=backbone.name),
+            backbone=Backbone(
+                onnx=BACKBONE_ONNX_NAME,
+                features=backbone.features,
+                name=backbone.name,
+                reduced_from=backbone.sha256 if source.reduces_backbone else None,
+            ),
             tissue=card.tissue,
             precision=source.precision,
+            opsets=_opsets(source, folder),
             files=file_entries(folder),
             provenance=Provenance(
                 created=datetime.now(UTC),
@@ -286,6 +365,11 @@ def _manifest(source: _Source, folder: Path) -> Manifest:
         raise BundleError(
             f"the checkpoint cannot become a bundle: {first_problem(error)}", code="bundle_invalid"
         ) from error
+
+
+def _opsets(source: _Source, folder: Path) -> dict[str, int]:
+    graphs = (BACKBONE_ONNX_NAME, *(stage.onnx for stage in source.stages))
+    return {graph: opset_of(onnx.load(folder / graph, load_external_data=False)) for graph in graphs}
 
 
 def _general_use(card: CheckpointCard) -> str:

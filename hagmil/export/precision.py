@@ -7,9 +7,36 @@ also used inside.
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
+
+from hagmil.bundle import Precision
+from hagmil.errors import UsageError
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def parse_precision(text: str) -> Precision:
+    """Read ``--precision``.
+
+    Raises:
+        UsageError: it is none of those that can be exported.
+    """
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    why = " (ONNX Runtime's CPU provider, which every bundle is proven on, computes nothing in bf16)"
+    raise UsageError(
+        f'precision "{text}" cannot be exported{why if text == "bf16" else ""}; choose one of {", ".join(PRECISIONS)}',
+        code="precision",
+    )
+
+
+def reduce(model: nn.Module, precision: Precision) -> nn.Module:
+    """A model whose insides compute in a given precision, in evaluation mode; float32 is the model itself."""
+    return model if precision == "fp32" else ReducedPrecision(model).eval()
 
 
 class ReducedPrecision(nn.Module):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hagmil.export.parity import Run
-from hagmil.spec import TensorSpec
+from hagmil.spec import STAGE_INPUTS, STAGE_OUTPUTS, Kind, TensorSpec
 
 
 def torch_run(
@@ -33,3 +33,26 @@ def torch_run(
         return {spec.name: value.numpy() for spec, value in zip(outputs, values, strict=True)}
 
     return run
+
+
+class TorchStage:
+    """A stage's model in float32 as a :class:`hagmil.runtime.sessions.Session`, so that a cascade can run it.
+
+    Args:
+        model: the source of a stage's graph.
+        kind: which tensors it gives.
+    """
+
+    provider = "torch"
+
+    def __init__(self, model: nn.Module, kind: Kind) -> None:
+        self._run = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[str | int, ...]]:
+        """The shape of its input as the contract has it."""
+        return {spec.name: spec.axes for spec in STAGE_INPUTS}
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model once."""
+        return dict(self._run(inputs))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-PatchSample = Literal["tissue", "noise", "white"]
+from hagmil.phantom.classes import TUMOUR
+from hagmil.phantom.paint import Painter
+from hagmil.phantom.spec import PhantomSpec
+
+PatchSample = Literal["tissue", "noise", "white", "phantom"]
 BagSample = Literal["clustered", "normal", "constant", "large", "zeros"]
 PATCH_SAMPLES: tuple[PatchSample, ...] = get_args(PatchSample)
 BAG_SAMPLES: tuple[BagSample, ...] = get_args(BagSample)
@@ -17,6 +22,10 @@ _STROMA = np.array([226.0, 160.0, 190.0])
 _NUCLEI = np.array([92.0, 60.0, 130.0])
 _GLASS = 243
 _GRID_PX = 8  # a nucleus, or a gap between two, of the tissue-like patches
+_PHANTOM_PX = 1024
+_PHANTOM_PLACES = 8  # tried for each patch that is wanted
+_PHANTOM_SEED = 7
+_PHANTOM_SPACING_UM = 0.5
 _CLUSTERS = 12
 _LARGE = 100.0
 
@@ -26,7 +35,7 @@ def sample_patches(kind: PatchSample, count: int, height: int, width: int, *, se
 
     Args:
         kind: ``tissue``, smooth blots in the colours of haematoxylin and eosin; ``noise``, every value alike
-            likely; ``white``, glass.
+            likely; ``white``, glass; ``phantom``, cut from the tissue of a synthetic slide.
         count: how many.
         height: in pixels.
         width: in pixels.
@@ -41,6 +50,8 @@ def sample_patches(kind: PatchSample, count: int, height: int, width: int, *, se
     rng = np.random.default_rng(seed)
     if kind == "noise":
         return rng.integers(0, 256, shape, np.uint8)
+    if kind == "phantom":
+        return _phantom(rng, count, height, width)
     return _tissue(rng, count, height, width)
 
 
@@ -60,6 +71,24 @@ def sample_bag(kind: BagSample, patches: int, dim: int, *, seed: int = 0) -> NDA
     """
     rng = np.random.default_rng(seed)
     return _BAGS[kind](rng, patches, dim).astype(np.float32)
+
+
+def _phantom(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.uint8]:
+    """The most stained of many places of a phantom, (count, height, width, 3)."""
+    side_px = max(_PHANTOM_PX, 2 * max(height, width))
+    picture = _phantom_picture(side_px)
+    tops = rng.integers(0, side_px - height, _PHANTOM_PLACES * count)
+    lefts = rng.integers(0, side_px - width, _PHANTOM_PLACES * count)
+    patches = [picture[top : top + height, left : left + width] for top, left in zip(tops, lefts, strict=True)]
+    stained = sorted(patches, key=lambda patch: float(patch[..., 1].mean()))  # stains take green away
+    return np.stack(stained[:count])
+
+
+@lru_cache(maxsize=1)
+def _phantom_picture(side_px: int) -> NDArray[np.uint8]:
+    """A whole phantom with a lesion, (side, side, 3)."""
+    spec = PhantomSpec(seed=_PHANTOM_SEED, label=TUMOUR, size_px=side_px, spacing_um=_PHANTOM_SPACING_UM)
+    return Painter(spec).paint(0, 0, side_px, side_px)
 
 
 def _tissue(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.uint8]:

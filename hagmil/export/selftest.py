@@ -27,13 +27,13 @@ _PATCHES_LEAST = 2
 _BAG_PATCHES = 37
 
 
-def backbone_case(graph: Path, patch_px: int, precision: Precision) -> SelfTestCase:
+def backbone_case(source: Path, patch_px: int, precision: Precision) -> SelfTestCase:
     """A few patches through the backbone's graph on the CPU.
 
     Args:
-        graph: ``backbone.onnx``.
+        source: ``backbone.onnx``, or the float32 graph that it was made from.
         patch_px: side of a patch in pixels.
-        precision: of the graph.
+        precision: of the bundle's graph.
     """
     patches = np.concatenate(
         [
@@ -43,7 +43,9 @@ def backbone_case(graph: Path, patch_px: int, precision: Precision) -> SelfTestC
     )
     inputs = {PATCHES.name: patches}
     tolerance = SELFTEST_TOLERANCES[precision]
-    return SelfTestCase(BACKBONE, inputs, open_session(graph).run(dict(inputs)), tolerance.absolute, tolerance.relative)
+    return SelfTestCase(
+        BACKBONE, inputs, open_session(source).run(dict(inputs)), tolerance.absolute, tolerance.relative
+    )
 
 
 def stage_case(name: str, model: nn.Module, feature_dim: int, kind: Kind, precision: Precision) -> SelfTestCase:

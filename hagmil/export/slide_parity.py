@@ -11,8 +11,9 @@ The arithmetic is here; slides are read elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +76,21 @@ class SlideRun:
     stages: tuple[StageRun, ...]
 
 
-RunSlides = Callable[[Manifest, Sessions, str], Sequence[SlideRun]]
-"""Takes every slide through a bundle's cascade; the last argument is a word for progress."""
+class SlideRunner(Protocol):
+    """Somebody who takes slides through a cascade."""
+
+    @property
+    def what(self) -> str:
+        """The slides, in words."""
+
+    def run(self, manifest: Manifest, sessions: Sessions, words: str) -> Sequence[SlideRun]:
+        """Take every slide through a bundle's cascade.
+
+        Args:
+            manifest: what the bundle says of itself.
+            sessions: what runs its models.
+            words: what this is, for progress.
+        """
 
 
 class StageAgreement(BaseModel):
@@ -110,9 +124,7 @@ class SlideParity(BaseModel):
     stages: tuple[StageAgreement, ...]
 
 
-def compare_slides(
-    source: Sequence[SlideRun], graphs: Sequence[SlideRun], *, what: str, rounded: bool
-) -> SlideParity:
+def compare_slides(source: Sequence[SlideRun], graphs: Sequence[SlideRun], *, what: str, rounded: bool) -> SlideParity:
     """Hold verdicts against verdicts.
 
     Args:
@@ -133,7 +145,9 @@ def compare_slides(
     different = tuple(
         one.slide_id for one, other in pairs if (one.prediction, one.code) != (other.prediction, other.code)
     )
-    changes = [abs(value - other.probabilities[name]) for one, other in both for name, value in one.probabilities.items()]
+    changes = [
+        abs(value - other.probabilities[name]) for one, other in both for name, value in one.probabilities.items()
+    ]
     return SlideParity(
         what=what,
         rounded=rounded,
@@ -166,7 +180,7 @@ def enforce_slides(parity: SlideParity) -> None:
         if stage.kept_alike is not None and stage.kept_alike < LEAST_ALIKE:
             raise ParityError(
                 f"verdicts: stage {stage.name} keeps other patches than the model that was exported: "
-                f"{stage.kept_alike:.2%} agree, {LEAST_ALIKE:.0%} must; nothing was written"
+                f"{stage.kept_alike:.2%} of {stage.kept} agree, {LEAST_ALIKE:.0%} must; nothing was written"
             )
 
 

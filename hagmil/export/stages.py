@@ -1,9 +1,9 @@
 """Stage models to ONNX, and held against their source at the patch counts where such exports go wrong.
 
-1. Bags of every kind are held at one count; clustered ones, which are most like features, at 1, 2, 3000, and around every
-   landmark count: there a length that was built in shows.
-2. Whether lengths were built in is a matter of a graph's nodes, not of its weights. A stage whose graph has the nodes of
-   one that was held at every count is held at three of them.
+1. Bags of every kind are held at one count; clustered ones, which are most like features, at 1, 2, 3000, and around
+   every landmark count: there a length that was built in shows.
+2. Whether lengths were built in is a matter of a graph's nodes, not of its weights. A stage whose graph has the nodes
+   of one that was held at every count is held at three of them.
 3. The long form adds 10,000 and 40,000 patches.
 """
 
@@ -21,14 +21,12 @@ from torch import nn
 
 from hagmil.bundle import Precision
 from hagmil.errors import UsageError
-from hagmil.export.graph import save
-from hagmil.export.parity import TOLERANCES, Case, Contender, ParityRow, Source, compare
-from hagmil.export.passes.rounded import rounded
+from hagmil.export.contender import contender
+from hagmil.export.parity import TOLERANCES, Case, ParityRow, Source, compare
 from hagmil.export.precision import reduce
 from hagmil.export.reference import torch_run
 from hagmil.export.samples import BAG_SAMPLES, sample_bag
 from hagmil.export.tracing import trace
-from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, STAGE_OUTPUTS, Kind
 from hagmil.trainer.models.nystrom import NystromAttention
 
@@ -143,20 +141,19 @@ def hold_stage(
         every_count: see :func:`stage_cases`.
         form: default or long.
 
-    Yields:
-        For each bag its rows, one for each tensor of each run.
+    Returns:
+        For each bag, as it is held, its rows: one for each tensor of each run.
     """
     outputs = STAGE_OUTPUTS[kind]
     source = Source(
         reference=torch_run(model, STAGE_INPUTS, outputs, dtype=torch.float64),
         float32=torch_run(model, STAGE_INPUTS, outputs, dtype=torch.float32),
     )
-    with open_contender(graph, precision) as contender:
-        yield from compare(
-            name,
-            stage_cases(landmark_counts(model), feature_dim, every_count=every_count, form=form),
-            graph=contender,
-            source=source,
-            tolerance=TOLERANCES[precision],
-            shares=_SHARES,
-        )
+    return compare(
+        name,
+        stage_cases(landmark_counts(model), feature_dim, every_count=every_count, form=form),
+        graph=contender(graph, precision),
+        source=source,
+        tolerance=TOLERANCES[precision],
+        shares=_SHARES,
+    )

@@ -14,8 +14,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 from hagmil._files import atomic_path, sha256_of, write_bytes, write_text
 from hagmil._tensorrt.builder import BuildRequest, build_engine, check_request

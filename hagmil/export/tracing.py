@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_config
 
 from hagmil.errors import BundleError
-from hagmil.export.graph import check_contract, opset_of, strip_metadata
+from hagmil.export.graph import opset_of
+from hagmil.export.passes.check_contract import check_contract
+from hagmil.export.passes.strip_metadata import strip_metadata
 from hagmil.spec import DYNAMIC_AXES, TensorSpec
 
 OPSET = 20

@@ -48,7 +48,7 @@ _PACKAGES: tuple[tuple[str, str, str, bool], ...] = (
     ),
     ("torch", "training and export", 'pip install "hagmil[train,export]"', False),
     ("onnx", "export", 'pip install "hagmil[export]"', False),
-    ("timm", "more backbones", "pip install timm", False),
+    ("timm", "more backbones", 'pip install "hagmil[timm]"', False),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.cli.terminal import hagmil
 
-COMMANDS = ("infer", "demo", "doctor", "phantom", "export-backbone", "extract", "train", "export")
+COMMANDS = ("infer", "demo", "doctor", "phantom", "export-backbone", "extract", "train", "import", "export")
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "pyvips", "openslide", "numba", "h5py", "pydantic", "sklearn")
 
 
@@ -51,3 +51,14 @@ def test_doctor_tells_versions_and_what_is_missing() -> None:
     assert done.returncode == 0
     for word in ("python", "pyvips", "onnxruntime", "provider cpu", "provider cuda", "hagmil[gpu]"):
         assert word in done.stdout
+
+
+def test_a_command_whose_packages_are_missing_says_how_to_get_them(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['hagmil', 'train', 'config.yaml']\n"
+        "from hagmil.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith('error: package "torch" is not installed; run: pip install "hagmil[train,export]"')

@@ -11,13 +11,15 @@ import pytest
 from hagmil.bundle import open_backbone, open_bundle, write_manifest
 from hagmil.errors import DataError
 from hagmil.export.evaluate_bundle import bundle_run, evaluate_bundle
-from hagmil.export.pipeline import ExportReport
+from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.runtime.verdict import verdict_of
 from hagmil.spec import LOGITS
 from hagmil.trainer.config import TrainingConfig, parse_config
 from hagmil.trainer.evaluate_checkpoint import evaluate_checkpoint
 from hagmil.trainer.evaluation_report import EvaluationReport
+from hagmil.trainer.loop import train
 from tests.trainer.cohorts import write_cohort, write_slide
+from tests.trainer.hierarchy_cohorts import cascade_with_hierarchy, write_hierarchy_cohort
 
 STAGES = (("coarse", 1.0), ("fine", 0.5))
 WIDTH = 128
@@ -62,6 +64,31 @@ def test_a_bundle_and_its_checkpoint_give_the_same_numbers(
         assert getattr(one.verdict, name) == getattr(other.verdict, name)
     assert other.verdict.log_loss.value == pytest.approx(one.verdict.log_loss.value, abs=1e-5)
     assert (one.model.what, other.model.what) == ("checkpoint", "bundle")
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_with_a_hierarchy_both_layers_are_the_same_and_each_gets_its_temperature(
+    cascade: bool, backbone_dir: Path, tmp_path: Path
+) -> None:
+    stages = STAGES if cascade else STAGES[1:]
+    tree = write_hierarchy_cohort(tmp_path, parts={"train": 4, "val": 4, "test": 4}, stages=stages)
+    for slide in (tmp_path / "features").glob("*.h5"):
+        label = int(slide.stem.rpartition("-")[2]) % 4
+        digest = open_backbone(backbone_dir).sha256
+        write_slide(slide.parent, slide.stem, label, stages=stages, width=WIDTH, backbone_sha256=digest)
+    config = parse_config(cascade_with_hierarchy(tree) if cascade else tree, source="test")
+    train(config)
+    made = tmp_path / "bundle"
+    export_bundle(config.out, backbone_dir, made)
+    one, other = evaluate_checkpoint(config.out, config, resamples=20), evaluate_bundle(made, config, resamples=20)
+    for slide, same in zip(one.slides, other.slides, strict=True):
+        assert same.probabilities == pytest.approx(slide.probabilities, abs=1e-5)
+        assert same.coarse_probabilities == pytest.approx(slide.coarse_probabilities, abs=1e-5)
+    calibrated = evaluate_bundle(made, config, resamples=20, calibrate=True)
+    manifest = open_bundle(made).manifest
+    assert manifest.temperature == calibrated.model.temperature is not None
+    assert manifest.coarse_temperature == calibrated.model.coarse_temperature is not None
+    assert [slide.coarse_prediction for slide in calibrated.slides] == [slide.coarse_prediction for slide in one.slides]
 
 
 def test_the_calibrated_temperature_is_stored_used_and_named_by_a_new_digest(

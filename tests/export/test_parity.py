@@ -10,7 +10,19 @@ import pytest
 from numpy.typing import NDArray
 
 from hagmil.errors import ParityError
-from hagmil.export.parity import TOLERANCES, Case, ParityReport, ParityRow, Run, Tolerance, compare, enforce
+from hagmil.export.parity import (
+    TOLERANCES,
+    Case,
+    Contender,
+    ParityReport,
+    ParityRow,
+    Run,
+    Source,
+    Tolerance,
+    compare,
+    enforce,
+    worst_by_tensor,
+)
 
 STATED = Tolerance(absolute=1e-4, relative=1e-3)
 
@@ -25,14 +37,14 @@ def _gives(**tensors: object) -> Run:
 def _row(wanted: object, given: object, own: object | None = None, tolerance: Tolerance = STATED) -> ParityRow:
     case = Case("clustered", {"patches": 5}, {})
     source = None if own is None else _gives(logits=own)
-    (row,) = compare(
+    held = compare(
         "coarse",
         [case],
-        graph=_gives(logits=given),
-        reference=_gives(logits=wanted),
-        source=source,
+        graph=Contender(_gives(logits=given)),
+        source=Source(_gives(logits=wanted), source),
         tolerance=tolerance,
     )
+    ((row,),) = held
     return row
 
 
@@ -107,3 +119,60 @@ def test_a_report_survives_its_file() -> None:
     )
 
     assert ParityReport.model_validate_json(report.model_dump_json()) == report
+
+
+def _held(given: object, own: object, wanted: object, *, exact: bool, rounded: object | None = None) -> list[ParityRow]:
+    contender = Contender(_gives(logits=given), None if rounded is None else _gives(logits=rounded))
+    source = Source(_gives(logits=wanted), _gives(logits=own))
+    case = Case("clustered", {"patches": 5}, {}, exact=exact)
+    return [row for rows in compare("fine", [case], graph=contender, source=source, tolerance=STATED) for row in rows]
+
+
+def test_float32_is_reference_enough_where_the_graph_is_near_it() -> None:
+    (row,) = _held([1.0004], [1.0], [7.0], exact=False)
+
+    assert (row.reference, row.source_error, row.passed) == ("float32", None, True)
+
+
+def test_float64_decides_where_the_graph_is_not_near_float32() -> None:
+    (row,) = _held([1.0009], [1.0], [1.0009], exact=False)
+
+    assert (row.reference, row.passed) == ("float64", True)
+    assert row.source_error == pytest.approx(0.0009)
+
+
+def test_float64_decides_where_it_is_insisted_on() -> None:
+    (row,) = _held([1.0], [1.0], [1.0001], exact=True)
+
+    assert row.reference == "float64"
+    assert row.error == pytest.approx(0.0001)
+
+
+def test_a_rounded_graph_is_what_counts_and_as_it_is_only_where_float64_is_insisted_on() -> None:
+    assert [(row.rounded, row.passed) for row in _held([1.0], [1.0], [1.0], exact=False, rounded=[2.0])] == [
+        (True, False)
+    ]
+    assert [(row.rounded, row.passed) for row in _held([1.0], [1.0], [1.0], exact=True, rounded=[2.0])] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_shares_of_many_patches_are_held_to_a_tolerance_of_their_size() -> None:
+    case = Case("clustered", {"patches": 10_000}, {})
+    source = Source(_gives(fine_attention=[[1e-4]]), None)
+    graph = Contender(_gives(fine_attention=[[0.0]]))
+    for shares, passed in (((), True), (("fine_attention",), False)):
+        held = compare("fine", [case], graph=graph, source=source, tolerance=STATED, shares=shares)
+        assert [row.passed for rows in held for row in rows] == [passed]
+
+
+def test_the_comparison_nearest_to_its_tolerance_stands_for_a_tensor() -> None:
+    rows = [_row([100.0], [100.05]), _row([1.0], [1.001]), _row([1.0], [1.0])]
+
+    assert worst_by_tensor(rows) == [(rows[1], 3)]
+
+
+def test_an_error_of_a_rounded_graph_says_so() -> None:
+    with pytest.raises(ParityError, match="clustered input, every operation rounded"):
+        enforce(_held([1.0], [1.0], [1.0], exact=True, rounded=[2.0]))

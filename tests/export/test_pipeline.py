@@ -83,7 +83,8 @@ def test_the_model_card_says_it_all(report: ExportReport) -> None:
     for part in (
         "## What it is", "## What it was trained on", "## What it expects", "## What it must not be used for",
         "| coarse | 1 | 20 | `coarse.onnx` |", "| validation: auc | 0.875 |", "0.5 um/px or finer",
-        "| coarse | logits | 11 |", "| fine | attention | 11 |", "| backbone | features | 7 |",
+        "| coarse | logits | 14 |", "| fine | attention | 7 |", "| backbone | features | 8 |",
+        "Verdicts on slides were not compared.",
     ):  # fmt: skip
         assert part in card
 
@@ -147,13 +148,6 @@ def test_a_backbone_of_another_patch_size_is_refused(backbone_dir: Path, tmp_pat
         export_bundle(tmp_path / "checkpoint", tmp_path, tmp_path / "bundle")
 
 
-def test_a_precision_that_cannot_be_exported_is_refused(
-    checkpoint_dir: Path, backbone_dir: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match='precision "fp16" cannot be exported'):
-        export_bundle(checkpoint_dir, backbone_dir, tmp_path / "bundle", precision="fp16")
-
-
 def test_a_bundle_that_is_there_is_kept_unless_overwriting_is_asked_for(
     report: ExportReport, checkpoint_dir: Path, backbone_dir: Path
 ) -> None:
@@ -181,4 +175,4 @@ def test_an_ill_conditioned_checkpoint_is_exported_and_said_to_be_so(
     assert 'stage "fine" is ill-conditioned at' in caplog.text
     assert open_bundle(tmp_path / "bundle").manifest.intended_use == "Nothing at all."
     assert told[:2] == [("export", 0, 1), ("export", 1, 1)]
-    assert told[-1] == ("parity", 22, 22)
+    assert told[-1] == ("parity", 14, 14)

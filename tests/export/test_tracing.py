@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from hagmil.errors import BundleError
-from hagmil.export.graph import axes_of, check_contract, opset_of
+from hagmil.export.graph import axes_of, opset_of
+from hagmil.export.passes.check_contract import check_contract
 from hagmil.export.tracing import trace
 from hagmil.spec import BACKBONE_FEATURES, PATCHES, TensorSpec
 
@@ -57,8 +58,8 @@ def _graph(
         (_graph(name="vectors"), r"outputs of the graph are \['vectors'\]"),
         (_graph(element=TensorProto.FLOAT16), "output features is float16, not float32"),
         (_graph(axes=("batch", 4, 1)), "has the axes"),
-        (_graph(axes=(1, 4)), "axis 1 stands where the contract has 'batch'"),
-        (_graph(axes=("batch", "width")), "axis 'width' stands where the contract has 'dim'"),
+        (_graph(axes=(1, 4)), "has axis 1 where the contract has 'batch'"),
+        (_graph(axes=("batch", "width")), "has axis 'width' where the contract has 'dim'"),
     ],
 )
 def test_a_graph_that_breaks_the_contract_is_refused_with_how(graph: onnx.ModelProto, message: str) -> None:

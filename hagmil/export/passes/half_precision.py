@@ -1,18 +1,21 @@
-"""Half precision of a finished graph: its insides in 16 bits, its edges as the contract has them.
+"""Half precision of a finished graph: its insides in 16 bits, its edges in 32.
 
 Requires a valid graph of standard operators without subgraphs. Ensures a valid graph with the same inputs and outputs
-whose every inner float is float16, but for operands that an operator wants in float32 (:data:`_ALWAYS_FLOAT32`).
+in which every node between the first and the last matrix product computes in float16.
 
 Used for backbones, which arrive as ONNX. A stage is wrapped in torch instead
-(:class:`hagmil.export.precision.ReducedPrecision`), where blocks can be told apart.
+(:class:`hagmil.export.precision.ReducedPrecision`).
 
-1. Weights and constants become float16; one that float16 cannot hold is refused.
-2. Casts to float32 become casts to float16.
-3. A float32 output is computed under another name and cast to float32 at the end, so that it may be used inside too; a
-   float32 input is cast once, at the start.
+1. Inside is a node that is a product, or has one both before and after it. What is not, stays in float32: pixels are
+   normalised, and the last feature map is pooled, in float32, which costs next to nothing (docs/numerics.md).
+2. Inner nodes read weights in float16; one that float16 cannot hold is refused.
+3. A value that goes from an inner node to an outer one, or the other way, is cast on its way, once.
+4. Casts to float32 and constants among the inner nodes become float16.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -22,7 +25,7 @@ from hagmil.errors import BundleError
 from hagmil.export.passes.types import element_types
 
 FLOAT16_MAX = 65504.0
-_SUFFIX = "/half"
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Attention"})
 _ALWAYS_FLOAT32 = {"Resize": (1, 2), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
 """Operands, by operator and place, that keep their type."""
 
@@ -33,24 +36,113 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         BundleError: subgraphs, operators that are not standard ones, or a weight beyond float16's range.
     """
+    _refuse_unknown(model.graph)
+    floats = {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
     half = onnx.ModelProto()
     half.CopyFrom(model)
     graph = half.graph
-    _refuse_unknown(graph)
-    kept = {
-        node.input[place]
-        for node in graph.node
-        for place in _ALWAYS_FLOAT32.get(node.op_type, ())
-        if place < len(node.input)
-    }
-    _convert_weights(graph, kept)  # step 1
-    for node in graph.node:
-        if kept.isdisjoint(node.output):
-            _convert_attributes(node)  # steps 1 and 2
-    _cast_edges(graph)  # step 3
-    del graph.value_info[:]
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    inner = _inner_nodes(graph)  # step 1
+    given = {name for place, node in enumerate(graph.node) if place in inner for name in node.output}
+    rewriter = _Rewriter(weights, floats, given)
+    nodes: list[onnx.NodeProto] = []
+    for place, node in enumerate(graph.node):
+        nodes += rewriter.casts_before(node, to_half=place in inner)
+        rewriter.rename(node, to_half=place in inner)
+        nodes.append(node)
+    nodes += rewriter.casts_to_outputs(value.name for value in graph.output)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in (*weights.values(), *rewriter.new_weights.values()) if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     element_types(half)  # fails where types do not fit together
     return half
+
+
+class _Rewriter:
+    """Steps 2 to 4, node by node in the graph's order.
+
+    Args:
+        weights: the graph's weights by their names.
+        floats: names of all values and weights in float32.
+        given: names of the values that inner nodes give.
+    """
+
+    def __init__(self, weights: dict[str, onnx.TensorProto], floats: set[str], given: set[str]) -> None:
+        self._weights, self._floats, self._given = weights, floats, given
+        self._cast: set[str] = set()
+        self.new_weights: dict[str, onnx.TensorProto] = {}
+
+    def casts_before(self, node: onnx.NodeProto, *, to_half: bool) -> list[onnx.NodeProto]:
+        """Casts of what a node reads, where they do not stand already."""
+        casts = []
+        for name in _floating_operands(node):
+            crosses = name in self._floats and name not in self._weights and (name in self._given) != to_half
+            target = _as_half(name) if to_half else _as_float(name)
+            if crosses and target not in self._cast:
+                self._cast.add(target)
+                source = name if to_half else _as_half(name)
+                kind = TensorProto.FLOAT16 if to_half else TensorProto.FLOAT
+                casts.append(helper.make_node("Cast", [source], [target], to=kind))
+        return casts
+
+    def rename(self, node: onnx.NodeProto, *, to_half: bool) -> None:
+        """Let a node read and give values of its own type."""
+        operands = set(_floating_operands(node))
+        if to_half:
+            node.input[:] = [self._half(name) if name in operands else name for name in node.input]
+            node.output[:] = [_as_half(name) if name in self._floats else name for name in node.output]
+            _convert_attributes(node)
+        else:
+            node.input[:] = [
+                _as_float(name) if name in self._given and name in self._floats else name for name in node.input
+            ]
+
+    def casts_to_outputs(self, names: Iterable[str]) -> list[onnx.NodeProto]:
+        """Casts of the graph's outputs that inner nodes give; an output may so be used inside too."""
+        return [
+            helper.make_node("Cast", [_as_half(name)], [name], to=TensorProto.FLOAT)
+            for name in names
+            if name in self._given and name in self._floats
+        ]
+
+    def _half(self, name: str) -> str:
+        if name not in self._floats:
+            return name
+        if name in self._weights and name not in self.new_weights:
+            self.new_weights[name] = _half_tensor(self._weights[name], _as_half(name))
+        return _as_half(name)
+
+
+def _as_half(name: str) -> str:
+    return f"{name}/half"
+
+
+def _as_float(name: str) -> str:
+    return f"{name}/float"
+
+
+def _floating_operands(node: onnx.NodeProto) -> tuple[str, ...]:
+    """What a node reads, but for operands that are float32 whatever the node computes in."""
+    fixed = _ALWAYS_FLOAT32.get(node.op_type, ())
+    return tuple(name for place, name in enumerate(node.input) if name and place not in fixed)
+
+
+def _inner_nodes(graph: onnx.GraphProto) -> set[int]:
+    """Places of the inner nodes (step 1); nodes stand in an order in which values are given before they are read."""
+    after, before = set[str](), set[str]()
+    downstream, upstream = set[int](), set[int]()
+    for place, node in enumerate(graph.node):
+        if node.op_type in _PRODUCTS or not after.isdisjoint(node.input):
+            downstream.add(place)
+            after.update(node.output)
+    for place, node in reversed(list(enumerate(graph.node))):
+        if node.op_type in _PRODUCTS or not before.isdisjoint(node.output):
+            upstream.add(place)
+            before.update(node.input)
+    return downstream & upstream
 
 
 def _refuse_unknown(graph: onnx.GraphProto) -> None:
@@ -58,51 +150,25 @@ def _refuse_unknown(graph: onnx.GraphProto) -> None:
         if node.domain not in ("", "ai.onnx"):
             raise BundleError(f"operator {node.domain}.{node.op_type} cannot be brought to fp16", code="precision")
         if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in node.attribute):
-            raise BundleError(f"operator {node.op_type} holds a subgraph; it cannot be brought to fp16", code="precision")
+            raise BundleError(
+                f"operator {node.op_type} holds a subgraph; it cannot be brought to fp16", code="precision"
+            )
 
 
-def _convert_weights(graph: onnx.GraphProto, kept: set[str]) -> None:
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
-            tensor.CopyFrom(_half_tensor(tensor))
-
-
-def _half_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def _half_tensor(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0.0))
     if largest > FLOAT16_MAX:
         raise BundleError(
             f'weight "{tensor.name}" reaches {largest:.3g}, and fp16 ends at {FLOAT16_MAX:g}', code="precision"
         )
-    return numpy_helper.from_array(values.astype(np.float16), tensor.name)
+    return numpy_helper.from_array(values.astype(np.float16), name)
 
 
 def _convert_attributes(node: onnx.NodeProto) -> None:
+    """Step 4."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
         elif attribute.type == attribute.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(_half_tensor(attribute.t))
-        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-            single = attribute.name == "value_float"
-            values = np.array(attribute.f if single else list(attribute.floats), np.float16)
-            attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(values)))
-
-
-def _cast_edges(graph: onnx.GraphProto) -> None:
-    weights = {tensor.name for tensor in graph.initializer}
-    entries = {v.name for v in graph.input if _is_float(v) and v.name not in weights}
-    exits = [value.name for value in graph.output if _is_float(value)]
-    inner = {name: name + _SUFFIX for name in (*entries, *exits)}
-    for node in graph.node:
-        node.input[:] = [inner.get(name, name) for name in node.input]
-        node.output[:] = [inner.get(name, name) for name in node.output]
-    before = [helper.make_node("Cast", [name], [inner[name]], to=TensorProto.FLOAT16) for name in sorted(entries)]
-    after = [helper.make_node("Cast", [inner[name]], [name], to=TensorProto.FLOAT) for name in exits]
-    body = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*before, *body, *after])
-
-
-def _is_float(value: onnx.ValueInfoProto) -> bool:
-    return bool(value.type.tensor_type.elem_type == TensorProto.FLOAT)
+            attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name))

@@ -1,6 +1,6 @@
 """Element types of every value of a graph.
 
-Requires a graph whose operators say what they give. Ensures that types fit together from node to node.
+Requires a graph whose operators say what they give. Ensures that types fit together from node to node; changes nothing.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import onnx
 
 from hagmil.errors import BundleError
+
+_SMALL_BYTES = 1024  # shapes and the like, whose values inference needs
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -17,7 +19,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
         BundleError: types of a node's operands do not fit together.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         raise BundleError(f"the graph's types do not fit together: {error}", code="graph_invalid") from error
     graph = inferred.graph
@@ -25,3 +27,13 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
     types.update({tensor.name: int(tensor.data_type) for tensor in graph.initializer})
     return types
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that knows types and shapes of its weights alone: inference takes no more than 2 GB."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        if len(tensor.raw_data) > _SMALL_BYTES:
+            tensor.ClearField("raw_data")
+    return light

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,19 @@ def available_providers() -> list[str]:
     """
     present = set(_onnxruntime().get_available_providers())
     return [name for name, full in _PROVIDER_NAMES.items() if full in present]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output as a graph declares it.
+
+    Args:
+        dtype: its element type, as NumPy writes it.
+        axes: a number where fixed, a word where dynamic (None where unnamed).
+    """
+
+    dtype: str
+    axes: tuple[str | int | None, ...]
 
 
 class OnnxSession:
@@ -74,6 +88,14 @@ class OnnxSession:
         """The shape of every input; words are dynamic axes."""
         return {node.name: tuple(node.shape) for node in self._session.get_inputs()}
 
+    def tensors(self) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
+        """Inputs and outputs by their names, as the graph declares them."""
+        nodes = self._session.get_inputs(), self._session.get_outputs()
+        inputs, outputs = (
+            {node.name: TensorInfo(_dtype(node.type), tuple(node.shape)) for node in each} for each in nodes
+        )
+        return inputs, outputs
+
     def run(self, inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Run the graph once; see :meth:`hagmil.runtime.sessions.Session.run`."""
         try:
@@ -95,6 +117,12 @@ class OnnxSession:
             return self._onnxruntime.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:
             raise BundleError(f'"{self._path}" cannot be loaded: {error}', code="graph_invalid") from error
+
+
+def _dtype(words: str) -> str:
+    """``tensor(float)``, as ONNX Runtime writes it, to ``float32``."""
+    name = words.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _onnxruntime() -> ModuleType:

@@ -1,0 +1,110 @@
+"""hagmil inspect: what a bundle or an ONNX file is, at a glance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hagmil.cli import _common as common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hagmil.export.inspection import BundleView, GraphView
+    from hagmil.export.parity import ParityReport
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle's folder, or an .onnx file.", metavar="BUNDLE_OR_ONNX")],
+) -> None:
+    """Show stages, spacings, classes, sizes, nodes, precision, parity, engines and provenance.
+
+    Nothing is verified; hagmil verify does that.
+    """
+    from hagmil.export.inspection import BundleView, inspect_path
+
+    console = common.stdout()
+    view = inspect_path(path)
+    if isinstance(view, BundleView):
+        _show_bundle(console, view)
+    else:
+        _show_graphs(console, (view,))
+        for name in (*view.inputs, *view.outputs):
+            console.print(name, markup=False, highlight=False)
+        console.print(", ".join(f"{operator} {count}" for operator, count in view.operators), highlight=False)
+
+
+def _show_bundle(console: Console, view: BundleView) -> None:
+    manifest = view.bundle.manifest
+    origin = manifest.provenance
+    facts = common.table("bundle", str(view.bundle.path))
+    for name, value in (
+        ("sha256", view.bundle.sha256),
+        ("kind", manifest.kind),
+        ("classes", ", ".join(manifest.classes)),
+        ("coarse classes", ", ".join(manifest.hierarchy.coarse) if manifest.hierarchy else "none"),
+        ("backbone", f"{manifest.backbone.name}, {manifest.backbone.features} features"),
+        ("patch", f"{manifest.patch_px} px"),
+        ("precision", manifest.precision),
+        ("temperature", "not calibrated" if manifest.temperature is None else f"{manifest.temperature:.4f}"),
+        ("intended use", manifest.intended_use),
+        ("made", f"{origin.created:%Y-%m-%d} by hagmil {origin.hagmil}"),
+        ("weights", f"checkpoint {origin.checkpoint_sha256[:12]}...; backbone: {origin.backbone_weights}"),
+    ):
+        facts.add_row(name, value)
+    console.print(facts)
+    stages = common.table("stage", "um/px", "keeps")
+    for stage in manifest.stages:
+        keeps = "gives the verdict" if stage.keep is None else f"{stage.keep}"
+        stages.add_row(stage.name, f"{stage.spacing_um:g}", keeps)
+    console.print(stages)
+    _show_graphs(console, view.graphs)
+    _show_parity(console, view.parity)
+    _show_engines(console, view)
+
+
+def _show_graphs(console: Console, graphs: tuple[GraphView, ...]) -> None:
+    table = common.table("graph", "MB", "opset", "nodes", "weights")
+    for graph in graphs:
+        nodes = "?" if graph.nodes is None else f"{graph.nodes}"
+        table.add_row(graph.name, f"{graph.bytes / 1e6:.1f}", f"{graph.opset}", nodes, graph.weights or "?")
+    console.print(table)
+    if any(graph.nodes is None for graph in graphs):
+        console.print('?: needs the onnx package; run: pip install "hagmil[export]"', markup=False)
+
+
+def _show_parity(console: Console, parity: ParityReport | None) -> None:
+    from hagmil.export.parity import worst_by_tensor
+
+    if parity is None:
+        console.print("parity: the bundle has no report of it")
+        return
+    table = common.table("parity of", "tensor", "comparisons", "error", "allowed")
+    for row, comparisons in worst_by_tensor(parity.rows):
+        error = "not finite" if row.error is None else f"{row.error:.1e}"
+        table.add_row(row.model, row.tensor, f"{comparisons}", error, f"{row.allowed:.1e}")
+    console.print(table)
+    if parity.slides is not None:
+        slides = parity.slides
+        console.print(f"verdicts: {slides.equal_verdicts} of {slides.with_verdict} the same on {slides.what}")
+
+
+def _show_engines(console: Console, view: BundleView) -> None:
+    engines = view.bundle.manifest.engines
+    if not engines:
+        console.print("engines: none")
+        return
+    table = common.table("engine of", "flavour", "compute capability", "precision", "MB", "largest shapes")
+    for engine in engines:
+        shapes = "; ".join("x".join(map(str, one.maximum)) for profile in engine.profiles for one in profile.values())
+        table.add_row(
+            engine.graph,
+            f"{engine.flavour} {engine.flavour_version}",
+            ", ".join(engine.capabilities),
+            engine.precision,
+            f"{view.bundle.manifest.files[engine.file].bytes / 1e6:.1f}",
+            shapes,
+        )
+    console.print(table)

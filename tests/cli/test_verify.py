@@ -1,0 +1,184 @@
+"""hagmil verify and infer, as a person types them, on bundles that are right and on bundles that are not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hagmil.bundle import file_entries, open_bundle, write_manifest
+from hagmil.cli.app import app
+from hagmil.errors import UsageError
+from hagmil.selftest import SelfTestCase, write_selftest
+from tests.cli.terminal import hagmil
+from tests.export.checkpoints import write_small_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a backbone and a small checkpoint."""
+    from hagmil.export.backbones import export_backbone
+
+    folder = tmp_path_factory.mktemp("export")
+    write_small_checkpoint(folder / "checkpoint", export_backbone("tiny", "random", folder / "backbone"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Path:
+    """A bundle with TensorRT engines for two GPUs, made by the command."""
+    done = hagmil(
+        "export", folder / "checkpoint", "--backbone", folder / "backbone", "--out", folder / "bundle",
+        "--trt", "--compute-capability", "8.9", "--compute-capability", "8.0",
+        "--trt-batch", "1,4,8", "--trt-patches", "1,100,1000",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "engines/" in done.stdout
+    return folder / "bundle"
+
+
+def test_a_bundle_with_engines_is_accepted(bundle: Path) -> None:
+    done = hagmil("verify", bundle)
+    assert done.returncode == 0, done.stderr
+    assert "the bundle may be used on this machine" in done.stdout
+    manifest = open_bundle(bundle).manifest
+    assert {entry.capabilities for entry in manifest.engines} == {("8.0", "8.9")}
+    assert [entry.profiles[0]["features"].maximum[0] for entry in manifest.engines[1:]] == [1000, 1000]
+    assert manifest.engines[0].profiles[0]["patches"].maximum[0] == 8
+    assert manifest.opsets == {"backbone.onnx": 20, "coarse.onnx": 20, "fine.onnx": 20}
+
+
+def test_json_says_what_was_looked_at(bundle: Path) -> None:
+    done = hagmil("verify", bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["bundle_sha256"] == open_bundle(bundle).sha256
+    assert report["provider"] == "CPUExecutionProvider"
+    found = {(check["part"], check["state"]) for check in report["checks"]}
+    assert {("manifest", "ok"), ("file", "ok"), ("graph", "ok"), ("self-test", "ok")} <= found
+    assert "failed" not in {state for _, state in found}
+    assert len([check for check in report["checks"] if check["part"] == "engine"]) == 3
+    assert len([check for check in report["checks"] if check["part"] == "self-test"]) == 5
+
+
+@pytest.mark.parametrize("pattern", ["fine.onnx", "backbone.onnx", "engines/fine.*.engine"])
+def test_one_flipped_bit_is_refused_by_verify_and_infer(bundle: Path, tmp_path: Path, pattern: str) -> None:
+    altered = shutil.copytree(bundle, tmp_path / "bundle")
+    (victim,) = altered.glob(pattern)
+    _flip_a_bit(victim)
+    verified = hagmil("verify", altered)
+    assert verified.returncode == 4
+    assert f"{victim.name} was altered" in verified.stderr
+    inferred = hagmil("infer", "slide.tif", "--model", altered, "--out", tmp_path / "out")
+    assert inferred.returncode == 4
+    assert f"{victim.name} was altered" in inferred.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_of_an_altered_bundle_is_whole_and_exit_4(bundle: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(bundle, tmp_path / "bundle")
+    _flip_a_bit(altered / "coarse.onnx")
+    (altered / "notes.txt").write_text("mine")
+    done = hagmil("verify", altered, "--json")
+    assert done.returncode == 4
+    states = {(check["part"], check["subject"]): check["state"] for check in json.loads(done.stdout)["checks"]}
+    assert states["file", "coarse.onnx"] == "failed"
+    assert states["file", "fine.onnx"] == "ok"
+    assert states["file", "notes.txt"] == "note"
+    assert states["graph", "all"] == states["self-test", "selftest.npz"] == "skipped"
+
+
+def test_a_folder_that_is_no_bundle_is_exit_4(tmp_path: Path) -> None:
+    done = hagmil("verify", tmp_path)
+    assert done.returncode == 4
+    assert "it has no bundle.json" in done.stderr
+
+
+def test_a_provider_that_is_absent_is_exit_5(bundle: Path) -> None:
+    done = hagmil("verify", bundle, "--provider", "cuda")
+    assert done.returncode in (0, 5)
+    if done.returncode == 5:
+        assert "hagmil[gpu]" in done.stderr
+
+
+def test_verify_needs_neither_torch_nor_onnx(bundle: Path) -> None:
+    code = (
+        "import sys; sys.modules.update({'torch': None, 'onnx': None}); from hagmil.cli import main; "
+        f"sys.argv = ['hagmil', 'verify', {str(bundle)!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_flavour_is_exit_5_at_once_with_the_install_line(folder: Path, tmp_path: Path) -> None:
+    done = _export(folder, tmp_path, "--trt", "--trt-flavour", "tensorrt")
+    assert done.returncode == 5
+    assert 'pip install "hagmil[tensorrt]"' in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--compute-capability", "8.9"), "add --trt"),
+        (("--precision", "bf16"), "computes nothing in bf16"),
+        (("--precision", "int8"), "choose one of fp32, fp16"),
+        (("--parity", "short"), "choose one of default, long"),
+        (("--trt", "--trt-batch", "1,2"), "min,opt,max"),
+        (("--trt", "--trt-patches", "3,2,1"), "must rise"),
+        (("--trt", "--trt-hardware-compatibility", "all"), "ampere_plus"),
+        (("--trt", "--compute-capability", "eight"), "no compute capability"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_done(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    command = ["export", str(tmp_path / "none"), "--backbone", "none", "--out", str(tmp_path / "made"), *arguments]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UsageError)
+    assert words in error.message
+
+
+def test_rebuild_belongs_to_tensorrt(tmp_path: Path) -> None:
+    error = CliRunner().invoke(app, ["infer", "slide.tif", "--rebuild", "--out", str(tmp_path)]).exception
+    assert isinstance(error, UsageError)
+    assert "--provider tensorrt" in error.message
+
+
+def test_a_slide_that_is_no_slide_proves_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.tif").write_bytes(b"")
+    done = _export(folder, tmp_path, "--precision", "fp16", "--parity-slides", tmp_path / "empty.tif")
+    assert done.returncode == 4
+    assert "no slide of 1 given slides has a verdict to compare" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.tif"]
+
+
+def test_a_self_test_that_does_not_hold_is_exit_4(bundle: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = open_bundle(altered).manifest
+    bag = np.ones((3, manifest.backbone.features), np.float32)
+    write_selftest(
+        altered / "selftest.npz",
+        [SelfTestCase("fine", {"features": bag}, {"logits": np.array([50.0, 0.0], np.float32)}, 1e-3, 1e-3)],
+    )
+    write_manifest(altered, manifest.model_copy(update={"files": file_entries(altered)}))
+    done = hagmil("verify", altered)
+    assert done.returncode == 4
+    assert "the self-test holds no case of it" in done.stdout
+    assert "fine logits" in done.stdout
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    path.write_bytes(data)
+
+
+def _export(folder: Path, out: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    return hagmil("export", folder / "checkpoint", "--backbone", folder / "backbone", "--out", out / "made", *options)
