@@ -51,6 +51,10 @@ class Tolerance(BaseModel):
         """How far a tensor may be off whose largest absolute value is this."""
         return self.absolute + self.relative * largest
 
+    def of_shares(self) -> Tolerance:
+        """The tolerance of a softmax whose scores have this one: a score's error is its share's relative error."""
+        return Tolerance(absolute=0, relative=self.absolute + self.relative)
+
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(absolute=2e-5, relative=2e-5),
@@ -161,7 +165,7 @@ def compare(
         graph: what is held.
         source: what it is held against.
         tolerance: how far a tensor may be off.
-        shares: tensors that sum to 1 over patches; the absolute part of their tolerance is divided by the patches.
+        shares: tensors that sum to 1 over patches; see :meth:`Tolerance.of_shares`.
 
     Yields:
         The rows of a case, one for each tensor of each run.
@@ -171,17 +175,13 @@ def compare(
         if case.exact or not runs:
             runs.append((graph.graph, False))
         given = [(run(case.inputs), is_rounded) for run, is_rounded in runs]
-        fitting = {name: _fitted(tolerance, case) if name in shares else tolerance for name in given[0][0]}
+        fitting = {name: tolerance.of_shares() if name in shares else tolerance for name in given[0][0]}
         wanted = _wanted(case, source, [outputs for outputs, _ in given], fitting)
         yield tuple(
             _row(model, tensor, case, wanted, outputs, fitting[tensor], is_rounded=is_rounded)
             for outputs, is_rounded in given
             for tensor in wanted.outputs
         )
-
-
-def _fitted(tolerance: Tolerance, case: Case) -> Tolerance:
-    return tolerance.model_copy(update={"absolute": tolerance.absolute / case.lengths["patches"]})
 
 
 def _wanted(case: Case, source: Source, given: Sequence[Arrays], tolerances: Mapping[str, Tolerance]) -> _Wanted:

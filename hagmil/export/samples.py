@@ -27,7 +27,7 @@ _PHANTOM_PLACES = 8  # tried for each patch that is wanted
 _PHANTOM_SEED = 7
 _PHANTOM_SPACING_UM = 0.5
 _CLUSTERS = 12
-_LARGE = 100.0
+_LARGE = 10.0
 
 
 def sample_patches(kind: PatchSample, count: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
@@ -61,7 +61,7 @@ def sample_bag(kind: BagSample, patches: int, dim: int, *, seed: int = 0) -> NDA
     Args:
         kind: ``clustered``, a few kinds of tissue, not negative, as after a ReLU and an average; ``normal``,
             every value from the normal distribution; ``constant``, one patch over and over; ``large``, ``clustered``
-            a hundred times as large; ``zeros``.
+            ten times as large; ``zeros``.
         patches: how many.
         dim: length of a feature vector.
         seed: of the random numbers.

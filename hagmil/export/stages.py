@@ -35,6 +35,7 @@ FORMS: tuple[ParityForm, ...] = get_args(ParityForm)
 
 _LARGE_COUNT = 3000
 _ALWAYS = (1, 2, _LARGE_COUNT)
+_MIDDLE_COUNT = 500  # where no landmarks say where the middle is
 _LONG = (10_000, 40_000)
 _EXAMPLE_PATCHES = 1009  # a prime, so that no length inside the graph can be mistaken for it
 _SHARES = (COARSE_ATTENTION.name, FINE_ATTENTION.name)
@@ -103,8 +104,8 @@ def stage_cases(
         form: default or long.
     """
     counts = patch_counts(landmarks)
-    middle = counts[len(counts) // 2]
-    chosen = counts if every_count else (counts[0], middle, _LARGE_COUNT)
+    middle = counts[len(counts) // 2] if landmarks else _MIDDLE_COUNT
+    chosen = sorted({*counts, middle}) if every_count else (counts[0], middle, _LARGE_COUNT)
     for count in dict.fromkeys((*chosen, *(_LONG if form == "long" else ()))):
         bag = sample_bag("clustered", count, feature_dim)
         yield Case("clustered", {"patches": count}, {BAG.name: bag}, exact=count in (middle, _LARGE_COUNT))

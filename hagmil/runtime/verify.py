@@ -13,7 +13,6 @@ Nothing here needs torch or the onnx package.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +27,7 @@ from hagmil.runtime.sessions import Session
 from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
 from hagmil.selftest import BACKBONE, SelfTestCase, read_selftest
-from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, STAGE_OUTPUTS, TensorSpec
+from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, DYNAMIC_AXES, STAGE_INPUTS, STAGE_OUTPUTS, TensorSpec
 
 State = Literal["ok", "failed", "skipped", "note"]
 Part = Literal["manifest", "file", "graph", "self-test", "engine"]
@@ -184,7 +183,7 @@ def _tensor_problems(
         return
     for spec in specs:
         found = declared[spec.name]
-        problem = _sized(spec, found, lengths).mismatch(found.dtype, found.axes)
+        problem = spec.mismatch(found.dtype, _in_contract_words(spec, found, lengths))
         if problem is not None:
             yield f"{what} {spec.name} {problem}"
             continue
@@ -193,13 +192,19 @@ def _tensor_problems(
                 yield f"{what} {spec.name} has {axis} {word}, the manifest says {lengths[str(word)]}"
 
 
-def _sized(spec: TensorSpec, found: TensorInfo, lengths: dict[str, int]) -> TensorSpec:
-    """The contract's tensor with the sides of a patch fixed, where the graph fixes them."""
+def _in_contract_words(spec: TensorSpec, found: TensorInfo, lengths: dict[str, int]) -> tuple[str | int | None, ...]:
+    """A graph's axes with the contract's words for those that are dynamic, whatever the graph calls them.
+
+    The sides of a patch count as dynamic where the graph fixes them at the bundle's.
+    """
     if len(found.axes) != len(spec.axes):
-        return spec
-    pairs = zip(spec.axes, found.axes, strict=True)
-    axes = (lengths[str(word)] if word in _SIDES and isinstance(given, int) else word for word, given in pairs)
-    return replace(spec, axes=tuple(axes))
+        return found.axes
+    return tuple(
+        word
+        if word in DYNAMIC_AXES and (not isinstance(given, int) or (word in _SIDES and given == lengths[str(word)]))
+        else given
+        for word, given in zip(spec.axes, found.axes, strict=True)
+    )
 
 
 def _lengths(manifest: Manifest, place: int) -> dict[str, int]:

@@ -8,7 +8,19 @@ from pathlib import Path
 
 from tests.cli.terminal import hagmil
 
-COMMANDS = ("infer", "demo", "doctor", "phantom", "export-backbone", "extract", "train", "import", "export")
+COMMANDS = (
+    "infer",
+    "demo",
+    "doctor",
+    "phantom",
+    "export-backbone",
+    "extract",
+    "train",
+    "import",
+    "export",
+    "verify",
+    "inspect",
+)
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "pyvips", "openslide", "numba", "h5py", "pydantic", "sklearn")
 
 

@@ -168,10 +168,13 @@ def test_a_self_test_that_does_not_hold_is_exit_4(bundle: Path, tmp_path: Path) 
         [SelfTestCase("fine", {"features": bag}, {"logits": np.array([50.0, 0.0], np.float32)}, 1e-3, 1e-3)],
     )
     write_manifest(altered, manifest.model_copy(update={"files": file_entries(altered)}))
-    done = hagmil("verify", altered)
+    done = hagmil("verify", altered, "--json")
     assert done.returncode == 4
-    assert "the self-test holds no case of it" in done.stdout
-    assert "fine logits" in done.stdout
+    failed = {
+        check["subject"]: check["detail"] for check in json.loads(done.stdout)["checks"] if check["state"] == "failed"
+    }
+    assert failed["coarse"] == failed["backbone"] == "the self-test holds no case of it"
+    assert failed["fine logits"].startswith("off by")
 
 
 def _flip_a_bit(path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_report_covers_batches_sizes_and_kinds_of_patches(backbone_dir: Path
 
     assert {row.lengths["batch"] for row in report.rows} == {1, 2, 7}
     assert len({(row.lengths["height"], row.lengths["width"]) for row in report.rows}) == 3
-    assert {row.sample for row in report.rows} == {"tissue", "noise", "white"}
+    assert {row.sample for row in report.rows} == {"tissue", "noise", "white", "phantom"}
     assert all(row.passed and row.cosine is not None and row.cosine > 0.999999 for row in report.rows)
 
 

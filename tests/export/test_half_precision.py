@@ -62,6 +62,9 @@ def test_insides_are_half_and_all_before_the_first_and_after_the_last_product_is
     inner = ("scaled/half", "hidden/half", "rectified/half", "products/half", "first/half", "second/half")
     assert {types[name] for name in inner} == {TensorProto.FLOAT16}
     assert [node.op_type for node in half.graph.node].count("Cast") == 2
+    shapes = {value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+              for value in half.graph.value_info}  # fmt: skip
+    assert shapes["hidden/half"] == ["n", 2]
 
 
 def test_an_output_that_is_also_used_inside_stays_valid(tmp_path: Path) -> None:

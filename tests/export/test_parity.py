@@ -158,7 +158,7 @@ def test_a_rounded_graph_is_what_counts_and_as_it_is_only_where_float64_is_insis
     ]
 
 
-def test_shares_of_many_patches_are_held_to_a_tolerance_of_their_size() -> None:
+def test_shares_are_held_to_a_tolerance_of_their_size() -> None:
     case = Case("clustered", {"patches": 10_000}, {})
     source = Source(_gives(fine_attention=[[1e-4]]), None)
     graph = Contender(_gives(fine_attention=[[0.0]]))

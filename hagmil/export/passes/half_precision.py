@@ -22,6 +22,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hagmil.errors import BundleError
+from hagmil.export.passes.infer_shapes import infer_shapes
 from hagmil.export.passes.types import element_types
 
 FLOAT16_MAX = 65504.0
@@ -51,13 +52,13 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         rewriter.rename(node, to_half=place in inner)
         nodes.append(node)
     nodes += rewriter.casts_to_outputs(value.name for value in graph.output)
-    del graph.node[:], graph.value_info[:]
+    del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in (*weights.values(), *rewriter.new_weights.values()) if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    element_types(half)  # fails where types do not fit together
+    infer_shapes(half)  # fails where types do not fit together
     return half
 
 

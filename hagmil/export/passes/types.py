@@ -18,15 +18,23 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         BundleError: types of a node's operands do not fit together.
     """
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise BundleError(f"the graph's types do not fit together: {error}", code="graph_invalid") from error
-    graph = inferred.graph
+    graph = inferred(model).graph
     values = (*graph.input, *graph.output, *graph.value_info)
     types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
     types.update({tensor.name: int(tensor.data_type) for tensor in graph.initializer})
     return types
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph without its large weights, in which every value has its type and, where known, its shape.
+
+    Raises:
+        BundleError: types of a node's operands do not fit together.
+    """
+    try:
+        return onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BundleError(f"the graph's types do not fit together: {error}", code="graph_invalid") from error
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,56 @@
+"""hagmil inspect, as a person types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import hagmil
+from tests.export.checkpoints import write_small_checkpoint
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one stage."""
+    from hagmil.export.backbones import export_backbone
+    from hagmil.export.pipeline import export_bundle
+
+    folder = tmp_path_factory.mktemp("source")
+    write_small_checkpoint(folder / "checkpoint", export_backbone("tiny", "random", folder / "b"), stages=("fine",))
+    return export_bundle(folder / "checkpoint", folder / "b", folder / "bundle").bundle.path
+
+
+def test_a_bundle_at_a_glance(bundle: Path) -> None:
+    done = hagmil("inspect", bundle)
+    assert done.returncode == 0, done.stderr
+    for words in ("hag-mil", "normal, tumour", "tiny, 128 features", "fp32", "gives the verdict", "not calibrated"):
+        assert words in done.stdout
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for start in ("parity of tensor", "fine attention 14", "engines: none", "backbone.onnx 0.2 20 20 fp32"):
+        assert any(line.startswith(start) for line in lines), start
+
+
+def test_an_onnx_file_at_a_glance_and_without_the_onnx_package(bundle: Path) -> None:
+    done = hagmil("inspect", bundle / "fine.onnx")
+    assert done.returncode == 0, done.stderr
+    for words in ("features: float32 (patches, 128)", "logits: float32 (2)", "attention: float32 (patches)", "MatMul"):
+        assert words in done.stdout
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *more: None if name == 'onnx' else find(name, *more); "
+        "sys.modules.update({'torch': None, 'onnx': None}); from hagmil.cli import main; "
+        f"sys.argv = ['hagmil', 'inspect', {str(bundle / 'fine.onnx')!r}]; main()"
+    )
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert bare.returncode == 0, bare.stderr
+    assert "features: float32 (patches, 128)" in bare.stdout
+    assert "needs the onnx package" in bare.stdout
+
+
+def test_what_is_neither_is_exit_2(tmp_path: Path) -> None:
+    done = hagmil("inspect", tmp_path)
+    assert done.returncode == 2
+    assert "is neither a bundle" in done.stderr
