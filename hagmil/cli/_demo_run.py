@@ -195,16 +195,21 @@ def _extract(cohort: Sequence[CohortSlide], backbone: Path, out: Path, progress:
     options = ExtractOptions(stages=parse_stages(STAGES), patch_px=PATCH_PX, overwrite=True)
     extractor = Extractor.open(backbone, options)
     requests = slide_requests([str(slide.slide_path) for slide in cohort])
+    extract_many(requests, extractor, out, on_outcome=_each_must_be_ok("features", len(requests), progress))
+
+
+def _each_must_be_ok(words: str, total: int, progress: Progress) -> Callable[[ExtractOutcome | Result], None]:
+    """A callback that counts slides and ends the demonstration at the first that is not ok."""
     done = 0
 
-    def _count(outcome: ExtractOutcome) -> None:
+    def _count(outcome: ExtractOutcome | Result) -> None:
         nonlocal done
         done += 1
-        progress("features", done, len(requests))
+        progress(words, done, total)
         if outcome.status != "ok":
-            raise SlideFailed(f"features of {outcome.slide_id}: {outcome.message}")
+            raise SlideFailed(f"{words} of {outcome.slide_id}: {outcome.message}")
 
-    extract_many(requests, extractor, out, on_outcome=_count)
+    return _count
 
 
 def _write_split(path: Path, cohort: Sequence[CohortSlide], seed: int) -> None:
@@ -257,13 +262,5 @@ def _train_and_export(out: Path, cohort: Sequence[CohortSlide], backbone: Path, 
 def _infer(unseen: Sequence[CohortSlide], bundle: Path, out: Path, progress: Progress) -> tuple[Result, ...]:
     """Step 5."""
     requests = slide_requests([str(slide.slide_path) for slide in unseen])
-    done = 0
-
-    def _count(result: Result) -> None:
-        nonlocal done
-        done += 1
-        progress("inference", done, len(requests))
-        if result.status != "ok":
-            raise SlideFailed(f"inference of {result.slide_id}: {result.message}")
-
-    return predict_many(requests, load_model(bundle), out, PredictOptions(), on_result=_count)
+    count = _each_must_be_ok("inference", len(requests), progress)
+    return predict_many(requests, load_model(bundle), out, PredictOptions(), on_result=count)
