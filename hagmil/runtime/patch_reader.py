@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,13 @@ _BAND_PIXELS = 4 << 20
 _SHRINK_FIRST_ABOVE = 4.0
 _SHRINK_LEAVES = 2.0
 _WHOLE_WITHIN_PX = 0.5
+
+
+class Regions(Protocol):
+    """What patches are cut from: a slide, or whatever else gives its pixels."""
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a rectangle of one level, white where it has no pixels: uint8 (height, width, 3)."""
 
 
 class PatchReader(Protocol):
@@ -84,7 +92,7 @@ def read_into(slide: Slide, geometry: StageGeometry, coords: NDArray[np.int64], 
         out[row] = read_patch(slide, geometry, x, y)
 
 
-def read_patch(slide: Slide, geometry: StageGeometry, x: int, y: int) -> NDArray[np.uint8]:
+def read_patch(slide: Regions, geometry: StageGeometry, x: int, y: int) -> NDArray[np.uint8]:
     """Read one patch.
 
     Args:
@@ -99,26 +107,15 @@ def read_patch(slide: Slide, geometry: StageGeometry, x: int, y: int) -> NDArray
     Raises:
         SlideFailed: pixels cannot be decoded (code ``unreadable``).
     """
+    seen = footprint(geometry)
+    ((corner_x, corner_y),) = seen.corners(np.array([[x, y]], np.int64)).tolist()
+    pixels = _read_reduced(slide, geometry.level, corner_x, corner_y, seen.side_px // seen.shrink, seen.shrink)
+    if not seen.resized:
+        return pixels  # steps 1 and 2
     left, upper = x / geometry.downsample, y / geometry.downsample  # in the level's pixels
-    if not geometry.resample:
-        return _read_reduced(slide, geometry.level, _nearest(left), _nearest(upper), geometry.patch_px, 1)  # step 1
-    ratio = geometry.region_px / geometry.patch_px
-    whole = round(ratio)
-    if abs(geometry.region_px - whole * geometry.patch_px) < _WHOLE_WITHIN_PX:
-        return _read_reduced(slide, geometry.level, _nearest(left), _nearest(upper), geometry.patch_px, whole)  # step 2
-    return _read_resampled(slide, geometry, left, upper, ratio)  # step 3
-
-
-def _read_resampled(
-    slide: Slide, geometry: StageGeometry, left: float, upper: float, ratio: float
-) -> NDArray[np.uint8]:
-    shrink = math.floor(ratio / _SHRINK_LEAVES) if ratio > _SHRINK_FIRST_ABOVE else 1  # step 4
-    margin = (math.ceil(ratio / shrink) + 1) * shrink
-    x, y = ((math.floor(edge) - margin) // shrink * shrink for edge in (left, upper))  # one lattice for all
-    side = math.ceil((geometry.region_px + 2 * margin) / shrink) + 2
-    pixels = _read_reduced(slide, geometry.level, x, y, side, shrink)
-    box_left, box_upper, box_side = (left - x) / shrink, (upper - y) / shrink, geometry.region_px / shrink
-    resized = Image.fromarray(pixels).resize(
+    box_left, box_upper = (left - corner_x) / seen.shrink, (upper - corner_y) / seen.shrink
+    box_side = geometry.region_px / seen.shrink
+    resized = Image.fromarray(pixels).resize(  # step 3
         (geometry.patch_px, geometry.patch_px),
         Image.Resampling.BILINEAR,
         box=(box_left, box_upper, box_left + box_side, box_upper + box_side),
@@ -126,7 +123,54 @@ def _read_resampled(
     return np.asarray(resized)
 
 
-def _read_reduced(slide: Slide, level: int, x: int, y: int, side: int, shrink: int) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Which pixels of its level a stage reads for a patch.
+
+    Args:
+        downsample: level-0 pixels per pixel of the level.
+        side_px: side of the square that is read, in the level's pixels.
+        shrink: pixels of the level, each way, that are averaged into one.
+        margin_px: how far the square reaches beyond the patch.
+        resized: whether what is left is resampled to the patch's size.
+    """
+
+    downsample: float
+    side_px: int
+    shrink: int
+    margin_px: int
+    resized: bool
+
+    def corners(self, coords: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the squares begin, in the level's pixels.
+
+        Args:
+            coords: int64 (n, 2), level-0 top-left corners (x, y) of the patches.
+
+        Returns:
+            int64 (n, 2), (x, y); whole numbers of ``shrink`` where patches are resampled: one lattice for all.
+        """
+        edges = coords / self.downsample
+        if not self.resized:
+            return np.floor(edges + 0.5).astype(np.int64)
+        return (np.floor(edges).astype(np.int64) - self.margin_px) // self.shrink * self.shrink
+
+
+def footprint(geometry: StageGeometry) -> Footprint:
+    """Which pixels of its level a stage reads for a patch: the same for every patch, but for where it lies."""
+    if not geometry.resample:
+        return Footprint(geometry.downsample, geometry.patch_px, 1, 0, resized=False)  # step 1
+    ratio = geometry.region_px / geometry.patch_px
+    whole = round(ratio)
+    if abs(geometry.region_px - whole * geometry.patch_px) < _WHOLE_WITHIN_PX:
+        return Footprint(geometry.downsample, geometry.patch_px * whole, whole, 0, resized=False)  # step 2
+    shrink = math.floor(ratio / _SHRINK_LEAVES) if ratio > _SHRINK_FIRST_ABOVE else 1  # step 4
+    margin = (math.ceil(ratio / shrink) + 1) * shrink
+    side = (math.ceil((geometry.region_px + 2 * margin) / shrink) + 2) * shrink
+    return Footprint(geometry.downsample, side, shrink, margin, resized=True)  # step 3
+
+
+def _read_reduced(slide: Regions, level: int, x: int, y: int, side: int, shrink: int) -> NDArray[np.uint8]:
     """Means of ``shrink`` x ``shrink`` pixels, ``side`` of them each way: uint8 (side, side, 3)."""
     if shrink == 1:
         return slide.read_region(level, x, y, side, side)
@@ -138,7 +182,3 @@ def _read_reduced(slide: Slide, level: int, x: int, y: int, side: int, shrink: i
         pixels = slide.read_region(level, x, y + row * shrink, width, rows * shrink)
         reduced[row : row + rows] = np.asarray(Image.fromarray(pixels).reduce(shrink))
     return reduced
-
-
-def _nearest(position: float) -> int:
-    return math.floor(position + 0.5)

@@ -114,6 +114,25 @@ def parent_rows(rows: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
     return rows // (factor * factor)
 
 
+def reading_order(coords: NDArray[np.int64], patch_level0: int) -> NDArray[np.int64]:
+    """Rows in an order in which neighbours are read soon after one another: that of the quadtree's depth first.
+
+    Any run of rows then covers a compact area, so that few tiles are needed by patches far apart in time.
+
+    Args:
+        coords: int64 (n, 2), corners of squares of one stage.
+        patch_level0: the squares' side in level-0 pixels.
+
+    Returns:
+        int64 (n,), a permutation of the rows; equal squares keep their order.
+    """
+    cells = (coords - coords.min(axis=0, initial=0)) // patch_level0
+    code = np.zeros(len(coords), np.int64)
+    for bit in range(31):  # x and y of a cell, their bits in turn
+        code |= ((cells[:, 0] >> bit & 1) << (2 * bit + 1)) | ((cells[:, 1] >> bit & 1) << (2 * bit))
+    return np.argsort(code, kind="stable")
+
+
 def _offsets(patch_level0: int, factor: int) -> NDArray[np.int64]:
     """From a parent's corner to its children's, int64 (f², 2): (0, 0), (0, s), ..., (s, 0), ..."""
     if factor < 1 or patch_level0 % factor:

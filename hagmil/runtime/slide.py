@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, SlideRejected
+from hagmil.runtime.encoded_tiles import EncodedTiles
 from hagmil.runtime.slide_openslide import OpenSlideReader, detect_vendor, dicom_series
 from hagmil.runtime.slide_vips import VipsReader
 from hagmil.runtime.tiff_pyramid import APERIO, GENERIC_TIFF, check_pixels, libvips_reads, pyramid_of
@@ -65,6 +66,12 @@ class Slide(Protocol):
 
         Outside of the image it is white. Raises SlideFailed (code ``unreadable``) where pixels cannot be
         decoded.
+        """
+
+    def encoded_tiles(self, level: int) -> EncodedTiles | None:
+        """The level's encoded tiles, to be closed by the caller; None where they cannot be decoded one by one.
+
+        Raises SlideFailed (code ``unreadable``) where the file does not say where they lie.
         """
 
     def fork(self) -> Self:

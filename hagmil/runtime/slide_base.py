@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, SlideRejected, UsageError
+from hagmil.runtime.encoded_tiles import EncodedTiles
 from hagmil.units import Level, Size
 
 WHITE = 255
@@ -170,6 +171,10 @@ class SlideReader(ABC):
         region = np.full((height, width, 3), WHITE, np.uint8)
         region[upper - y : lower - y, left - x : right - x] = inside
         return region
+
+    def encoded_tiles(self, level: int) -> EncodedTiles | None:  # noqa: ARG002 - a reader that has some looks
+        """The level's encoded tiles, to be closed by the caller; None where they cannot be decoded one by one."""
+        return None
 
     @abstractmethod
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ import pyvips
 from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, SlideRejected
+from hagmil.runtime.jpeg_tiles import JpegTiles, holds_jpeg_tiles
 from hagmil.runtime.slide_base import SlideFacts, SlideReader, Spacing, decide_spacing, one_line, over_white
 from hagmil.runtime.tiff_pyramid import facts_of
 from hagmil.runtime.tiff_tags import TiffDirectory
@@ -155,6 +156,11 @@ class VipsReader(SlideReader):
             return _as_rgb(self._pages[level].fetch(x, y, width, height))
         except pyvips.Error as error:
             raise self._undecodable(level, x, y, width, height, error.detail) from error
+
+    def encoded_tiles(self, level: int) -> JpegTiles | None:
+        """The level's tiles where they are JPEG; for others libvips's own decoder is the only one."""
+        directory = self._directories[level]
+        return JpegTiles(self.path, level, directory) if holds_jpeg_tiles(directory) else None
 
     def fork(self) -> VipsReader:
         """A reader with images of its own, for another thread."""

@@ -23,6 +23,7 @@ from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
 from hagmil.runtime.slide import Slide
 
 _CHUNK_ROWS = 16
+_RESAMPLED_CHUNK_ROWS = 4  # each may take many pixels, and a thread hears that it shall stop after a chunk
 _THREAD_NAME = "hagmil-reader"
 
 
@@ -136,7 +137,8 @@ class _Work:
         self.coords = coords
         self._batch_size = min(batch_size, max(len(coords), 1))
         self.batches = -(-len(coords) // self._batch_size)
-        self.chunks = -(-len(coords) // _CHUNK_ROWS)
+        self._chunk_rows = _RESAMPLED_CHUNK_ROWS if geometry.resample else _CHUNK_ROWS
+        self.chunks = -(-len(coords) // self._chunk_rows)
         side = geometry.patch_px
         self._buffers = np.empty((min(buffers, self.batches), self._batch_size, side, side, 3), np.uint8)
         self._read_rows = [0] * len(self._buffers)
@@ -153,7 +155,7 @@ class _Work:
                 batch = self._next_row // self._batch_size
                 if batch < self._released + len(self._buffers):  # step 2
                     start = self._next_row
-                    self._next_row = min(start + _CHUNK_ROWS, (batch + 1) * self._batch_size, len(self.coords))
+                    self._next_row = min(start + self._chunk_rows, (batch + 1) * self._batch_size, len(self.coords))
                     return slice(start, self._next_row)
                 self._changed.wait()
             return None

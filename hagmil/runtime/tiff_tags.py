@@ -22,14 +22,15 @@ _REDUCED_IMAGE = 1
 
 _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _DESCRIPTION, _SAMPLES, _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT = 270, 277, 282, 283, 284, 296
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_BYTES, _SUB_DIRECTORIES, _SAMPLE_FORMAT = 322, 323, 325, 330, 339
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _SUB_DIRECTORIES, _SAMPLE_FORMAT = 322, 323, 324, 325, 330, 339
+_JPEG_TABLES = 347
 _WANTED = frozenset(
     {_NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC}
     | {_SAMPLES, _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT}
     | {_TILE_WIDTH, _TILE_HEIGHT, _TILE_BYTES, _SUB_DIRECTORIES, _SAMPLE_FORMAT}
 )
 
-_ASCII, _RATIONAL = 2, 5
+_BYTE, _ASCII, _RATIONAL, _UNDEFINED = 1, 2, 5, 7
 _NUMBER_TYPES = {1: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 8: "i2", 9: "i4", 11: "f4", 12: "f8"}
 _NUMBER_TYPES |= {13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 
@@ -45,6 +46,7 @@ class TiffDirectory:
     """One image inside a TIFF file, as its tags describe it.
 
     Args:
+        offset: where its tags lie in the file, in bytes.
         page: index in the chain of directories.
         subifd: index among the page's SubIFDs; None for the page itself.
         width: pixels.
@@ -64,6 +66,7 @@ class TiffDirectory:
         subdirectories: its SubIFDs.
     """
 
+    offset: int
     page: int
     subifd: int | None
     width: int
@@ -91,6 +94,45 @@ class TiffDirectory:
     def tiled(self) -> bool:
         """Whether it is stored in tiles, so that a part of it can be decoded alone."""
         return self.tile_width is not None and self.tile_height is not None
+
+
+@dataclass(frozen=True, slots=True)
+class TileIndex:
+    """Where the encoded tiles of one image lie in the file, row after row of tiles.
+
+    Args:
+        offsets: int64 (tiles,), bytes from the file's start.
+        sizes: int64 (tiles,), bytes of each.
+        jpeg_tables: the JPEG stream of tables that all tiles share; empty where each brings its own.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    jpeg_tables: bytes
+
+
+def read_tile_index(path: Path, directory: TiffDirectory) -> TileIndex:
+    """Read where the tiles of one image lie.
+
+    Args:
+        path: the file.
+        directory: one of its images, stored in tiles.
+
+    Raises:
+        TiffError: the tags are damaged, or tell of fewer tiles than the image has.
+        OSError: the file cannot be read.
+    """
+    assert directory.tile_width is not None
+    assert directory.tile_height is not None
+    tiles = -(-directory.width // directory.tile_width) * -(-directory.height // directory.tile_height)
+    with path.open("rb") as file:
+        try:
+            index = _Parser(file).tile_index(directory.offset)
+        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+            raise TiffError(f"damaged TIFF directory: {error}") from error
+    if min(len(index.offsets), len(index.sizes)) < tiles:
+        raise TiffError(f"the TIFF tags tell of {min(len(index.offsets), len(index.sizes))} tiles, not of {tiles}")
+    return index
 
 
 def read_directories(path: Path) -> tuple[TiffDirectory, ...]:
@@ -133,6 +175,17 @@ class _Parser:
             yield directory
             page += 1
 
+    def tile_index(self, offset: int) -> TileIndex:
+        """The places of all tiles of the directory at an offset."""
+        values = {
+            tag: self._integers(kind, value)
+            for tag, kind, value in self._entries(offset)[0]
+            if tag in (_TILE_OFFSETS, _TILE_BYTES, _JPEG_TABLES)
+        }
+        none = np.empty(0, np.int64)
+        tables = values.get(_JPEG_TABLES, none).astype(np.uint8).tobytes()
+        return TileIndex(values.get(_TILE_OFFSETS, none), values.get(_TILE_BYTES, none), tables)
+
     def _directory(self, offset: int, page: int, subifd: int | None) -> tuple[TiffDirectory, int]:
         if offset in self._seen or len(self._seen) >= _MOST_DIRECTORIES:
             raise TiffError("the chain of TIFF directories does not end")
@@ -140,25 +193,29 @@ class _Parser:
         numbers, description, following = self._tags(offset)
         children = numbers.get(_SUB_DIRECTORIES, ()) if subifd is None else ()
         inside = tuple(self._directory(int(child), page, index)[0] for index, child in enumerate(children))
-        return _describe(numbers, description, page, subifd, inside), following
+        return _describe(numbers, description, offset, page, subifd, inside), following
 
     def _tags(self, offset: int) -> tuple[_Numbers, str, int]:
+        entries, following = self._entries(offset)
+        numbers: _Numbers = {}
+        description = ""
+        for tag, kind, value in entries:
+            if tag == _DESCRIPTION and kind == _ASCII:
+                text = self._value(np.dtype("u1"), 1, value).tobytes()
+                description = text.split(b"\0")[0].decode("utf-8", "replace")
+            elif tag in _WANTED and kind in _NUMBER_TYPES:
+                numbers[tag] = self._numbers(kind, value)
+        return numbers, description, following
+
+    def _entries(self, offset: int) -> tuple[list[tuple[int, int, bytes]], int]:
+        """Tag, type and value field of every entry of a directory, and where the next directory lies."""
         count_code, link_bytes, entry_bytes = ("Q", 8, 20) if self._big else ("H", 4, 12)
         head_bytes = struct.calcsize(count_code)
         count = self._unpack(count_code, self._read(offset, head_bytes))
         block = self._read(offset + head_bytes, count * entry_bytes + link_bytes)
         following = self._offset(block[-link_bytes:])
-        numbers: _Numbers = {}
-        description = ""
-        for start in range(0, count * entry_bytes, entry_bytes):
-            entry = block[start : start + entry_bytes]
-            tag, kind = struct.unpack(f"{self._order}HH", entry[:4])
-            if tag == _DESCRIPTION and kind == _ASCII:
-                text = self._value(np.dtype("u1"), 1, entry[4:]).tobytes()
-                description = text.split(b"\0")[0].decode("utf-8", "replace")
-            elif tag in _WANTED and kind in _NUMBER_TYPES:
-                numbers[tag] = self._numbers(kind, entry[4:])
-        return numbers, description, following
+        entries = [block[start : start + entry_bytes] for start in range(0, count * entry_bytes, entry_bytes)]
+        return [(*struct.unpack(f"{self._order}HH", entry[:4]), entry[4:]) for entry in entries], following
 
     def _numbers(self, kind: int, entry: bytes) -> tuple[float, ...]:
         number = np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order)
@@ -166,6 +223,12 @@ class _Parser:
             return tuple(self._value(number, 1, entry).tolist())
         pairs = self._value(number, 2, entry).reshape(-1, 2).tolist()  # (values, 2): numerator, denominator
         return tuple(top / bottom if bottom else 0.0 for top, bottom in pairs)
+
+    def _integers(self, kind: int, entry: bytes) -> NDArray[np.int64]:
+        """Whole numbers of any type; UNDEFINED is bytes."""
+        if kind == _UNDEFINED:
+            kind = _BYTE
+        return self._value(np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order), 1, entry).astype(np.int64)
 
     def _value(self, number: np.dtype[Any], parts: int, entry: bytes) -> NDArray[Any]:
         """The value of an entry: the count, then the value itself where it fits, else where it lies."""
@@ -189,7 +252,12 @@ class _Parser:
 
 
 def _describe(
-    numbers: _Numbers, description: str, page: int, subifd: int | None, inside: tuple[TiffDirectory, ...]
+    numbers: _Numbers,
+    description: str,
+    offset: int,
+    page: int,
+    subifd: int | None,
+    inside: tuple[TiffDirectory, ...],
 ) -> TiffDirectory:
     def first(tag: int, default: int) -> int:
         return int(numbers.get(tag, ())[0]) if numbers.get(tag) else default
@@ -199,6 +267,7 @@ def _describe(
     if first(_WIDTH, 0) <= 0 or first(_HEIGHT, 0) <= 0:
         raise TiffError(f"page {page} has no size")
     return TiffDirectory(
+        offset=offset,
         page=page,
         subifd=subifd,
         width=first(_WIDTH, 0),

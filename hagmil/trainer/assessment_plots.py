@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil._page import COLOURS, svg
 from hagmil.trainer.assessment import CalibrationBin, Estimate
 
-COLOURS = 8
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 320, 52, 14, 14, 46
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _LABEL_AT_MOST = 14
@@ -107,7 +107,7 @@ def confusion_svg(classes: Sequence[str], counts: Sequence[Sequence[int]], share
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             parts.append(_cell(left + cell * j, top + cell * i, cell - 2, count, shares[i][j], right=i == j))
-    return _svg("Confusion matrix", left + side + 70, top + side + 8, parts)
+    return svg("Confusion matrix", left + side + 70, top + side + 8, parts)
 
 
 def _cell(x: int, y: int, side: int, count: int, share: Estimate, *, right: bool) -> str:
@@ -137,14 +137,7 @@ def _square(title: str, x_label: str, y_label: str, parts: Sequence[str]) -> str
         f'<text class="axis" text-anchor="middle" transform="translate(14,{_TOP + middle}) rotate(-90)">'
         f"{y_label}</text>",
     ]
-    return _svg(title, _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BOTTOM, [*grid, *parts, *labels])
-
-
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    )
+    return svg(title, _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BOTTOM, [*grid, *parts, *labels])
 
 
 def _line(start: tuple[float, float], end: tuple[float, float], kind: str) -> str:

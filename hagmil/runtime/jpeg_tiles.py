@@ -1,0 +1,104 @@
+"""The encoded JPEG tiles of one level of a TIFF file, each decoded by itself, by libjpeg-turbo (simplejpeg).
+
+What is given to the decoder for one tile:
+
+1. The start of a JPEG stream.
+2. An Adobe marker that says whether the three channels are YCbCr or RGB, as the TIFF tags say it. Many files
+   leave that to the tags, and a decoder would take them for YCbCr.
+3. The tables that all tiles of the level share, where they do.
+4. The tile's own bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from hagmil.errors import SlideFailed
+from hagmil.runtime.slide_base import one_line
+from hagmil.runtime.tiff_tags import TiffDirectory, TiffError, read_tile_index
+
+_JPEG, _SIDE_BY_SIDE = 7, 1
+_RGB, _YCBCR = 2, 6
+_START = b"\xff\xd8"
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and one byte: 0 for RGB, 1 for YCbCr
+
+
+def holds_jpeg_tiles(directory: TiffDirectory) -> bool:
+    """Whether an image is stored in JPEG tiles of three channels of 8 bits, none of them missing."""
+    return (
+        directory.tiled
+        and directory.compression == _JPEG
+        and directory.photometric in (_RGB, _YCBCR)
+        and directory.bits == (8, 8, 8)
+        and directory.planar == _SIDE_BY_SIDE
+        and not directory.missing_tiles
+    )
+
+
+class JpegTiles:
+    """Tiles of one level; several threads may decode at once.
+
+    Args:
+        path: the file.
+        level: index of the level, for messages.
+        directory: the level's image; see ``holds_jpeg_tiles``.
+
+    Raises:
+        SlideFailed: the tags do not say where the tiles lie, or the file is gone (code ``unreadable``).
+    """
+
+    def __init__(self, path: Path, level: int, directory: TiffDirectory) -> None:
+        assert directory.tile_width is not None
+        assert directory.tile_height is not None
+        self.width, self.height = directory.width, directory.height
+        self.tile_width, self.tile_height = directory.tile_width, directory.tile_height
+        self.across, self.down = -(-self.width // self.tile_width), -(-self.height // self.tile_height)
+        self._path, self._level = path, level
+        try:
+            index = read_tile_index(path, directory)
+            self._file = path.open("rb", buffering=0)
+        except (TiffError, OSError) as error:
+            raise SlideFailed(
+                f'slide "{path.name}" cannot be read at level {level}: {error}', code="unreadable"
+            ) from error
+        self._descriptor = self._file.fileno()
+        self._places = list(zip(index.offsets.tolist(), index.sizes.tolist(), strict=False))
+        colours = bytes([directory.photometric == _YCBCR])
+        self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2]  # steps 1 to 3
+
+    def decode_into(self, tile: int, out: NDArray[np.uint8]) -> None:
+        """Decode one tile.
+
+        Args:
+            tile: its index, row after row.
+            out: uint8 (tile_height, tile_width, 3), contiguous; overwritten.
+
+        Raises:
+            SlideFailed: the tile is damaged (code ``unreadable``).
+        """
+        offset, size = self._places[tile]
+        try:
+            data = os.pread(self._descriptor, size, offset)
+            if len(data) < size or not data.startswith(_START):
+                raise ValueError("its bytes are no JPEG stream")
+            decoded = simplejpeg.decode_jpeg(self._head + data[2:], "RGB", buffer=out)
+            if decoded.shape != out.shape:
+                raise ValueError(f"it holds {decoded.shape[1]} x {decoded.shape[0]} px")
+        except (ValueError, OSError) as error:
+            row, column = divmod(tile, self.across)
+            raise SlideFailed(
+                f'slide "{self._path.name}" cannot be decoded at level {self._level}, '
+                f"x {column * self.tile_width}, y {row * self.tile_height}, "
+                f"{self.tile_width} x {self.tile_height} px: {one_line(str(error))}; "
+                "the file is damaged, copy or scan it again",
+                code="unreadable",
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file; closing twice does nothing."""
+        self._file.close()
