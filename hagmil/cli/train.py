@@ -55,6 +55,8 @@ def train(
         return
     with TrainingDisplay() as display:
         metrics = run(loaded, resume=resume, progress=display)
+    if not _is_first_process():
+        return
     console = common.stdout()
     for part, numbers in (("validation", metrics.validation), ("test", metrics.test)):
         if numbers.slides:
@@ -73,8 +75,17 @@ def _train_folds(config: str, overrides: list[str], folder: Path) -> None:
     loaded = load_config(config, [*overrides, f"data.split={split}"])
     with TrainingDisplay() as display:
         summary = train_folds(loaded, folder, progress=display.fold)
+    if not _is_first_process():
+        return
     _show_folds(summary)
     common.stdout().print(f"summary: {loaded.out / SUMMARY_NAME}", markup=False, highlight=False)
+
+
+def _is_first_process() -> bool:
+    """Whether this process is to tell what came out: of those that torchrun started, the first."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _show_folds(summary: FoldsSummary) -> None:

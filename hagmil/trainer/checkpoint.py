@@ -67,7 +67,7 @@ class TrainingRecord(_Model):
 
     versions: dict[str, str] = Field(description="versions of the packages that took part")
     seed: int
-    recipe_sha256: str = Field(description="digest of the configuration without paths, device and threads")
+    recipe_sha256: str = Field(description="digest of the configuration without paths, device, threads and the like")
     labels_sha256: str
     split_sha256: str
     features_sha256: str

@@ -19,6 +19,7 @@ from hagmil.errors import UsageError
 from hagmil.trainer.hmil_losses import HmilLossConfig
 from hagmil.trainer.models.hmil import HmilConfig
 from hagmil.trainer.models.iat import IatConfig
+from hagmil.trainer.precision import Precision
 from hagmil.trainer.sections import (
     AlignmentConfig,
     CascadeConfig,
@@ -36,10 +37,11 @@ RECIPES = Path(__file__).with_name("recipes")
 """Folder of the configurations that come with the package."""
 _RECIPE_PREFIX = "recipe:"
 _PATH_KEYS = (("out",), ("data", "features"), ("data", "labels"), ("data", "split"))
-_NOT_OF_THE_RECIPE = {"out": True, "data": True, "device": True, "threads": True}
+_NOT_OF_THE_RECIPE = {"out": True, "data": True, "device": True, "threads": True, "checkpoint_blocks_above": True}
 _CLASSES = "in the order of the logits; the labels found, sorted, where null"
 _THREADS = "of torch on the CPU; its own choice where null"
 _DEVICE = r"^(cpu|cuda(:\d+)?)$"
+_PRECISION = "bf16: training steps in mixed precision; losses, optimisers and all evaluation stay in float32"
 
 
 class _Training(Section):
@@ -75,6 +77,12 @@ class HagMilConfig(_Training):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="cpu", pattern=_DEVICE)
     threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    precision: Precision = Field(default="fp32", description=_PRECISION)
+    checkpoint_blocks_above: int | None = Field(
+        default=16384,
+        ge=0,
+        description="bags of more patches keep no block's insides, but compute each block twice; never where null",
+    )
 
     @model_validator(mode="after")
     def _one_list_of_classes(self) -> HagMilConfig:
@@ -105,6 +113,7 @@ class HmilTrainingConfig(_Training):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="cpu", pattern=_DEVICE)
     threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    precision: Precision = Field(default="fp32", description=_PRECISION)
 
     def class_names(self) -> tuple[str, ...]:
         """The fine classes in the order of their logits."""

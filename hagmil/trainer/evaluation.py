@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hagmil.bundle import Hierarchy
-from hagmil.trainer.cohort import CohortSlide, read_bag
+from hagmil.trainer.cohort import CohortSlide
 from hagmil.trainer.method import Method, Verdict
 from hagmil.trainer.metrics import ClassificationMetrics, classification_metrics, hierarchy_metrics
+from hagmil.trainer.prefetch import read_ahead
+from hagmil.trainer.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,13 @@ def evaluate(
     hierarchy: Hierarchy | None = None,
     empty_slides: int,
     after_slide: Callable[[int], None],
+    ranks: Ranks = ALONE,
+    prefetch: int = 0,
 ) -> Evaluation:
     """Classify slides as deployment does, and compare with their labels.
+
+    Several processes share the slides out; each slide is classified by one of them and counted once, and all find the
+    same.
 
     Args:
         method: the models.
@@ -45,11 +52,17 @@ def evaluate(
         hierarchy: of the labels; None where they have one layer.
         empty_slides: slides without tissue that belong to the same part, for the count.
         after_slide: called after each slide with the number done; may raise to stop.
+        ranks: the processes that evaluate together.
+        prefetch: bags that are read ahead.
     """
-    verdicts: list[Verdict] = []
-    for slide in slides:
-        verdicts.append(method.classify_slide(read_bag(slide)))
-        after_slide(len(verdicts))
+    own = range(ranks.rank, len(slides), ranks.count)
+    found: dict[int, Verdict] = {}
+    with read_ahead((slides[place] for place in own), ahead=prefetch) as bags:
+        for place, bag in zip(own, bags, strict=True):
+            found[place] = method.classify_slide(bag)
+            after_slide(min(len(found) * ranks.count, len(slides)))
+    by_place = {place: verdict for part in ranks.gather(found) for place, verdict in part.items()}
+    verdicts = [by_place[place] for place in range(len(slides))]
     return measure(verdicts, [slide.label for slide in slides], classes, hierarchy=hierarchy, empty_slides=empty_slides)
 
 

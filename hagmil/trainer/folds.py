@@ -25,6 +25,7 @@ from hagmil.trainer.config import TrainingConfig
 from hagmil.trainer.loop import train
 from hagmil.trainer.metrics import ClassificationMetrics
 from hagmil.trainer.progress import ProgressCallback
+from hagmil.trainer.ranks import Ranks, joined
 from hagmil.trainer.run_folder import METRICS_NAME, RunMetrics, check_folder
 from hagmil.trainer.tables import read_tables
 
@@ -90,6 +91,18 @@ def train_folds(
         DataError: a fold that was trained on other data, or data that do not fit together.
         Interrupted: stopped by a signal; the same call goes on.
     """
+    with joined(config.device) as ranks:
+        return _train_folds(config, folder, ranks, progress=progress, after_fold=after_fold)
+
+
+def _train_folds(
+    config: TrainingConfig,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    progress: Callable[[int, int], ProgressCallback] | None,
+    after_fold: Callable[[FoldRun, int], None] | None,
+) -> FoldsSummary:
     splits = fold_splits(folder)
     runs: list[FoldRun] = []
     for place, (fold, split) in enumerate(splits):
@@ -101,7 +114,8 @@ def train_folds(
             metrics = train(own, resume=True, progress=callback)  # step 1
         runs.append(FoldRun(fold=fold, split=str(split), out=str(own.out), metrics=metrics))
         summary = summarise(runs, planned=len(splits))  # step 3
-        write_text(config.out / SUMMARY_NAME, summary.model_dump_json(indent=2) + "\n")
+        if ranks.is_first:
+            write_text(config.out / SUMMARY_NAME, summary.model_dump_json(indent=2) + "\n")
         if after_fold is not None:
             after_fold(runs[-1], len(splits))
     return summary

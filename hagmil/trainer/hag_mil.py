@@ -1,7 +1,7 @@
 """HAG-MIL's way with one slide (Xiong et al. 2023, section 3.3): stage after stage, coarse to fine.
 
 1. A stage's bag: all patches of the slide at the coarsest stage, then the children of kept patches only.
-2. Training: the stage's losses, and a step of the stage's own optimiser.
+2. Training: the stage's losses, and a step of the stage's own optimiser, on the mean gradient of all processes.
 3. The patches of highest attention are kept, their children are the next bag.
 4. The verdict is the finest stage's.
 
@@ -27,6 +27,8 @@ from hagmil.trainer.losses import bag_loss, instance_loss
 from hagmil.trainer.method import Verdict, check_finite
 from hagmil.trainer.models.build import cascade_models
 from hagmil.trainer.models.iat import IntegratedAttentionTransformer, TrainingOutput
+from hagmil.trainer.precision import in_float32, mixed
+from hagmil.trainer.ranks import ALONE, Ranks
 
 
 class HagMil:
@@ -37,6 +39,7 @@ class HagMil:
         stages: coarse to fine.
         feature_dim: length of a feature vector.
         classes: number of classes; with a hierarchy of fine classes.
+        ranks: the processes that train together.
 
     Raises:
         UsageError: a hierarchy, and no coarse stage for its coarse classes.
@@ -44,8 +47,16 @@ class HagMil:
 
     batch_size = 1
 
-    def __init__(self, config: HagMilConfig, stages: tuple[CohortStage, ...], feature_dim: int, classes: int) -> None:
+    def __init__(
+        self,
+        config: HagMilConfig,
+        stages: tuple[CohortStage, ...],
+        feature_dim: int,
+        classes: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.config = config
+        self.ranks = ranks
         self.stages = stages
         self.device = torch.device(config.device)
         self.hierarchy = hierarchy = config.label_hierarchy()
@@ -92,7 +103,7 @@ class HagMil:
         parents: Tensor | None = None
         for index, (model, optimiser) in enumerate(zip(self.models, self.optimisers, strict=True)):
             model.train()
-            output = model.forward_training(self._bag(bag, index, rows))  # step 1
+            output = self._forward(model, self._bag(bag, index, rows))  # step 1
             loss = self._loss(model, output, bag.label, index)
             if self._members is not None:
                 loss = loss + self._alignment(output, parents, bag.label, index)
@@ -100,6 +111,7 @@ class HagMil:
             self._check_finite(losses[-1], bag, index)
             optimiser.zero_grad(set_to_none=True)  # step 2
             loss.backward()  # type: ignore[no-untyped-call]
+            self.ranks.average_gradients(model)
             optimiser.step()
             attention = output.attention.detach()
             parents = attention[keep_highest(attention, self.config.cascade.keep_train)]
@@ -135,6 +147,13 @@ class HagMil:
         features = bag.features[index]
         chosen = features if rows is None else features[rows]
         return chosen.to(self.device, torch.float32, copy=True)
+
+    def _forward(self, model: IntegratedAttentionTransformer, features: Tensor) -> TrainingOutput:
+        """A training step's forward pass, its outputs in float32."""
+        above = self.config.checkpoint_blocks_above
+        checkpoint_blocks = above is not None and len(features) > above
+        with mixed(self.config.precision, self.device):
+            return in_float32(model.forward_training(features, checkpoint_blocks=checkpoint_blocks))
 
     def _stage_label(self, label: int, index: int) -> int:
         """The label that a stage is trained on: with a hierarchy the coarse one, but for the finest stage."""

@@ -2,7 +2,8 @@
 labels.
 
 1. Every bag of the batch goes through the one model by itself; bags differ in their number of patches.
-2. The outputs side by side give the five losses, weighted by the curriculum, and one step.
+2. The outputs side by side give the five losses, weighted by the curriculum, and one step. Where several processes
+   train together, each has a batch of its own, and the step is on their mean gradient.
 3. The verdict is the fine classes'; the coarse classes have one of their own.
 """
 
@@ -21,6 +22,8 @@ from hagmil.trainer.config import HmilTrainingConfig
 from hagmil.trainer.hmil_losses import HmilLosses, batch_bags, hmil_losses
 from hagmil.trainer.method import Verdict, check_finite
 from hagmil.trainer.models.build import hmil_model
+from hagmil.trainer.precision import in_float32, mixed
+from hagmil.trainer.ranks import ALONE, Ranks
 
 
 class Hmil:
@@ -30,6 +33,7 @@ class Hmil:
         config: the training's configuration.
         stages: of the features; there must be one.
         feature_dim: length of a feature vector.
+        ranks: the processes that train together.
 
     Raises:
         UsageError: the features have more than one stage.
@@ -38,7 +42,9 @@ class Hmil:
     loss_names = (*HmilLosses._fields[1:], HmilLosses._fields[0])
     verdict_names = ("coarse", "fine")
 
-    def __init__(self, config: HmilTrainingConfig, stages: tuple[CohortStage, ...], feature_dim: int) -> None:
+    def __init__(
+        self, config: HmilTrainingConfig, stages: tuple[CohortStage, ...], feature_dim: int, ranks: Ranks = ALONE
+    ) -> None:
         if len(stages) != 1:
             names = ", ".join(stage.name for stage in stages)
             raise UsageError(
@@ -46,6 +52,7 @@ class Hmil:
                 f"data.stages=[{stages[-1].name}]"
             )
         self.config = config
+        self.ranks = ranks
         self.hierarchy = config.label_hierarchy()
         self.device = torch.device(config.device)
         self.batch_size = config.schedule.batch_size
@@ -57,7 +64,8 @@ class Hmil:
     def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:
         """One step on a batch of slides; see :class:`~hagmil.trainer.method.Method`."""
         self.model.train()
-        outputs = [self.model.forward_training(self._rows(bag)) for bag in bags]  # step 1
+        with mixed(self.config.precision, self.device):
+            outputs = [in_float32(self.model.forward_training(self._rows(bag))) for bag in bags]  # step 1
         losses = hmil_losses(  # step 2
             batch_bags(outputs),
             torch.tensor([bag.label for bag in bags], device=self.device),
@@ -71,6 +79,7 @@ class Hmil:
         (optimiser,) = self.optimisers
         optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
+        self.ranks.average_gradients(self.model)
         optimiser.step()
         return found
 

@@ -5,37 +5,46 @@
 3. Epoch after epoch: train on every slide, validate, write the checkpoints. A signal is answered between two
    steps: the state is written, and the run ends as interrupted.
 4. Evaluate the best weights and write metrics.json.
+
+Several processes may do this together (:mod:`hagmil.trainer.ranks`): all run this loop, hold the same state, and
+share out the slides; the first alone writes files and tells of progress.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from pydantic import ValidationError
 
 from hagmil._files import write_text
-from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted
+from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted, UsageError
 from hagmil.trainer.checkpoint import (
     BEST,
     LAST,
     WEIGHTS_NAME,
     read_training_state,
     restore,
+    weights_sha256,
     write_checkpoint,
 )
-from hagmil.trainer.cohort import Cohort, open_training_cohort, read_bag
+from hagmil.trainer.cohort import Cohort, open_training_cohort
 from hagmil.trainer.config import TrainingConfig
 from hagmil.trainer.curves import Curves, open_curves
 from hagmil.trainer.evaluation import Evaluation, evaluate
 from hagmil.trainer.method import Method, set_learning_rate
 from hagmil.trainer.methods import new_method
-from hagmil.trainer.order import epoch_order, step_seed, weights_seed
+from hagmil.trainer.order import epoch_order, shares, step_seed, weights_seed
+from hagmil.trainer.precision import check_precision
+from hagmil.trainer.prefetch import read_ahead
 from hagmil.trainer.progress import Phase, ProgressCallback, TrainingProgress
 from hagmil.trainer.provenance import checkpoint_card
+from hagmil.trainer.ranks import Ranks, joined
 from hagmil.trainer.run_folder import (
     LOG_NAME,
     METRICS_NAME,
@@ -58,6 +67,7 @@ class _Run:
     config: TrainingConfig
     cohort: Cohort
     method: Method
+    ranks: Ranks
     stop: StopRequest
     progress: ProgressCallback
 
@@ -66,58 +76,66 @@ def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCal
     """Train HAG-MIL or HMIL and write a run folder.
 
     On the CPU, with the same number of threads, a run that was stopped and resumed ends with the same
-    weights, bit by bit, as one that never was.
+    weights, bit by bit, as one that never was. Started by ``torchrun``, its processes train together.
 
     Args:
         config: everything; ``config.out`` is the run folder.
         resume: go on with the run in that folder; a new run where there is none.
-        progress: called after every step, and in evaluation after every slide.
+        progress: called after every step, and in evaluation after every slide; of several processes in the first.
 
     Returns:
         What the best weights achieve, as in the run folder's ``metrics.json``.
 
     Raises:
-        UsageError: the folder holds a run and ``resume`` is not set, the run was started with another recipe,
-            the features' stages do not suit the method, or the training has diverged.
+        UsageError: the folder holds a run and ``resume`` is not set, the run was started with another recipe or
+            another number of processes, the features' stages do not suit the method, or the training has diverged.
         DataError: features, labels and split do not fit together.
-        EnvironmentLacks: the device that was asked for is absent.
-        Interrupted: SIGINT or SIGTERM came; the state is written and the run can be resumed.
+        EnvironmentLacks: the device that was asked for is absent or lacks the precision.
+        Interrupted: SIGINT or SIGTERM came, and the state is written; or another process was lost. The run can be
+            resumed.
     """
     _check_device(config.device)
     check_folder(config, resume=resume)  # step 1
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    devices = [torch.device(config.device)] if config.device.startswith("cuda") else []
     with (
-        logging_to(config.out / LOG_NAME),
-        torch.random.fork_rng(devices=devices),  # the caller's random numbers stay as they were
+        joined(config.device) as ranks,
+        logging_to(config.out / LOG_NAME) if ranks.is_first else nullcontext(),
+        torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []),  # the caller's stay
         StopRequest() as stop,
     ):
+        check_precision(config.precision, ranks.device)
         cohort = open_training_cohort(config)
         torch.manual_seed(weights_seed(seed=config.seed))
-        method = new_method(config, cohort)
-        write_config(config)
-        run = _Run(config, cohort, method, stop, progress or (lambda _: None))
-        return _finish(run, _fit(run, _first_state(run)))
+        method = new_method(config.model_copy(update={"device": str(ranks.device)}), cohort, ranks)
+        run = _Run(config, cohort, method, ranks, stop, progress or (lambda _: None))
+        state = _first_state(run)
+        if ranks.is_first:
+            write_config(config)
+        return _finish(run, _fit(run, state))
 
 
 def _fit(run: _Run, state: TrainingState) -> TrainingState:
     """Step 3: train until the schedule ends it; the loop that everything else serves."""
     config, slides, schedule = run.config, run.cohort.train, run.config.schedule
     labels = [slide.label for slide in slides]
-    with open_curves(config.out / TENSORBOARD_NAME, epochs_done=state.epoch) as curves:
+    rank, count = run.ranks.rank, run.ranks.count
+    with _curves(run, state) as curves:
         while not state.is_finished(schedule):
             learning_rate = state.learning_rate(config.optimiser.learning_rate, schedule)
             set_learning_rate(run.method.optimisers, learning_rate)
             order = epoch_order(labels, seed=config.seed, epoch=state.epoch, weighted=schedule.weighted_sampling)
-            while state.position < len(order):
-                torch.manual_seed(step_seed(seed=config.seed, epoch=state.epoch, position=state.position))
-                places = order[state.position : state.position + run.method.batch_size]
-                bags = [read_bag(slides[place]) for place in places]
-                losses = run.method.train_bags(bags, epoch=state.epoch)
-                state = state.after_step(losses, slides=len(bags))
-                _report(run, state, "train", state.position, len(order))
-                _stop_if_asked(run, state)
+            batch_size = run.method.batch_size
+            batches, total = shares(order, start=state.position, batch_size=batch_size, rank=rank, count=count)
+            wanted = (slides[place] for places in batches for place in places)
+            with read_ahead(wanted, ahead=config.data.prefetch) as bags:
+                for places in batches:
+                    torch.manual_seed(step_seed(seed=config.seed, epoch=state.epoch, position=state.position + rank))
+                    losses = run.method.train_bags(list(islice(bags, len(places))), epoch=state.epoch)
+                    state = state.after_step(run.ranks.means(losses), slides=len(places) * count)
+                    _report(run, state, "train", state.position, total)
+                    if run.ranks.any(run.stop.received is not None):
+                        _stop(run, state)
 
             validation = _evaluate(run, state, "validation")
             train_losses, state = state.mean_losses(), state.after_epoch(validation.metrics, schedule)
@@ -125,6 +143,7 @@ def _fit(run: _Run, state: TrainingState) -> TrainingState:
             if state.improved():
                 _save(run, state, BEST)
             _save(run, state, LAST)
+    run.ranks.any(False)  # the best weights are written before any process reads them
     return state
 
 
@@ -135,7 +154,19 @@ def _first_state(run: _Run) -> TrainingState:
         labels_sha256=digests.labels_sha256,
         split_sha256=digests.split_sha256,
         features_sha256=digests.features_sha256,
+        processes=run.ranks.count,
     )
+    state = _resumed_state(run, fresh)
+    starts = run.ranks.gather((state, weights_sha256(run.method.models))) if run.ranks.count > 1 else []
+    if any(start != starts[0] for start in starts):
+        raise EnvironmentLacks(
+            f'the processes do not begin alike; "{run.config.out}" and the features must be the same folders for all '
+            "of them, and torch the same version"
+        )
+    return state
+
+
+def _resumed_state(run: _Run, fresh: TrainingState) -> TrainingState:
     folder = run.config.out / LAST
     if not (folder / WEIGHTS_NAME).exists():
         _log.info("training on %d slides, from the start", len(run.cohort.train))
@@ -150,6 +181,11 @@ def _first_state(run: _Run) -> TrainingState:
                 f'the run in "{run.config.out}" was started with other {what}; resume it with the data that '
                 "it began with, or choose another out"
             )
+    if state.processes != fresh.processes:
+        raise UsageError(
+            f'the run in "{run.config.out}" was started with {state.processes} processes; resume it with as many '
+            f"(torchrun --nproc-per-node {state.processes}), or choose another out"
+        )
     restore(folder, run.method.models, run.method.optimisers)
     _log.info("resuming after %d epochs and %d slides", state.epoch, state.position)
     return state
@@ -171,7 +207,8 @@ def _finish(run: _Run, state: TrainingState) -> RunMetrics:
         validation=_evaluate(run, state, "validation").metrics,
         test=_evaluate(run, state, "test").metrics,
     )
-    write_text(config.out / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
+    if run.ranks.is_first:
+        write_text(config.out / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
     _log.info("best epoch %d: validation %s; test %s", metrics.best_epoch, metrics.validation, metrics.test)
     return metrics
 
@@ -182,7 +219,8 @@ def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "tes
 
     def after_slide(done: int) -> None:
         _report(run, state, phase, done, len(slides))
-        _stop_if_asked(run, state)
+        if run.stop.received is not None:  # nobody waits for this process here: it need not ask the others
+            _stop(run, state)
 
     return evaluate(
         run.method,
@@ -191,10 +229,14 @@ def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "tes
         hierarchy=run.cohort.hierarchy,
         empty_slides=len(empty),
         after_slide=after_slide,
+        ranks=run.ranks,
+        prefetch=run.config.data.prefetch,
     )
 
 
 def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int) -> None:
+    if not run.ranks.is_first:
+        return
     schedule = run.config.schedule
     at_the_end = state.is_finished(schedule)
     run.progress(
@@ -211,16 +253,17 @@ def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int
     )
 
 
-def _stop_if_asked(run: _Run, state: TrainingState) -> None:
-    """If a signal came: write the state, unless it stands there already, and leave."""
-    if run.stop.received is None:
-        return
+def _stop(run: _Run, state: TrainingState) -> NoReturn:
+    """A signal came: write the state, unless it stands there already, and leave."""
     if not state.is_finished(run.config.schedule):
         _save(run, state, LAST)
-    raise Interrupted(f'stopped by {run.stop.received.name}; go on with --resume, the run is in "{run.config.out}"')
+    by = run.stop.received.name if run.stop.received else "a signal to another process"
+    raise Interrupted(f'stopped by {by}; go on with --resume, the run is in "{run.config.out}"')
 
 
 def _save(run: _Run, state: TrainingState, folder: Path) -> None:
+    if not run.ranks.is_first:
+        return
     is_last = folder == LAST
     write_checkpoint(
         run.config.out / folder,
@@ -231,10 +274,16 @@ def _save(run: _Run, state: TrainingState, folder: Path) -> None:
     )
 
 
+def _curves(run: _Run, state: TrainingState) -> AbstractContextManager[Curves | None]:
+    if not run.ranks.is_first:
+        return nullcontext()
+    return open_curves(run.config.out / TENSORBOARD_NAME, epochs_done=state.epoch)
+
+
 def _record(
     run: _Run,
     state: TrainingState,
-    curves: Curves,
+    curves: Curves | None,
     train_losses: tuple[float, ...],
     validation: Evaluation,
     learning_rate: float,
@@ -252,7 +301,8 @@ def _record(
         values[f"train/loss/{name}"] = train_loss
     for name, loss in zip(run.method.verdict_names, validation.losses, strict=True):
         values[f"validation/loss/{name}"] = loss
-    curves.add(state.epoch, values)
+    if curves is not None:
+        curves.add(state.epoch, values)
     _log.info("epoch %d: training loss %.4f; validation %s", state.epoch, train_losses[-1], metrics)
 
 

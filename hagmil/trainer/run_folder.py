@@ -30,7 +30,8 @@ LOG_NAME = "train.log"
 TENSORBOARD_NAME = "tensorboard"
 
 _PLACES = {"out", "data.features", "data.labels", "data.split"}  # what is found there must be the same
-_MAY_CHANGE = _PLACES | {"device", "threads", "schedule.max_epochs", "schedule.patience"}
+_SCALE = {"device", "threads", "data.prefetch", "checkpoint_blocks_above"}  # the same weights, another way
+_MAY_CHANGE = _PLACES | _SCALE | {"schedule.max_epochs", "schedule.patience"}
 _FIXED_FOR_HMIL = {"schedule.max_epochs"}  # its curriculum runs over all epochs
 
 

@@ -45,6 +45,9 @@ class DataConfig(Section):
         default=None, description=".pt files do not tell: micrometres per pixel of each stage, coarse to fine"
     )
     patch_px: int | None = Field(default=None, ge=8, description=".pt files do not tell: side of a patch")
+    prefetch: int = Field(
+        default=1, ge=0, description="bags that a thread reads ahead while the present one is trained on; 0: none"
+    )
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> DataConfig:

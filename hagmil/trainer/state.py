@@ -21,7 +21,8 @@ class TrainingState(BaseModel):
     split_sha256: str
     features_sha256: str
     epoch: int = Field(default=0, description="epochs done")
-    position: int = Field(default=0, description="slides of the current epoch done")
+    position: int = Field(default=0, description="slides of the current epoch done, by all processes together")
+    processes: int = Field(default=1, description="that train together; with another number the steps are others")
     loss_sums: tuple[float, ...] = Field(default=(), description="over the current epoch's slides, a loss each")
     validation: ClassificationMetrics | None = Field(default=None, description="after the last epoch done")
     best_loss: float | None = None

@@ -14,6 +14,7 @@ from hagmil.trainer.config import (
     parse_config,
     recipe_names,
 )
+from hagmil.trainer.sections import DataConfig
 
 MINIMAL = """
 out: run
@@ -197,6 +198,21 @@ def test_the_published_recipes_are_what_was_published_and_spell_out_every_key() 
             assert getattr(config, section) == getattr(bare, section)
             written = yaml.safe_load((RECIPES / f"{_recipe_of(config.kind)}.yaml").read_text())[section]
             assert set(written) == set(getattr(config, section).model_dump())
+
+
+def test_the_published_recipes_spell_out_the_keys_of_scale_and_say_their_defaults() -> None:
+    keys = {"hag-mil-camelyon16": ("precision", "checkpoint_blocks_above"), "hmil-bracs": ("precision",)}
+    for recipe, names in keys.items():
+        written = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+        fields = type(load_config(f"recipe:{recipe}")).model_fields
+        assert {name: written[name] for name in names} == {name: fields[name].default for name in names}
+        assert written["data"]["prefetch"] == DataConfig.model_fields["prefetch"].default
+
+
+def test_what_only_another_way_to_the_same_weights_is_no_part_of_the_recipe(path: Path) -> None:
+    digest = load_config(path).recipe_sha256()
+    assert load_config(path, ["checkpoint_blocks_above=null", "data.prefetch=0"]).recipe_sha256() == digest
+    assert load_config(path, ["precision=bf16"]).recipe_sha256() != digest
 
 
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest() -> None:

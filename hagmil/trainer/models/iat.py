@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hagmil.trainer.models.nystrom import NystromAttention
 
@@ -192,12 +193,18 @@ class IntegratedAttentionTransformer(nn.Module):
         output = self.forward_training(features)
         return StageOutput(output.logits, output.attention)
 
-    def forward_training(self, features: Tensor) -> TrainingOutput:
-        """Classify a bag as ``forward`` does, and keep the hidden features for the instance loss."""
+    def forward_training(self, features: Tensor, *, checkpoint_blocks: bool = False) -> TrainingOutput:
+        """Classify a bag as ``forward`` does, and keep the hidden features for the instance loss.
+
+        Args:
+            features: float32 (patches, feature_dim), at least one patch.
+            checkpoint_blocks: keep each block's input alone and compute the block again on the way back, with the
+                same dropout: the same gradients in less memory.
+        """
         rows = features
         embeddings: list[Tensor] = []
         for block in self.blocks:  # step 5
-            output: _BlockOutput = block(rows)
+            output: _BlockOutput = checkpoint(block, rows, use_reentrant=False) if checkpoint_blocks else block(rows)
             rows = output.rows
             embeddings.append(output.embedding)
         stacked = torch.stack(embeddings, dim=1)  # (last width, blocks)
