@@ -23,6 +23,7 @@ from hagmil.runtime.tissue import find_tissue
 from hagmil.runtime.verdict import verdict_of
 
 PHANTOM_PX = 2048
+MOST_CALIBRATION_SLIDES = 8  # a slide goes through the whole cascade twice
 _DEFAULT_PHANTOMS = 4
 _SEED = 4242  # not that of any cohort that somebody trains on without saying so
 
@@ -31,18 +32,25 @@ Progress = Callable[[str, int, int], None]
 
 
 def default_phantoms(precision: str, slides: Sequence[str] | None) -> int:
-    """How many phantoms are made where nobody says: some with reduced precision, where no slides are given."""
-    return _DEFAULT_PHANTOMS if precision != "fp32" and not slides else 0
+    """How many phantoms are made where nobody says: some with half precision, where no slides are given.
+
+    With int8 there are calibration slides, which say more.
+    """
+    return _DEFAULT_PHANTOMS if precision == "fp16" and not slides else 0
 
 
 @contextmanager
-def slide_runner(slides: Sequence[str], phantoms: int, *, progress: Progress) -> Iterator[SlideRunner | None]:
+def slide_runner(
+    slides: Sequence[str], phantoms: int, *, progress: Progress, calibration: Sequence[SlideRequest] = ()
+) -> Iterator[SlideRunner | None]:
     """Make ready what an export's verdicts are compared on.
 
     Args:
         slides: files, folders or globs.
         phantoms: how many synthetic slides to make beside them; they are removed afterwards.
         progress: told what is being done.
+        calibration: slides that int8 was calibrated on; where neither slides nor phantoms are asked for, the first of
+            them are compared.
 
     Yields:
         What runs them; None where there are none.
@@ -51,17 +59,20 @@ def slide_runner(slides: Sequence[str], phantoms: int, *, progress: Progress) ->
         UsageError: a glob or folder holds no slide.
     """
     given = slide_requests(slides) if slides else ()
+    own = tuple(calibration)[:MOST_CALIBRATION_SLIDES] if not given and not phantoms else ()
     with TemporaryDirectory(prefix="hagmil-parity-") as folder:
         made = _phantoms(Path(folder), phantoms, progress) if phantoms else ()
         what = " and ".join(
             words
             for words, count in (
                 (f"{len(given)} given slides", len(given)),
+                (f"{len(own)} of the calibration slides", len(own)),
                 (f"{phantoms} phantoms of {PHANTOM_PX} px", phantoms),
             )
             if count
         )
-        yield CascadeRunner((*given, *made), what, progress) if given or made else None
+        requests = (*given, *own, *made)
+        yield CascadeRunner(requests, what, progress) if requests else None
 
 
 @dataclass(frozen=True, slots=True)

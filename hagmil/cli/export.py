@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hagmil.cli import _common as common
+from hagmil.cli.inspect import show_quantisation
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hagmil.bundle import Precision
     from hagmil.export.pipeline import ExportReport
     from hagmil.export.slide_parity import SlideParity
     from hagmil.export.tensorrt import EngineOptions, EngineReport
@@ -24,7 +26,17 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of hagmil train.", metavar="CHECKPOINT")],
     backbone: Annotated[Path, typer.Option("--backbone", help="The folder that export-backbone wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
-    precision: Annotated[str, typer.Option("--precision", help="Of all graphs inside: fp32 or fp16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of all graphs inside: fp32, fp16, or int8 (backbone).")
+    ] = "fp32",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            help="For int8: slides, or features whose slides are near; files, folders or globs; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     intended_use: Annotated[
         str | None, typer.Option("--intended-use", help="What the bundle may be used for.", show_default=False)
     ] = None,
@@ -47,7 +59,8 @@ def export(
         typer.Option(
             "--parity-phantoms",
             min=0,
-            help="Synthetic slides for the same; default: 4 with fp16 and no --parity-slides.",
+            help="Synthetic slides for the same; default without --parity-slides: 4 with fp16, none with int8, whose "
+            "calibration slides are compared.",
             show_default=False,
             rich_help_panel=_PARITY,
         ),
@@ -117,9 +130,11 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle: ONNX models proven against PyTorch, manifest, digests and self-test.
 
-    With fp16 the verdicts on slides are proven too. TensorRT-RTX builds engines without a GPU.
+    With fp16 and int8 the verdicts on slides are proven too. int8 is for CPUs and quantises the backbone.
+    TensorRT-RTX builds engines without a GPU.
     """
     from hagmil._tensorrt.profiles import parse_range
+    from hagmil.cli._calibration import SlidePatches, calibration_slides
     from hagmil.cli._slide_parity import default_phantoms, slide_runner
     from hagmil.export.pipeline import export_bundle
     from hagmil.export.precision import parse_precision
@@ -137,11 +152,14 @@ def export(
         timing_cache=trt_timing_cache,
     )
     _check_use(options, wanted=trt)
+    _check_int8(parse_precision(precision), calibration, parity_slides, parity_phantoms, trt=trt)
     if trt:
         engine_target(options)  # what is missing is said before the long export
     phantoms = default_phantoms(precision, parity_slides) if parity_phantoms is None else parity_phantoms
+    own = calibration_slides(calibration) if calibration else ()
     with common.StepProgress() as progress:
-        with slide_runner(parity_slides or [], phantoms, progress=progress) as slides:
+        requests = [slide.request for slide in own]
+        with slide_runner(parity_slides or [], phantoms, progress=progress, calibration=requests) as slides:
             report = export_bundle(
                 checkpoint,
                 backbone,
@@ -149,6 +167,7 @@ def export(
                 precision=parse_precision(precision),
                 parity_form=parse_form(parity),
                 slides=slides,
+                calibration=SlidePatches(own, progress) if own else None,
                 intended_use=intended_use,
                 overwrite=overwrite,
                 progress=progress,
@@ -167,10 +186,40 @@ def _check_use(options: EngineOptions, *, wanted: bool) -> None:
         raise UsageError("options of TensorRT engines were given; add --trt to build them")
 
 
+def _check_int8(
+    precision: Precision,
+    calibration: list[str] | None,
+    parity_slides: list[str] | None,
+    parity_phantoms: int | None,
+    *,
+    trt: bool,
+) -> None:
+    """What int8 needs, and what it excludes."""
+    from hagmil.errors import UsageError
+
+    if precision != "int8":
+        if calibration:
+            raise UsageError("--calibration goes with --precision int8")
+        return
+    if trt:
+        raise UsageError(
+            "--precision int8 is for CPUs: TensorRT wants another, symmetric graph without quantised biases; "
+            "export with --precision fp16 for --trt"
+        )
+    if not calibration:
+        raise UsageError(
+            "--precision int8 needs --calibration: slides like those that it will see, or features of them"
+        )
+    if parity_phantoms == 0 and not parity_slides:
+        raise UsageError("--precision int8 is accepted on verdicts alone; leave out --parity-phantoms 0")
+
+
 def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
     """What was proven, and what was built."""
     console = common.stdout()
     console.print(_parity_table(report))
+    if report.parity.quantization is not None:
+        show_quantisation(console, report.parity.quantization)
     if report.parity.slides is not None:
         console.print(_slide_table(report.parity.slides))
     if engines:

@@ -12,6 +12,7 @@ from hagmil.cli import _common as common
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hagmil.bundle import Quantization
     from hagmil.export.inspection import BundleView, GraphView
     from hagmil.export.parity import ParityReport
 
@@ -61,6 +62,8 @@ def _show_bundle(console: Console, view: BundleView) -> None:
         stages.add_row(stage.name, f"{stage.spacing_um:g}", keeps)
     console.print(stages)
     _show_graphs(console, view.graphs)
+    if manifest.quantization is not None:
+        show_quantisation(console, manifest.quantization)
     _show_parity(console, view.parity)
     _show_engines(console, view)
 
@@ -73,6 +76,24 @@ def _show_graphs(console: Console, graphs: tuple[GraphView, ...]) -> None:
     console.print(table)
     if any(graph.nodes is None for graph in graphs):
         console.print('?: needs the onnx package; run: pip install "hagmil[export]"', markup=False)
+
+
+def show_quantisation(console: Console, of: Quantization) -> None:
+    """How a backbone came to int8, what it cost and what it gains."""
+    speed = of.throughput
+    table = common.table("backbone in int8", of.scheme)
+    for name, value in (
+        ("first product", of.first_product),
+        ("calibrated on", f"{of.calibration_patches} patches of {of.calibration}"),
+        ("smallest cosine", f"{of.least_cosine:.4f} over {of.compared_patches} patches, {of.allowed_cosine:g} needed"),
+        ("relative error", f"{of.relative_error:.2%}, {of.allowed_relative_error:.0%} allowed"),
+        ("verdicts", f"{of.equal_verdicts} of {of.verdicts} the same on {of.compared_slides}"),
+        ("kept alike", ", ".join(f"{stage} {share:.2%}" for stage, share in of.kept_alike.items()) or "none kept"),
+        ("patches/s", f"{speed.int8_patches_per_s:.1f}, in fp32 {speed.fp32_patches_per_s:.1f} ({speed.gain:.2f} x)"),
+        ("measured on", f"{speed.processor}, threads: {speed.threads}, batch {speed.batch}"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
 
 
 def _show_parity(console: Console, parity: ParityReport | None) -> None:

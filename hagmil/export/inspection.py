@@ -19,7 +19,7 @@ from hagmil.export.parity import PARITY_NAME, ParityReport
 
 GRAPH_SUFFIX = ".onnx"
 _MOST_OPERATORS = 6
-_HALF, _BFLOAT, _FLOAT = 10, 16, 1  # onnx.TensorProto's numbers
+_HALF, _BFLOAT, _FLOAT, _INT8 = 10, 16, 1, 3  # onnx.TensorProto's numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class GraphView:
         opset: version of the standard operators.
         nodes: how many it has; None where the onnx package is missing.
         operators: the most frequent ones with their counts, most frequent first.
-        weights: element type of its weights by bytes: fp32, fp16 or bf16; None where the onnx package is missing.
+        weights: element type of most of its weights: fp32, fp16, bf16 or int8; None where the onnx package is missing.
         inputs: name, type and axes of each, in words.
         outputs: the same of its outputs.
     """
@@ -118,7 +118,7 @@ def _inside(path: Path) -> tuple[int, tuple[tuple[str, int], ...], str, int]:
         for length in tensor.dims:
             values *= length
         sizes[tensor.data_type] += values
-    kinds = {_FLOAT: "fp32", _HALF: "fp16", _BFLOAT: "bf16"}
+    kinds = {_FLOAT: "fp32", _HALF: "fp16", _BFLOAT: "bf16", _INT8: "int8"}
     largest = max(kinds, key=lambda kind: sizes[kind])
     beside = sum(path.with_name(name).stat().st_size for name in data_files(path))
     return len(graph.node), tuple(operators.most_common(_MOST_OPERATORS)), kinds[largest], beside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from hagmil.bundle import BackboneCard
+from hagmil.bundle import BackboneCard, Quantization
 from hagmil.export.parity import PARITY_NAME, ParityReport, ParityRow, worst_by_tensor
 from hagmil.export.slide_parity import SlideParity
 from hagmil.export.tracing import OPSET
@@ -55,8 +55,14 @@ def _what_it_is(checkpoint: CheckpointCard, backbone: BackboneCard, parity: Pari
         f"({backbone.features} features; weights: {backbone.weights}). {_backbone_proof(checkpoint)}"
         f"The stages run from coarse to fine, "
         f"each on the children of the patches that the one before kept; the last gives the verdict. "
-        f"The graphs of the stages are {parity.precision}, opset {OPSET}.\n\n{stages}{_hierarchy(checkpoint)}"
+        f"{_precisions(parity)}, opset {OPSET}.\n\n{stages}{_hierarchy(checkpoint)}"
     )
+
+
+def _precisions(parity: ParityReport) -> str:
+    if parity.precision == "int8":
+        return "The encoder is int8, the graphs of the stages are fp32"
+    return f"The graphs of the stages are {parity.precision}"
 
 
 def _backbone_proof(checkpoint: CheckpointCard) -> str:
@@ -148,7 +154,24 @@ def _parity(parity: ParityReport, backbone_parity: ParityReport | None) -> str:
         "the torch model in float64 (in float32 where the graph is far within the tolerance of it; for a reduced "
         f"backbone its fp32 graph).{rounding} The source's own error is that of the torch model in float32. Each "
         "line shows the comparison that came nearest to what is allowed; every comparison is in "
-        f"`{PARITY_NAME}`.\n\n{table}\n\n{_slides(parity.slides)}"
+        f"`{PARITY_NAME}`.\n\n{table}\n\n{_quantisation(parity.quantization)}{_slides(parity.slides)}"
+    )
+
+
+def _quantisation(of: Quantization | None) -> str:
+    """What became of an encoder in int8."""
+    if of is None:
+        return ""
+    speed = of.throughput
+    return (
+        f"The encoder computes in int8 ({of.scheme}{', of 7 bits' if of.reduced_range else ''}; "
+        f"its first matrix product in {of.first_product}), calibrated on "
+        f"{of.calibration_patches} patches of {of.calibration}. On {of.compared_patches} other patches of theirs its "
+        f"features have a cosine of {of.least_cosine:.4f} at least with those of its fp32 graph "
+        f"({of.allowed_cosine:g} must be) and a relative error of {of.relative_error:.2%} "
+        f"({of.allowed_relative_error:.0%} allowed); {of.allowed_alike:.0%} of kept patches must be the same. "
+        f"It encodes {speed.int8_patches_per_s:.1f} patches/s, in fp32 {speed.fp32_patches_per_s:.1f} "
+        f"({speed.gain:.2f} times as many; {speed.processor}, threads: {speed.threads}, batch {speed.batch}).\n\n"
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from hagmil.bundle import Precision
+from hagmil.bundle import Precision, Quantization
 from hagmil.errors import ParityError
 from hagmil.export.slide_parity import SlideParity
 
@@ -60,7 +60,21 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(absolute=2e-5, relative=2e-5),
     "fp16": Tolerance(absolute=2e-3, relative=2e-3),
 }
-"""By the precision of a graph; the errors that led to them stand in docs/numerics.md."""
+"""By the precision of a graph; the errors that led to them stand in docs/numerics.md. int8 is for backbones alone and
+has limits of its own, :data:`INT8_FEATURES`."""
+
+
+class FeatureLimits(BaseModel):
+    """How far a quantised backbone's features may be off over real patches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    least_cosine: float = Field(ge=-1, le=1, description="of every patch")
+    relative_error: float = Field(ge=0, description="norm of the difference over the norm, all patches together")
+
+
+INT8_FEATURES = FeatureLimits(least_cosine=0.99, relative_error=0.05)
+"""Of a backbone in int8, whose error is no rounding of single values; docs/numerics.md says what led to them."""
 
 
 class ParityRow(BaseModel):
@@ -90,8 +104,9 @@ class ParityReport(BaseModel):
     format: Literal["hagmil-parity"] = "hagmil-parity"
     format_version: Literal[1] = 1
     precision: Precision
-    tolerance: Tolerance
+    tolerance: Tolerance = Field(description="of the rows; with precision int8 these are of float32 graphs")
     rows: tuple[ParityRow, ...]
+    quantization: Quantization | None = Field(default=None, description="of the backbone; null where there is none")
     slides: SlideParity | None = Field(default=None, description="verdicts on slides; null where none were tried")
 
 

@@ -1,7 +1,7 @@
 """From a checkpoint and a backbone to a bundle that is proven.
 
 1. Open both, and make sure that they belong together.
-2. Export each stage's model, and put the backbone beside them, in half precision where that is asked for.
+2. Export each stage's model, and put the backbone beside them, in half precision or int8 where that is asked for.
 3. Hold each graph against its source, and end on a difference; nothing is left behind then.
 4. Where there are slides, hold verdicts against verdicts, and end on a difference.
 5. Put the self-test, the parity report and the model card beside the graphs.
@@ -35,6 +35,7 @@ from hagmil.bundle import (
     Manifest,
     Precision,
     Provenance,
+    Quantization,
     Stage,
     file_entries,
     first_problem,
@@ -43,16 +44,17 @@ from hagmil.bundle import (
     open_bundle,
     write_manifest,
 )
-from hagmil.errors import BundleError
+from hagmil.errors import BundleError, UsageError
 from hagmil.export.backbones import backbone_cases
 from hagmil.export.contender import open_rounded
 from hagmil.export.graph import copy_graph, opset_of, save
+from hagmil.export.int8_backbone import PatchRequest, PatchSource, quantise_backbone, with_verdicts
 from hagmil.export.model_card import MODEL_CARD_NAME, model_card
 from hagmil.export.parity import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce, renamed
 from hagmil.export.reduced_backbone import hold_reduced, write_reduced
 from hagmil.export.reference import TorchStage
 from hagmil.export.selftest import backbone_case, stage_case
-from hagmil.export.slide_parity import Sessions, SlideParity, SlideRunner, compare_slides, enforce_slides
+from hagmil.export.slide_parity import Sessions, SlideRunner, compare_slides, enforce_slides
 from hagmil.export.stages import ParityForm, hold_stage, stage_case_count, stage_graph, structure_sha256
 from hagmil.export.versions import export_versions
 from hagmil.runtime.sessions import Session, open_session
@@ -91,6 +93,12 @@ class _Source:
     backbone_dir: Path
     precision: Precision
     intended_use: str
+    calibration: PatchSource | None
+
+    @property
+    def stage_precision(self) -> Precision:
+        """That the stages are exported in; int8 is for backbones."""
+        return "fp32" if self.precision == "int8" else self.precision
 
     @property
     def backbone_graph(self) -> Path:
@@ -112,6 +120,7 @@ def export_bundle(
     precision: Precision = "fp32",
     parity_form: ParityForm = "default",
     slides: SlideRunner | None = None,
+    calibration: PatchSource | None = None,
     intended_use: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -123,9 +132,11 @@ def export_bundle(
         backbone_dir: the backbone whose features it was trained on, as :func:`export_backbone` wrote it.
         out_dir: the bundle's folder.
         precision: of all graphs inside; their inputs and outputs are float32. Half precision must be earned: every
-            comparison is made with every operation rounded to 16 bits.
+            comparison is made with every operation rounded to 16 bits. With int8 the backbone is quantised and the
+            stages stay float32; it needs ``calibration`` and ``slides``.
         parity_form: ``long`` holds the stages at 10,000 and 40,000 patches too.
         slides: takes slides through the cascade, so that verdicts are compared too; None to leave that out.
+        calibration: gives the patches that int8 is calibrated and held on; None with other precisions.
         intended_use: what the bundle may be used for; a general statement where none is given.
         overwrite: replace what is in ``out_dir``.
         progress: called as graphs are exported and comparisons are made.
@@ -134,23 +145,28 @@ def export_bundle(
         The bundle and how it was proven.
 
     Raises:
-        UsageError: ``out_dir`` is there already.
+        UsageError: ``out_dir`` is there already, or int8 is asked for without calibration or slides.
         BundleError: checkpoint or backbone cannot be used, or do not belong together.
         ParityError: a graph's numbers are not its model's, or verdicts differ; nothing is left in ``out_dir``.
     """
-    source = _open(checkpoint_dir, backbone_dir, precision, intended_use)  # step 1
+    if (precision == "int8") != (calibration is not None):
+        raise UsageError("int8, and nothing else, is calibrated: precision int8 goes with calibration patches")
+    if precision == "int8" and slides is None:
+        raise UsageError("int8 is accepted only where verdicts stay the same; give slides to compare them on")
+    source = _open(checkpoint_dir, backbone_dir, precision, intended_use, calibration)  # step 1
     tell = progress or _silent
     seconds: dict[str, float] = {}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         start = perf_counter()
-        structures = _export_graphs(source, folder, tell)
+        structures, quantization = _export_graphs(source, folder, tell)
         seconds["export"] = perf_counter() - start
         start = perf_counter()
         parity = _prove(source, folder, structures, parity_form, tell)
+        parity = parity.model_copy(update={"quantization": quantization})
         seconds["parity"] = perf_counter() - start
         start = perf_counter()
         if slides is not None:
-            parity = parity.model_copy(update={"slides": _prove_slides(source, folder, slides)})
+            parity = _prove_slides(source, folder, slides, parity)
         seconds["slides"] = perf_counter() - start
         start = perf_counter()
         _complete(source, folder, parity)
@@ -158,12 +174,18 @@ def export_bundle(
     return ExportReport(open_bundle(out_dir), parity, seconds)
 
 
-def _open(checkpoint_dir: Path, backbone_dir: Path, precision: Precision, intended_use: str | None) -> _Source:
+def _open(
+    checkpoint_dir: Path,
+    backbone_dir: Path,
+    precision: Precision,
+    intended_use: str | None,
+    calibration: PatchSource | None,
+) -> _Source:
     """Step 1."""
     checkpoint = load_checkpoint(checkpoint_dir)
     backbone = open_backbone(backbone_dir)
     _check_fit(checkpoint.card, backbone)
-    return _Source(
+    source = _Source(
         checkpoint=checkpoint.card,
         stages=_stages(checkpoint.card),
         models=tuple(build_models(checkpoint)),
@@ -171,7 +193,11 @@ def _open(checkpoint_dir: Path, backbone_dir: Path, precision: Precision, intend
         backbone_dir=backbone_dir,
         precision=precision,
         intended_use=intended_use or _general_use(checkpoint.card),
+        calibration=calibration,
     )
+    if precision == "int8" and not source.reduces_backbone:
+        raise BundleError(f'backbone "{backbone.name}" is in half precision; int8 is made of fp32', code="precision")
+    return source
 
 
 def _check_fit(checkpoint: CheckpointCard, backbone: BackboneCard) -> None:
@@ -217,21 +243,32 @@ def _stages(checkpoint: CheckpointCard) -> tuple[Stage, ...]:
     return stages
 
 
-def _export_graphs(source: _Source, folder: Path, tell: Progress) -> list[str]:
-    """Step 2; gives the digest of each stage's nodes."""
+def _export_graphs(source: _Source, folder: Path, tell: Progress) -> tuple[list[str], Quantization | None]:
+    """Step 2; gives the digest of each stage's nodes, and what became of a backbone in int8."""
     stages = source.stages
     structures: list[str] = []
     for stage, model in zip(stages, source.models, strict=True):
         tell("export", len(structures), len(stages))
-        graph = stage_graph(model, source.checkpoint.feature_dim, source.checkpoint.kind, source.precision)
+        graph = stage_graph(model, source.checkpoint.feature_dim, source.checkpoint.kind, source.stage_precision)
         save(graph, folder / stage.onnx)
         structures.append(structure_sha256(graph))
-    if source.reduces_backbone:
+    quantization = None
+    if source.calibration is not None:
+        quantization = _quantise(source, folder, source.calibration)
+    elif source.reduces_backbone:
         write_reduced(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
     else:
         copy_graph(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
     tell("export", len(stages), len(stages))
-    return structures
+    return structures, quantization
+
+
+def _quantise(source: _Source, folder: Path, calibration: PatchSource) -> Quantization:
+    """Step 2, and the backbone's part of step 3, for int8."""
+    card = source.checkpoint
+    stages = tuple((stage.name, stage.spacing_um) for stage in source.stages)
+    wanted = PatchRequest(stages, card.patch_px, card.tissue)
+    return quantise_backbone(source.backbone_graph, folder / BACKBONE_ONNX_NAME, calibration, wanted)
 
 
 def _prove(source: _Source, folder: Path, structures: list[str], form: ParityForm, tell: Progress) -> ParityReport:
@@ -247,13 +284,13 @@ def _prove(source: _Source, folder: Path, structures: list[str], form: ParityFor
             folder / stage.onnx,
             card.feature_dim,
             card.kind,
-            source.precision,
+            source.stage_precision,
             every_count=every,
             form=form,
         )
         for stage, model, every in plan
     ]
-    if source.reduces_backbone:
+    if source.reduces_backbone and source.calibration is None:
         total += sum(1 for _ in backbone_cases(((patch_px, patch_px),)))
         held.insert(0, hold_reduced(source.backbone_graph, folder / BACKBONE_ONNX_NAME, patch_px))
     rows: list[ParityRow] = []
@@ -261,13 +298,13 @@ def _prove(source: _Source, folder: Path, structures: list[str], form: ParityFor
         rows.extend(case_rows)
         tell("parity", done, total)
     enforce(rows)
-    tolerance = TOLERANCES[source.precision]
+    tolerance = TOLERANCES[source.stage_precision]
     _warn_of_ill_conditioned(rows, tolerance)
     return ParityReport(precision=source.precision, tolerance=tolerance, rows=tuple(rows))
 
 
-def _prove_slides(source: _Source, folder: Path, slides: SlideRunner) -> SlideParity:
-    """Step 4."""
+def _prove_slides(source: _Source, folder: Path, slides: SlideRunner, report: ParityReport) -> ParityReport:
+    """Step 4; gives the report with what became of verdicts."""
     threads = torch.get_num_threads()
     manifest = _manifest(source, folder)
     is_rounded = source.precision == "fp16"
@@ -284,8 +321,9 @@ def _prove_slides(source: _Source, folder: Path, slides: SlideRunner) -> SlidePa
     parity = compare_slides(
         wanted, slides.run(manifest, graphs, "slides by the graphs"), what=slides.what, rounded=is_rounded
     )
-    enforce_slides(parity)
-    return parity
+    enforce_slides(parity, source.precision)
+    quantization = None if report.quantization is None else with_verdicts(report.quantization, parity)
+    return report.model_copy(update={"slides": parity, "quantization": quantization})
 
 
 def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> None:
@@ -310,9 +348,10 @@ def _complete(source: _Source, folder: Path, parity: ParityReport) -> None:
     encoder_precision = (
         source.precision if source.reduces_backbone or backbone_parity is None else backbone_parity.precision
     )
-    cases = [backbone_case(source.backbone_graph, card.patch_px, encoder_precision)]
+    encoder = folder / BACKBONE_ONNX_NAME if source.calibration is not None else source.backbone_graph
+    cases = [backbone_case(encoder, card.patch_px, encoder_precision)]
     for stage, model in zip(card.stages, source.models, strict=True):
-        cases.append(stage_case(stage.name, model, card.feature_dim, card.kind, source.precision))
+        cases.append(stage_case(stage.name, model, card.feature_dim, card.kind, source.stage_precision))
     write_selftest(folder / SELFTEST_NAME, cases)
     everything = (*(backbone_parity.rows if backbone_parity else ()), *parity.rows)
     write_text(folder / PARITY_NAME, parity.model_copy(update={"rows": everything}).model_dump_json(indent=2) + "\n")
@@ -324,7 +363,7 @@ def _complete(source: _Source, folder: Path, parity: ParityReport) -> None:
         backbone_parity=backbone_parity,
     )
     write_text(folder / MODEL_CARD_NAME, text)
-    write_manifest(folder, _manifest(source, folder))
+    write_manifest(folder, _manifest(source, folder, parity.quantization))
 
 
 def _backbone_parity(backbone_dir: Path) -> ParityReport | None:
@@ -332,7 +371,7 @@ def _backbone_parity(backbone_dir: Path) -> ParityReport | None:
     return ParityReport.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _manifest(source: _Source, folder: Path) -> Manifest:
+def _manifest(source: _Source, folder: Path, quantization: Quantization | None = None) -> Manifest:
     card, backbone = source.checkpoint, source.backbone
     try:
         return Manifest(
@@ -349,6 +388,7 @@ def _manifest(source: _Source, folder: Path) -> Manifest:
             ),
             tissue=card.tissue,
             precision=source.precision,
+            quantization=quantization,
             opsets=_opsets(source, folder),
             files=file_entries(folder),
             provenance=Provenance(

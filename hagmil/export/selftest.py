@@ -19,6 +19,7 @@ from hagmil.spec import BAG, PATCHES, STAGE_INPUTS, STAGE_OUTPUTS, Kind
 SELFTEST_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(absolute=1e-3, relative=1e-3),
     "fp16": Tolerance(absolute=1e-2, relative=1e-2),
+    "int8": Tolerance(absolute=2e-2, relative=2e-2),
 }
 """Wider than parity's: they must hold on every provider, tensor cores included."""
 
@@ -31,7 +32,7 @@ def backbone_case(source: Path, patch_px: int, precision: Precision) -> SelfTest
     """A few patches through the backbone's graph on the CPU.
 
     Args:
-        source: ``backbone.onnx``, or the float32 graph that it was made from.
+        source: ``backbone.onnx``, or the float32 graph that half precision was made from.
         patch_px: side of a patch in pixels.
         precision: of the bundle's graph.
     """

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from hagmil.bundle import Manifest
+from hagmil.bundle import Manifest, Precision
 from hagmil.errors import ParityError
 from hagmil.runtime.sessions import Session
 
-LEAST_ALIKE = 0.99
-"""The share of kept patches that must agree in each stage, over all slides together."""
+LEAST_ALIKE: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.99, "int8": 0.90}
+"""By precision, the share of kept patches that must agree in each stage, over all slides together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +164,12 @@ def compare_slides(source: Sequence[SlideRun], graphs: Sequence[SlideRun], *, wh
     )
 
 
-def enforce_slides(parity: SlideParity) -> None:
+def enforce_slides(parity: SlideParity, precision: Precision = "fp32") -> None:
     """Step 5.
+
+    Args:
+        parity: what was found.
+        precision: of the graphs; it decides how many kept patches must agree.
 
     Raises:
         ParityError: what differs, and where.
@@ -176,11 +180,12 @@ def enforce_slides(parity: SlideParity) -> None:
             f"verdicts: {len(parity.different)} of {parity.slides} slides end otherwise than with the models that were "
             f"exported ({names}); probabilities change by up to {parity.largest_change:.3g}; nothing was written"
         )
+    least = LEAST_ALIKE[precision]
     for stage in parity.stages:
-        if stage.kept_alike is not None and stage.kept_alike < LEAST_ALIKE:
+        if stage.kept_alike is not None and stage.kept_alike < least:
             raise ParityError(
                 f"verdicts: stage {stage.name} keeps other patches than the model that was exported: "
-                f"{stage.kept_alike:.2%} of {stage.kept} agree, {LEAST_ALIKE:.0%} must; nothing was written"
+                f"{stage.kept_alike:.2%} of {stage.kept} agree, {least:.0%} must; nothing was written"
             )
 
 
