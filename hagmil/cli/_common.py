@@ -25,8 +25,19 @@ SpacingUm = Annotated[
     typer.Option("--spacing-um", help="Micrometres per level-0 pixel, in place of the file's.", show_default=False),
 ]
 Provider = Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Patches given to the backbone at once.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Patches given to the backbone at once; default: 16 on a CPU, 64 elsewhere.",
+        show_default=False,
+    ),
+]
 Readers = Annotated[int, typer.Option("--readers", min=1, help="Threads that read patches.")]
+MaskDevice = Annotated[
+    str, typer.Option("--mask-device", help="Where tissue masks are made: cpu, or cuda for cupy on a GPU.")
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads of the model on the CPU; default: all cores.", show_default=False),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hagmil import __version__
+from hagmil.cli.bench import bench
 from hagmil.cli.demo import demo
 from hagmil.cli.doctor import doctor
 from hagmil.cli.eval import evaluate
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 app.command("infer")(infer)
 app.command("demo")(demo)
+app.command("bench")(bench)
 app.command("doctor")(doctor)
 app.command("phantom")(phantom)
 app.command("export-backbone")(export_backbone)

@@ -32,9 +32,10 @@ def extract(
     ] = None,
     spacing_um: common.SpacingUm = None,
     provider: common.Provider = "cpu",
-    batch_size: common.BatchSize = 64,
+    batch_size: common.BatchSize = None,
     readers: common.Readers = 2,
     threads: common.Threads = None,
+    mask_device: common.MaskDevice = "cpu",
     half: Annotated[bool, typer.Option("--half", help="Store features as float16.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Extract again what is there already.")] = False,
 ) -> None:
@@ -46,6 +47,7 @@ def extract(
     from hagmil.runtime.encode import EncodeOptions
     from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, parse_stages
     from hagmil.runtime.inputs import slide_requests
+    from hagmil.runtime.kernels import kernels_on
 
     requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
     options = ExtractOptions(
@@ -54,6 +56,7 @@ def extract(
         half=half,
         overwrite=overwrite,
         encode=EncodeOptions(batch_size=batch_size, reader_threads=readers),
+        mask_kernels=kernels_on(mask_device),
     )
     extractor = Extractor.open(backbone, options, provider=provider, threads=threads)
     with common.SlideProgress(len(requests), "slides") as display:

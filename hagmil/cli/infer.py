@@ -31,9 +31,10 @@ def infer(
         int | None,
         typer.Option("--keep", min=1, help="Patches kept at every stage but the last.", show_default=False),
     ] = None,
-    batch_size: common.BatchSize = 64,
+    batch_size: common.BatchSize = None,
     readers: common.Readers = 2,
     threads: common.Threads = None,
+    mask_device: common.MaskDevice = "cpu",
     rebuild: common.Rebuild = False,
     trt_flavour: common.TrtFlavour = None,
     resume: Annotated[bool, typer.Option("--resume", help="Leave slides alone that have their result.")] = False,
@@ -45,17 +46,22 @@ def infer(
     from hagmil.errors import UsageError
     from hagmil.runtime.encode import EncodeOptions
     from hagmil.runtime.inputs import slide_requests
+    from hagmil.runtime.kernels import kernels_on
     from hagmil.runtime.model import builtin_bundle, load_model
     from hagmil.runtime.predict import PredictOptions, predict_many
 
     if provider != "tensorrt" and (rebuild or trt_flavour):
         raise UsageError("--rebuild and --trt-flavour belong to --provider tensorrt")
     requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
+    mask_kernels = kernels_on(mask_device)
     loaded = load_model(
         model or builtin_bundle(), provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour
     )
     options = PredictOptions(
-        encode=EncodeOptions(batch_size=batch_size, reader_threads=readers), keep=keep, resume=resume
+        encode=EncodeOptions(batch_size=batch_size, reader_threads=readers),
+        keep=keep,
+        resume=resume,
+        mask_kernels=mask_kernels,
     )
     if model is None:
         typer.secho(f"Built-in demonstration model: {loaded.bundle.manifest.intended_use}", fg="yellow", err=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
 
+from hagmil._versions import installed_version
 from hagmil.errors import EnvironmentLacks
 
 State = Literal["ok", "missing", "optional"]
@@ -103,11 +103,3 @@ def _onnxruntime() -> tuple[Finding, ...]:
                 Finding(f"provider {name}", "optional", 'needs an NVIDIA GPU and: pip install "hagmil[gpu]"')
             )
     return tuple(findings)
-
-
-def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -21,6 +21,7 @@ from hagmil.runtime.clock import StepClock
 from hagmil.runtime.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.kernels import MaskKernels
 from hagmil.runtime.overview import read_overview
 from hagmil.runtime.quadtree import children, coarse_grid
 from hagmil.runtime.sessions import Session, open_session
@@ -42,6 +43,7 @@ class ExtractOptions:
         half: store features as float16.
         overwrite: extract again what is there already.
         encode: batch size and reader threads.
+        mask_kernels: what makes tissue masks (``hagmil.runtime.kernels.kernels_on``); None chooses by the mask's size.
     """
 
     stages: tuple[tuple[str, float], ...]
@@ -50,6 +52,7 @@ class ExtractOptions:
     half: bool = False
     overwrite: bool = False
     encode: EncodeOptions = field(default_factory=EncodeOptions)
+    mask_kernels: MaskKernels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
     options = extractor.options
     with open_slide(request.path, spacing_um=request.spacing_um) as slide:
         plan = plan_slide(slide, options.stages, extractor.patch_px)
-        mask = find_tissue(read_overview(slide, options.tissue.spacing_um), options.tissue)
+        mask = find_tissue(read_overview(slide, options.tissue.spacing_um), options.tissue, options.mask_kernels)
         coords = coarse_grid(slide.size, plan[0].patch_level0, mask, options.tissue.min_share)
         bags = []
         for index, geometry in enumerate(plan):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from hagmil.bundle import Bundle, open_bundle
-from hagmil.errors import BundleError
+from hagmil.errors import BundleError, UsageError
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.spec import PATCHES
 
@@ -52,6 +52,10 @@ def load_model(
     bundle = open_bundle(path)
     manifest = bundle.manifest
     if provider == "tensorrt":
+        if manifest.precision == "int8":
+            raise UsageError(
+                f'bundle "{path}" is quantised for CPUs; run it with --provider cpu, or export it in fp16 for TensorRT'
+            )
         from hagmil.runtime.sessions.engines import open_tensorrt  # TensorRT is imported only where it is asked for
 
         opened = open_tensorrt(bundle, threads=threads, rebuild=rebuild, flavour=trt_flavour)

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from hagmil._files import write_text
+from hagmil._versions import versions_of
 from hagmil.bundle import RESEARCH_USE_ONLY, Manifest
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
 from hagmil.runtime.cascade import StageOutcome, plan_slide, run_cascade, stage_specs
 from hagmil.runtime.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
 from hagmil.runtime.clock import StepClock
-from hagmil.runtime.doctor import installed_version
 from hagmil.runtime.encode import EncodeOptions, Progress
 from hagmil.runtime.geometry import TOLERANCE, finest_ratio
 from hagmil.runtime.heatmap import PANEL_PX, Caption, draw_heatmap
 from hagmil.runtime.inputs import SlideRequest, slide_requests
+from hagmil.runtime.kernels import MaskKernels
 from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.overview import Overview, read_overview
 from hagmil.runtime.result import (
@@ -59,11 +60,13 @@ class PredictOptions:
         encode: batch size and reader threads.
         keep: patches kept at every stage but the last; the manifest's numbers where none is given.
         resume: leave slides alone whose result is there already, from the same bundle and the same settings.
+        mask_kernels: what makes tissue masks (``hagmil.runtime.kernels.kernels_on``); None chooses by the mask's size.
     """
 
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     keep: int | None = None
     resume: bool = False
+    mask_kernels: MaskKernels | None = None
 
 
 def predict_slide(
@@ -225,7 +228,7 @@ def _look(
         plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
         with clock.step("tissue"):
             overview = read_overview(slide, manifest.tissue.spacing_um)
-            mask = find_tissue(overview, manifest.tissue)
+            mask = find_tissue(overview, manifest.tissue, options.mask_kernels)
         outcomes = run_cascade(
             slide, mask, model, plan, options.encode, clock=clock, keep=options.keep, progress=progress
         )
@@ -377,15 +380,17 @@ def _write_table(out: Path, results: Sequence[Result], model: LoadedModel) -> No
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of everything that a number may depend on."""
-    names = (
-        "hagmil",
-        "numpy",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "pyvips",
-        "pyvips-binary",
-        "openslide-bin",
-        "numba",
-    )
-    found = {name: installed_version(name) for name in names}
-    return {"python": platform.python_version(), **{name: value for name, value in found.items() if value}}
+    return {
+        "python": platform.python_version(),
+        **versions_of(
+            "numpy",
+            "onnxruntime",
+            "onnxruntime-gpu",
+            "pyvips",
+            "pyvips-binary",
+            "openslide-bin",
+            "simplejpeg",
+            "pillow",
+            "numba",
+        ),
+    }

@@ -65,7 +65,7 @@ def find_tissue(overview: Overview, parameters: TissueParameters, kernels: MaskK
     rows, columns, _ = overview.pixels.shape
     if kernels is None:
         kernels = kernels_for(rows * columns)
-    require_brightfield(kernels.histogram(_brightest(overview.pixels)), overview.slide_name)  # step 1
+    require_brightfield(kernels.brightness(overview.pixels), overview.slide_name)  # step 1
     saturation = kernels.saturation(overview.pixels)  # step 2
     mask, threshold = segment(saturation, overview.spacing_um, parameters, kernels)
     _log.info(
@@ -116,11 +116,14 @@ def segment(
     Returns:
         bool (height, width), and the threshold that tissue lies above.
     """
-    smooth = kernels.median(saturation, _odd_px(parameters.median_um, spacing_um))  # step 3
-    threshold = parameters.threshold  # step 4
+    threshold, median_px = parameters.threshold, _odd_px(parameters.median_um, spacing_um)
     if parameters.method == "otsu":
-        threshold = max(threshold, otsu_threshold(kernels.histogram(smooth)))
-    mask = kernels.close(smooth > threshold, _odd_px(parameters.closing_um, spacing_um))  # step 5
+        smooth = kernels.median(saturation, median_px)  # step 3
+        threshold = max(threshold, otsu_threshold(kernels.histogram(smooth)))  # step 4
+        above = smooth > threshold
+    else:
+        above = kernels.median_above(saturation, median_px, threshold)  # steps 3 and 4, without making the median
+    mask = kernels.close(above, _odd_px(parameters.closing_um, spacing_um))  # step 5
     mask = kernels.remove_small_objects(mask, _area_px(parameters.min_object_um2, spacing_um))  # step 6
     return kernels.fill_small_holes(mask, _area_px(parameters.min_hole_um2, spacing_um)), threshold  # step 7
 
@@ -151,7 +154,3 @@ def _odd_px(length_um: float, spacing_um: float) -> int:
 def _area_px(area_um2: float, spacing_um: float) -> int:
     """The least number of pixels that make an area."""
     return math.ceil(area_um2 / spacing_um**2 - 1e-9)
-
-
-def _brightest(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.maximum(np.maximum(rgb[..., 0], rgb[..., 1]), rgb[..., 2])

@@ -11,6 +11,7 @@ from tests.cli.terminal import hagmil
 COMMANDS = (
     "infer",
     "demo",
+    "bench",
     "doctor",
     "phantom",
     "export-backbone",

@@ -27,6 +27,7 @@ from hagmil.export.parity import PARITY_NAME, ParityReport
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.export.stages import hold_stage
 from hagmil.phantom import write_cohort
+from hagmil.runtime.model import load_model
 from hagmil.runtime.verify import verify_bundle
 from tests.export.checkpoints import write_small_checkpoint
 
@@ -185,3 +186,8 @@ def test_quantization_goes_with_int8_alone(report: ExportReport) -> None:
     with pytest.raises(ValueError, match="quantization goes with precision int8"):
         type(report.bundle.manifest).model_validate(manifest | {"precision": "fp32"})
     assert open_bundle(report.bundle.path).manifest.quantization is not None
+
+
+def test_tensorrt_does_not_take_what_was_quantised_for_cpus(report: ExportReport) -> None:
+    with pytest.raises(UsageError, match="quantised for CPUs"):
+        load_model(report.bundle.path, provider="tensorrt")

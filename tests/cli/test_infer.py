@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import shutil
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hagmil.errors import EnvironmentLacks
+from hagmil.runtime.kernels import kernels_on
 from hagmil.runtime.sessions.onnx import available_providers
 from tests.cli.terminal import hagmil
 from tests.runtime.slide_files import save_pyramid, tissue_picture
@@ -51,6 +54,24 @@ def test_a_provider_that_is_absent_is_exit_5(slide: Path, bundle: Path, tmp_path
     assert done.returncode == 5
     assert "hagmil[gpu]" in done.stderr
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_masks_on_a_gpu_that_is_absent_are_exit_5_and_no_slide_is_read(
+    slide: Path, bundle: Path, tmp_path: Path
+) -> None:
+    with contextlib.suppress(EnvironmentLacks):
+        kernels_on("cuda")
+        pytest.skip("this machine has a GPU and cupy")
+    done = hagmil("infer", slide, "--model", bundle, "--mask-device", "cuda", "--out", tmp_path)
+    assert done.returncode == 5
+    assert "cupy" in done.stderr
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_a_mask_device_of_another_name_is_exit_2(slide: Path, bundle: Path, tmp_path: Path) -> None:
+    done = hagmil("infer", slide, "--model", bundle, "--mask-device", "tpu", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "cpu, cuda" in done.stderr
 
 
 def test_an_altered_bundle_is_exit_4(slide: Path, tmp_path: Path) -> None:

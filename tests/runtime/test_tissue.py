@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy import ndimage
 
 from hagmil.errors import SlideRejected
 from hagmil.runtime import overview as overview_module
+from hagmil.runtime.kernels.cupy_gpu import CupyKernels
 from hagmil.runtime.kernels.numba_cpu import NumbaKernels
 from hagmil.runtime.kernels.protocol import MaskKernels
 from hagmil.runtime.kernels.reference import ReferenceKernels
@@ -338,14 +340,16 @@ def test_the_coarse_level_of_a_pyramid_is_all_that_is_read() -> None:
     assert (mask.downsample, mask.spacing_um) == (16.0, 8.0)
 
 
-def test_both_sets_of_kernels_give_one_mask() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_all_sets_of_kernels_give_one_mask(method: Method) -> None:
     slide = ArraySlide([patterned(200, 300)], spacing_um=4.0)
-    parameters = TissueParameters(spacing_um=4.0, method="otsu", min_object_um2=5_000.0, min_hole_um2=5_000.0)
+    parameters = TissueParameters(spacing_um=4.0, method=method, min_object_um2=5_000.0, min_hole_um2=5_000.0)
     plain = tissue_of(slide, parameters, ReferenceKernels())
-    compiled = tissue_of(slide, parameters, NumbaKernels())
     assert 0 < plain.mask.sum() < plain.mask.size
-    np.testing.assert_array_equal(compiled.mask, plain.mask)
-    assert compiled.threshold == plain.threshold
+    for kernels in (NumbaKernels(), CupyKernels(xp=np, ndimage=ndimage, to_host=np.asarray)):
+        other = tissue_of(slide, parameters, kernels)
+        np.testing.assert_array_equal(other.mask, plain.mask)
+        assert other.threshold == plain.threshold
 
 
 # Where the mask lies on the slide.

@@ -1,17 +1,22 @@
-"""The compiled set of mask kernels: one CPU core, and the interpreter's lock released for other threads.
+"""The compiled set of mask kernels: all CPU cores, and the interpreter's lock released for other threads.
 
-Only what NumPy is slow at is compiled (saturation, median, joining of runs), for each kernel costs part of a
-second to compile; histogram and closing are the plain set's, which run at the speed of memory as they are.
-Machine code is kept in numba's cache (where ``NUMBA_CACHE_DIR`` says, else beside the module, else in the
-user's cache folder), so that a second process does not compile again. A kernel compiles at its first call,
-and for one kind of argument only: the methods hand over plain row-major arrays.
+A kernel works on a band of rows, and threads of our own take bands in turn. numba's parallel loops would do the same,
+but take three times as long to compile, wait in a spin where cores are short, and not all of their threading layers
+bear two calls at once (docs/decisions/0011-masks.md). Each pixel is written by one band and counts are whole numbers,
+so the result does not depend on the threads.
+
+Machine code is kept in numba's cache (where ``NUMBA_CACHE_DIR`` says, else beside the module, else in the user's cache
+folder), so that a second process does not compile again. A kernel compiles at its first call, and for one kind of
+argument only: the methods hand over plain row-major arrays.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numba
@@ -23,6 +28,11 @@ from hagmil.runtime.kernels.reference import ReferenceKernels
 from hagmil.runtime.kernels.runs import Runs, large_objects, small_holes
 
 _log = logging.getLogger(__name__)
+_BAND_PX = 1 << 18
+"""Pixels of a band of rows: enough for a thread to be worth its call, few enough for all threads to end together."""
+
+_WIDEST_COUNTED_PX = 255
+"""The widest square whose pixels 16 bits can count."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,24 +57,56 @@ def compiled(function: F) -> F:
 
 @dataclass(frozen=True, slots=True)
 class NumbaKernels(ReferenceKernels):
-    """Mask kernels compiled by numba; see ``MaskKernels`` for what each does."""
+    """Mask kernels compiled by numba; see ``MaskKernels`` for what each does.
+
+    Args:
+        name: what logs and benchmarks call this set.
+        threads: how many work at once; as many as this process may use cores where none are given.
+    """
 
     name: str = "numba"
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    def brightness(self, rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """How often each value is a pixel's brightest channel."""
+        plain = _plain(rgb)
+        counts = np.zeros((rgb.shape[0], 256), dtype=np.int64)  # a band counts in its first row
+        self._over_bands(rgb.shape, lambda top, stop: _brightness(plain[top:stop], counts[top]))
+        total: NDArray[np.int64] = counts.sum(axis=0)
+        return total
 
     def saturation(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Saturation of HSV, 0 to 255; 0 where there is no light."""
-        result = np.empty(rgb.shape[:2], dtype=np.uint8)
-        plain = np.require(rgb, requirements=("C", "W"))
-        _saturation(plain.reshape(-1, 3), result.reshape(-1))  # (pixels, 3), (pixels,)
+        plain, result = _plain(rgb), np.empty(rgb.shape[:2], dtype=np.uint8)
+        self._over_bands(rgb.shape, lambda top, stop: _saturation(plain[top:stop], result[top:stop]))
         return result
 
     def median(self, image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
         """Median over a square around each pixel."""
         if side_px == 1 or image.size == 0:
             return image.copy()
-        result = np.empty(image.shape, dtype=np.uint8)
-        _median(np.pad(image, side_px // 2, mode="edge"), side_px, result)
+        if side_px > _WIDEST_COUNTED_PX:
+            return ReferenceKernels().median(image, side_px)
+        padded, result = np.pad(image, side_px // 2, mode="edge"), np.empty(image.shape, dtype=np.uint8)
+        self._over_bands(
+            image.shape,
+            lambda top, stop: _median(padded[top : stop + side_px - 1], side_px, result[top:stop]),
+        )
         return result
+
+    def median_above(self, image: NDArray[np.uint8], side_px: int, threshold: int) -> NDArray[np.bool_]:
+        """Where the median over a square is above a threshold."""
+        if side_px == 1 or image.size == 0:
+            return image > threshold
+        above = np.pad(image > threshold, side_px // 2, mode="edge")
+        return self._at_least(above, side_px, side_px * side_px // 2 + 1)
+
+    def close(self, mask: NDArray[np.bool_], side_px: int) -> NDArray[np.bool_]:
+        """Morphological closing by a square."""
+        if side_px == 1 or mask.size == 0:
+            return mask.copy()
+        dilated = self._at_least(np.pad(mask, side_px - 1), side_px, 1)
+        return self._at_least(dilated, side_px, side_px * side_px)
 
     def remove_small_objects(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
         """Drop True components of fewer pixels, 8-connected."""
@@ -73,6 +115,24 @@ class NumbaKernels(ReferenceKernels):
     def fill_small_holes(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
         """Fill enclosed False components of fewer pixels, 4-connected."""
         return mask | small_holes(mask, min_area_px, join_runs)
+
+    def _at_least(self, mask: NDArray[np.bool_], side_px: int, least: int) -> NDArray[np.bool_]:
+        """Where the square below and right of a pixel holds at least so many True; side - 1 smaller on both axes."""
+        result = np.empty((mask.shape[0] - side_px + 1, mask.shape[1] - side_px + 1), dtype=np.bool_)
+        self._over_bands(
+            result.shape,
+            lambda top, stop: _at_least(mask[top : stop + side_px - 1], side_px, least, result[top:stop]),
+        )
+        return result
+
+    def _over_bands(self, shape: tuple[int, ...], work: Callable[[int, int], None]) -> None:
+        """Do the work for every band of rows, given its first row and the row after its last."""
+        height, width = shape[:2]
+        step = max(1, _BAND_PX // max(width, 1))
+        tops = range(0, height, step)
+        with ThreadPoolExecutor(self.threads) as threads:
+            for _ in threads.map(lambda top: work(top, min(top + step, height)), tops):
+                pass  # an error of a band is raised here
 
 
 def join_runs(runs: Runs, reach: int) -> NDArray[np.int64]:
@@ -91,47 +151,78 @@ def join_runs(runs: Runs, reach: int) -> NDArray[np.int64]:
     return root
 
 
+def _plain(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Row-major and writeable, the one kind of argument that kernels are compiled for."""
+    return np.require(array, requirements=("C", "W"))
+
+
+@compiled
+def _brightness(rgb: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Count the brightest channel of (height, width, 3) into (256,)."""
+    for row in rgb:
+        for x in range(row.shape[0]):
+            counts[max(row[x, 0], row[x, 1], row[x, 2])] += 1
+
+
 @compiled
 def _saturation(rgb: NDArray[np.uint8], result: NDArray[np.uint8]) -> None:
-    """255·(max - min)/max, rounded half up, of (pixels, 3) into (pixels,)."""
-    for pixel in range(rgb.shape[0]):
-        red, green, blue = np.int32(rgb[pixel, 0]), np.int32(rgb[pixel, 1]), np.int32(rgb[pixel, 2])
-        brightest = max(red, green, blue)
-        if brightest < DARKEST_LIT:
-            result[pixel] = 0
-        else:
-            spread = brightest - min(red, green, blue)
-            result[pixel] = (510 * spread + brightest) // (2 * brightest)
+    """255·(max - min)/max, rounded half up, of (height, width, 3) into (height, width)."""
+    for y in range(rgb.shape[0]):
+        row, line = rgb[y], result[y]
+        for x in range(row.shape[0]):
+            red, green, blue = row[x, 0], row[x, 1], row[x, 2]
+            peak = np.float32(max(red, green, blue))
+            spread = peak - np.float32(min(red, green, blue))
+            share = (np.float32(510) * spread + peak) / (np.float32(2) * max(peak, np.float32(1)))
+            line[x] = np.uint8(share) if peak >= DARKEST_LIT else 0
 
 
 @compiled
 def _median(padded: NDArray[np.uint8], side_px: int, result: NDArray[np.uint8]) -> None:
-    """The median of each window of ``padded``, from a histogram that slides along the row (Huang 1979)."""
+    """The median of each window of ``padded``, row by row and bit by bit: it is at least v if more than half are."""
     height, width = result.shape
     middle = side_px * side_px // 2
-    counts = np.empty(256, dtype=np.int32)
+    candidate = np.empty(width, dtype=np.uint8)
+    counts = np.empty(width, dtype=np.uint16)  # loops over a row of few bytes become vector instructions
     for y in range(height):
-        counts[:] = 0
-        for row in range(y, y + side_px):
-            for column in range(side_px):
-                counts[padded[row, column]] += 1
-        value = 0
-        below = 0  # how many pixels of the window are less than value
+        found = result[y]
+        found[:] = 0
+        for bit in range(7, -1, -1):
+            for x in range(width):
+                candidate[x] = found[x] | np.uint8(1 << bit)
+                counts[x] = 0
+            for down in range(side_px):
+                for right in range(side_px):
+                    line = padded[y + down, right : right + width]
+                    for x in range(width):
+                        counts[x] += np.uint16(line[x] >= candidate[x])
+            for x in range(width):
+                if counts[x] > middle:
+                    found[x] = candidate[x]
+
+
+@compiled
+def _at_least(mask: NDArray[np.bool_], side_px: int, least: int, result: NDArray[np.bool_]) -> None:
+    """Whether each square of ``mask`` holds so many, from sums of columns that slide down."""
+    height, width = result.shape
+    columns = np.zeros(width + side_px - 1, dtype=np.int32)
+    for y in range(side_px - 1):
+        line = mask[y]
+        for x in range(columns.size):
+            columns[x] += line[x]
+    for y in range(height):
+        come, gone, row = mask[y + side_px - 1], mask[y], result[y]
+        for x in range(columns.size):
+            columns[x] += come[x]
+        count = 0
+        for x in range(side_px - 1):
+            count += columns[x]
         for x in range(width):
-            if x > 0:
-                for row in range(y, y + side_px):
-                    gone = padded[row, x - 1]
-                    come = padded[row, x + side_px - 1]
-                    counts[gone] -= 1
-                    counts[come] += 1
-                    below += int(come < value) - int(gone < value)
-            while below > middle:
-                value -= 1
-                below -= counts[value]
-            while below + counts[value] <= middle:
-                below += counts[value]
-                value += 1
-            result[y, x] = value
+            count += columns[x + side_px - 1]
+            row[x] = count >= least
+            count -= columns[x]
+        for x in range(columns.size):
+            columns[x] -= gone[x]
 
 
 @compiled

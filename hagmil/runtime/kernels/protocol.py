@@ -25,6 +25,17 @@ class MaskKernels(Protocol):
         """What logs and benchmarks call this set."""
         ...
 
+    def brightness(self, rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """How often each value is the brightest channel of a pixel.
+
+        Args:
+            rgb: uint8 (height, width, 3).
+
+        Returns:
+            int64 (256,).
+        """
+        ...
+
     def saturation(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Saturation of HSV, 255·(max - min)/max of the three channels, rounded half up.
 
@@ -48,6 +59,21 @@ class MaskKernels(Protocol):
 
         Returns:
             uint8 (height, width).
+        """
+        ...
+
+    def median_above(self, image: NDArray[np.uint8], side_px: int, threshold: int) -> NDArray[np.bool_]:
+        """Where the median over a square lies strictly above a threshold: ``median(image, side_px) > threshold``.
+
+        It is its own step because it needs no median: that more than half of the square is above says the same.
+
+        Args:
+            image: uint8 (height, width).
+            side_px: the square's side, odd.
+            threshold: 0 to 255.
+
+        Returns:
+            bool (height, width).
         """
         ...
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.runtime.kernels.protocol import DARKEST_LIT
+from hagmil.runtime.kernels import arrays
 from hagmil.runtime.kernels.runs import Runs, large_objects, small_holes
 
 _BAND_PX = 65536
-"""The median goes over bands of rows that stay in the processor's cache: three times as fast as the image at
-once."""
+"""Pixels of a band of rows: the dozen bands that a step holds stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,50 +20,35 @@ class ReferenceKernels:
 
     name: str = "reference"
 
+    def brightness(self, rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """How often each value is a pixel's brightest channel."""
+        counts: NDArray[np.int64] = arrays.brightest(np, rgb, _BAND_PX)
+        return counts
+
     def saturation(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Saturation of HSV, 0 to 255; 0 where there is no light."""
-        red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-        brightest = np.maximum(np.maximum(red, green), blue).astype(np.int32)
-        spread = brightest - np.minimum(np.minimum(red, green), blue)
-        rounded = (510 * spread + brightest) // np.maximum(2 * brightest, 1)
-        return np.where(brightest < DARKEST_LIT, 0, rounded).astype(np.uint8)
+        result: NDArray[np.uint8] = arrays.saturation(np, rgb, _BAND_PX)
+        return result
 
     def median(self, image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-        """Median over a square around each pixel, found bit by bit from the highest.
+        """Median over a square around each pixel."""
+        result: NDArray[np.uint8] = arrays.median(np, image, side_px, _BAND_PX)
+        return result
 
-        The median of an odd number of values is at least v exactly if more than half of them, rounded down,
-        are.
-        """
-        if side_px == 1 or image.size == 0:
-            return image.copy()
-        height, width = image.shape
-        padded = np.pad(image, side_px // 2, mode="edge")
-        result = np.zeros_like(image)
-        band = max(1, _BAND_PX // width)
-        for top in range(0, height, band):
-            part = result[top : top + band]
-            for bit in (128, 64, 32, 16, 8, 4, 2, 1):
-                candidate = part | bit
-                at_least = np.zeros(part.shape, dtype=np.int32)
-                for down, right in np.ndindex(side_px, side_px):
-                    window = padded[top + down : top + down + len(part), right : right + width]
-                    at_least += window >= candidate
-                part[at_least > side_px * side_px // 2] |= bit
+    def median_above(self, image: NDArray[np.uint8], side_px: int, threshold: int) -> NDArray[np.bool_]:
+        """Where the median over a square is above a threshold."""
+        result: NDArray[np.bool_] = arrays.median_above(np, image, side_px, threshold, _BAND_PX)
         return result
 
     def histogram(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
         """How often each value occurs."""
-        counts = np.zeros(256, dtype=np.int64)
-        for row in image:
-            counts += np.bincount(row, minlength=256)
+        counts: NDArray[np.int64] = arrays.histogram(np, image, _BAND_PX)
         return counts
 
     def close(self, mask: NDArray[np.bool_], side_px: int) -> NDArray[np.bool_]:
         """Morphological closing by a square."""
-        if side_px == 1 or mask.size == 0:
-            return mask.copy()
-        dilated = _over_square(np.pad(mask, side_px - 1), side_px, np.logical_or)
-        return _over_square(dilated, side_px, np.logical_and)
+        result: NDArray[np.bool_] = arrays.close(np, mask, side_px, _BAND_PX)
+        return result
 
     def remove_small_objects(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
         """Drop True components of fewer pixels, 8-connected."""
@@ -97,15 +81,3 @@ def join_runs(runs: Runs, reach: int) -> NDArray[np.int64]:
         while not np.array_equal(root, root[root]):
             root = root[root]
     return root
-
-
-def _over_square(mask: NDArray[np.bool_], side_px: int, combine: np.ufunc) -> NDArray[np.bool_]:
-    """Combine the square below and right of each pixel; the result is side - 1 smaller on both axes."""
-    height, width = mask.shape[0] - side_px + 1, mask.shape[1] - side_px + 1
-    rows = mask[:height].copy()
-    for offset in range(1, side_px):
-        combine(rows, mask[offset : offset + height], out=rows)
-    result = rows[:, :width].copy()
-    for offset in range(1, side_px):
-        combine(result, rows[:, offset : offset + width], out=result)
-    return result

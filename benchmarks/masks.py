@@ -1,0 +1,339 @@
+"""How fast is a tissue mask: ours against OpenCV, scikit-image and libvips, on the same image?
+
+    pip install opencv-python-headless scikit-image
+    python benchmarks/masks.py [--sides 500 2000 6000] [--rounds 3] [--out benchmarks/results/masks.json]
+
+Images are overviews of a phantom, of the size that slides of 8,000, 32,000 and 100,000 pixels at 0.5 um/px have at
+8 um/px; the largest repeats the middle one. Two tasks, each with a fixed threshold and with Otsu's:
+
+``filters``  saturation, median of 7 x 7, threshold, closing: what CLAM does before it looks for contours, written here
+             from that description. Edges and the rounding of saturation are each library's own.
+``mask``     our whole definition: brightness check, saturation, median of 5 x 5, threshold, closing, small objects
+             dropped and small holes filled. OpenCV's stands beside ours to show what a library could do for it.
+
+Every contender runs in a process of its own, in turn, ``--rounds`` times. ``load`` is the import of its library,
+``first`` its first call, ``later`` the median of the calls after it, ``CPU`` the CPU time of all threads in such a
+call, which other work on the machine hardly touches, ``memory`` what calls add to the process at its peak.
+``numba, cold`` has an empty compile cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil.phantom import PhantomSpec, write_phantom
+from hagmil.runtime.kernels.protocol import MaskKernels
+from hagmil.runtime.overview import read_overview
+from hagmil.runtime.slide import open_slide
+from hagmil.runtime.tissue import otsu_threshold, require_brightfield, segment
+from hagmil.tissue_parameters import TissueParameters
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+THRESHOLD = 8
+MEDIAN_PX, CLOSING_PX = 7, 5
+SPACING_UM = 8.0
+MIN_OBJECT_PX, MIN_HOLE_PX = 157, 625  # the defaults, 10,000 and 40,000 um2, at that spacing
+METHODS = ("fixed", "otsu")
+TASKS = ("filters", "mask")
+CALLS_PX = 12_000_000
+"""Pixels that a process goes through after its first call: small images are repeated more often, at most nine times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way of making masks.
+
+    Args:
+        name: in the report.
+        maker: the function of this file that imports what it needs and gives the mask's function.
+        tasks: those that it can do.
+        largest_px: images with more pixels are left out.
+        cold: whether its compile cache is empty.
+    """
+
+    name: str
+    maker: str
+    tasks: tuple[str, ...] = TASKS
+    largest_px: int = 1 << 40
+    cold: bool = False
+
+
+CONTENDERS = (
+    Contender("OpenCV", "opencv"),
+    Contender("scikit-image", "scikit_image", tasks=("filters",), largest_px=5_000_000),
+    Contender("libvips", "libvips", tasks=("filters",)),
+    Contender("ours, plain", "plain"),
+    Contender("ours, numba, one core", "compiled_one_core"),
+    Contender("ours, numba, all cores", "compiled"),
+    Contender("ours, numba, cold", "compiled", tasks=("mask",), cold=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sides", type=int, nargs="+", default=[500, 2000, 6000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
+    parser.add_argument("--measure", nargs=4, metavar=("MAKER", "TASK", "METHOD", "IMAGE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure)))
+        return
+    require_peers()
+    report = {
+        "cores": len(os.sched_getaffinity(0)),
+        "rounds": arguments.rounds,
+        "versions": {name: version(name) for name in ("numpy", "numba", "opencv-python-headless", "scikit-image")},
+        "rows": compare(arguments.sides, arguments.rounds),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(markdown(report))
+
+
+def require_peers() -> None:
+    """Say how to install what this script compares with."""
+    for module, package in (("cv2", "opencv-python-headless"), ("skimage", "scikit-image")):
+        if importlib.util.find_spec(module) is None:
+            raise SystemExit(f"this comparison needs {package}, which hagmil does not: pip install {package}")
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    return importlib.metadata.version(package)
+
+
+def compare(sides: list[int], rounds: int) -> list[dict[str, Any]]:
+    """All contenders on images of all sides, in turn."""
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for side in sides:
+            image = folder / f"{side}.npy"
+            np.save(image, overview_of(side, folder))
+            for task in TASKS:
+                for method in METHODS:
+                    able = [each for each in CONTENDERS if task in each.tasks and side * side <= each.largest_px]
+                    runs: dict[str, list[dict[str, Any]]] = {each.name: [] for each in able}
+                    for _ in range(rounds):
+                        for each in able:
+                            runs[each.name].append(start(each, task, method, image, folder))
+                    for name, found in runs.items():
+                        rows.append({"side_px": side, "task": task, "method": method, "name": name, **summary(found)})
+                        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def overview_of(side_px: int, folder: Path) -> Image:
+    """An image of tissue and glass, uint8 (side, side, 3)."""
+    path = folder / "phantom.tif"
+    if not path.exists():
+        write_phantom(PhantomSpec(seed=5, label="tumour", size_px=8192), path)
+    with open_slide(path) as slide:
+        pixels = read_overview(slide, 8.0 if side_px <= 512 else 2.0).pixels
+    times = -(-side_px // len(pixels))
+    return np.ascontiguousarray(np.tile(pixels, (times, times, 1))[:side_px, :side_px])
+
+
+def start(contender: Contender, task: str, method: str, image: Path, folder: Path) -> dict[str, Any]:
+    """One process of one contender."""
+    with tempfile.TemporaryDirectory() as empty:
+        cache = empty if contender.cold else str(folder / "numba")
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure"]
+        command += [contender.maker, task, method, str(image)]
+        marker = folder / f"{task}_{method}.filled"
+        if contender.maker.startswith("compiled") and not contender.cold and not marker.exists():
+            subprocess.run(command, env=environment, capture_output=True, check=True)  # fills the cache
+            marker.touch()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def measure(maker: str, task: str, method: str, image: str) -> dict[str, Any]:
+    """Load, first call and later calls, in this process."""
+    rgb: Image = np.load(image)
+    started = time.perf_counter()
+    make: Callable[[Image], Mask] = globals()[maker](task, method)
+    load_s = time.perf_counter() - started
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before_kb = status_kb("VmRSS")
+    seconds, cpu_seconds = [], []
+    for _ in range(1 + max(2, min(9, CALLS_PX // (rgb.shape[0] * rgb.shape[1])))):
+        started, cpu_started = time.perf_counter(), time.process_time()
+        mask = make(rgb)
+        seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - cpu_started)
+    return {
+        "load_s": load_s,
+        "first_s": seconds[0],
+        "later_s": seconds[1:],
+        "cpu_s": cpu_seconds[1:],
+        "memory_mb": (status_kb("VmHWM") - before_kb) / 1024,
+        "tissue": float(mask.mean()),
+    }
+
+
+def status_kb(key: str) -> int:
+    """A line of this process's memory status, in KiB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over processes; of later calls also the range."""
+    later = [seconds for run in runs for seconds in run["later_s"]]
+    return {
+        "load_s": round(statistics.median(run["load_s"] for run in runs), 4),
+        "first_s": round(statistics.median(run["first_s"] for run in runs), 4),
+        "later_s": round(statistics.median(later), 5),
+        "later_least_s": round(min(later), 5),
+        "later_most_s": round(max(later), 5),
+        "cpu_s": round(statistics.median(seconds for run in runs for seconds in run["cpu_s"]), 5),
+        "memory_mb": round(statistics.median(run["memory_mb"] for run in runs)),
+        "tissue": round(runs[0]["tissue"], 4),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A table for each task and method."""
+    blocks = []
+    for task in TASKS:
+        for method in METHODS:
+            lines = [f"**{task}, {method} threshold** (milliseconds)", ""]
+            heads = ("image", "contender", "load", "first", "later", "range of later", "CPU", "memory, MB", "tissue")
+            lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+            for row in report["rows"]:
+                if (row["task"], row["method"]) == (task, method):
+                    times = [f"{1000 * row[key]:.1f}" for key in ("load_s", "first_s", "later_s")]
+                    span = f"{1000 * row['later_least_s']:.1f} to {1000 * row['later_most_s']:.1f}"
+                    cells = [f"{row['side_px']}²", row["name"], *times, span, f"{1000 * row['cpu_s']:.1f}"]
+                    lines.append("| " + " | ".join([*cells, str(row["memory_mb"]), f"{row['tissue']:.3f}"]) + " |")
+            blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def opencv(task: str, method: str) -> Callable[[Image], Mask]:
+    """CLAM's steps in OpenCV; for ``mask`` our sizes, and objects and holes by connected components."""
+    cv2 = importlib.import_module("cv2")
+    median_px = MEDIAN_PX if task == "filters" else 5
+    square = np.ones((CLOSING_PX, CLOSING_PX), np.uint8)
+    kind = cv2.THRESH_BINARY | (cv2.THRESH_OTSU if method == "otsu" else 0)
+
+    def _make(rgb: Image) -> Mask:
+        saturation = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[:, :, 1]
+        _, above = cv2.threshold(cv2.medianBlur(saturation, median_px), THRESHOLD, 1, kind)
+        closed = cv2.morphologyEx(above, cv2.MORPH_CLOSE, square)
+        if task == "mask":
+            red, green, blue = cv2.split(rgb)
+            brightest = cv2.max(cv2.max(red, green), blue)
+            counts = cv2.calcHist([brightest], [0], None, [256], [0, 256])
+            require_brightfield(counts.reshape(-1).astype(np.int64), "overview")  # (256, 1) -> (256,)
+            closed = large(closed, MIN_OBJECT_PX, 8)
+            closed |= 1 - (closed | large(1 - closed, MIN_HOLE_PX, 4))
+        return closed.astype(np.bool_)  # type: ignore[no-any-return]
+
+    def large(mask: Image, least_px: int, connectivity: int) -> Image:
+        _, labels, found, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+        keep = found[:, cv2.CC_STAT_AREA] >= least_px
+        keep[0] = False
+        objects: Image = keep.astype(np.uint8)[labels]
+        return objects
+
+    return _make
+
+
+def scikit_image(_task: str, method: str) -> Callable[[Image], Mask]:
+    """The filters in scikit-image."""
+    rgb2hsv = importlib.import_module("skimage.color").rgb2hsv
+    filters = importlib.import_module("skimage.filters")
+    closing = importlib.import_module("skimage.morphology").closing
+
+    def _make(rgb: Image) -> Mask:
+        saturation = np.rint(rgb2hsv(rgb)[..., 1] * 255).astype(np.uint8)
+        smooth = filters.rank.median(saturation, np.ones((MEDIAN_PX, MEDIAN_PX), np.uint8))
+        threshold = filters.threshold_otsu(smooth) if method == "otsu" else THRESHOLD
+        closed: Mask = closing(smooth > threshold, np.ones((CLOSING_PX, CLOSING_PX), np.bool_))
+        return closed
+
+    return _make
+
+
+def libvips(_task: str, method: str) -> Callable[[Image], Mask]:
+    """The filters in libvips, on all cores."""
+    pyvips = importlib.import_module("pyvips")
+
+    def _make(rgb: Image) -> Mask:
+        image = pyvips.Image.new_from_array(rgb, interpretation="srgb")
+        smooth = image.colourspace("hsv")[1].rank(MEDIAN_PX, MEDIAN_PX, MEDIAN_PX**2 // 2)
+        threshold = THRESHOLD
+        if method == "otsu":
+            smooth = smooth.copy_memory()
+            threshold = otsu_threshold(smooth.hist_find().numpy().reshape(-1).astype(np.int64))
+        above = smooth > threshold
+        last = CLOSING_PX**2 - 1
+        closed = above.rank(CLOSING_PX, CLOSING_PX, last).rank(CLOSING_PX, CLOSING_PX, 0)
+        return closed.numpy() > 0  # type: ignore[no-any-return]
+
+    return _make
+
+
+def plain(task: str, method: str) -> Callable[[Image], Mask]:
+    """Our plain NumPy set."""
+    from hagmil.runtime.kernels.reference import ReferenceKernels
+
+    return ours(ReferenceKernels(), task, method)
+
+
+def compiled(task: str, method: str) -> Callable[[Image], Mask]:
+    """Our numba set."""
+    from hagmil.runtime.kernels.numba_cpu import NumbaKernels
+
+    return ours(NumbaKernels(), task, method)
+
+
+def compiled_one_core(task: str, method: str) -> Callable[[Image], Mask]:
+    """Our numba set on one thread."""
+    from hagmil.runtime.kernels.numba_cpu import NumbaKernels
+
+    return ours(NumbaKernels(threads=1), task, method)
+
+
+def ours(kernels: MaskKernels, task: str, method: Any) -> Callable[[Image], Mask]:
+    """Our steps with one set of kernels."""
+    parameters = TissueParameters(method=method, threshold=THRESHOLD)
+
+    def _filters(rgb: Image) -> Mask:
+        saturation = kernels.saturation(rgb)
+        if method == "fixed":
+            return kernels.close(kernels.median_above(saturation, MEDIAN_PX, THRESHOLD), CLOSING_PX)
+        smooth = kernels.median(saturation, MEDIAN_PX)
+        return kernels.close(smooth > otsu_threshold(kernels.histogram(smooth)), CLOSING_PX)
+
+    def _mask(rgb: Image) -> Mask:
+        require_brightfield(kernels.brightness(rgb), "overview")
+        return segment(kernels.saturation(rgb), SPACING_UM, parameters, kernels)[0]
+
+    return _filters if task == "filters" else _mask
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""How fast are patches read, and how near is that to the JPEG decoder's own speed?
+
+    pip install -c constraints.txt -e ".[cpu]" -r benchmarks/requirements.txt
+    python -m benchmarks.reading --out benchmarks/results/reading.json
+
+Four ways of lying on the tiles, each read by every peer with one thread and with two, all in one process, in turn, so
+that a busy moment falls on all of them:
+
+- aligned: 256 px patches on 256 px JPEG tiles (quality 80, 4:2:0), level 0;
+- offset: the same, 100 px off the tiles;
+- aperio: 256 px patches on 240 px tiles of a file as Aperio writes it;
+- aperio-half: 256 px patches at twice the spacing of level 0, in a pyramid whose levels are a factor of 4 apart:
+  each patch is the mean of 2 x 2 pixels. (Peers without such a reduction read 512 px and are given it by Pillow.)
+
+"Bare decoder" decodes the tiles that the patches touch, once each, from bytes that are in memory already, and keeps
+nothing: the limit that no reader can pass. A rate is in patches a second, but the bare decoders': tiles a second.
+Every reader's patches land in an array of 64 patches that is used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import cucim
+import fastslide
+import imagecodecs
+import numpy as np
+import openslide
+import pyvips
+import simplejpeg
+import tifffile
+import tiffslide
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.machine import machine
+from hagmil.phantom import PhantomSpec, write_phantom
+from hagmil.runtime.geometry import StageGeometry, plan_stages
+from hagmil.runtime.quadtree import reading_order
+from hagmil.runtime.slide import open_slide
+from hagmil.runtime.stream import stream_patches
+from hagmil.runtime.tile_engine import PatchSource
+
+SPACING_UM = 0.5
+PATCH_PX = 256
+BATCH = 64
+SIDE_PX = 12_288
+APERIO_TILE_PX = 240
+CASES = ("aligned", "offset", "aperio", "aperio-half")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Patches on a slide.
+
+    Args:
+        name: one of ``CASES``.
+        path: the slide.
+        corners: int64 (n, 2), level-0 corners, row after row.
+        region_px: side of a patch in level-0 pixels.
+    """
+
+    name: str
+    path: Path
+    corners: NDArray[np.int64]
+    region_px: int
+
+
+Read = Callable[[int, int], NDArray[np.uint8]]
+"""Reads the region whose level-0 corner is given: uint8 (region_px, region_px, 3 or 4)."""
+
+
+@contextmanager
+def by_openslide(case: Case) -> Iterator[Read]:
+    size = (case.region_px, case.region_px)
+    with openslide.OpenSlide(case.path) as slide:
+        yield lambda x, y: np.asarray(slide.read_region((x, y), 0, size))
+
+
+@contextmanager
+def by_tiffslide(case: Case) -> Iterator[Read]:
+    size = (case.region_px, case.region_px)
+    with tiffslide.TiffSlide(case.path) as slide:
+        yield lambda x, y: slide.read_region((x, y), 0, size, as_array=True)
+
+
+@contextmanager
+def by_cucim(case: Case) -> Iterator[Read]:
+    size = (case.region_px, case.region_px)
+    image = cucim.CuImage(str(case.path))
+    yield lambda x, y: np.asarray(image.read_region((x, y), size, level=0))
+
+
+@contextmanager
+def by_fastslide(case: Case) -> Iterator[Read]:
+    size = (case.region_px, case.region_px)
+    with fastslide.FastSlide.from_file_path(str(case.path)) as slide:
+        yield lambda x, y: slide.read_region((x, y), 0, size).numpy()
+
+
+@contextmanager
+def by_pyvips(case: Case) -> Iterator[Read]:
+    side = case.region_px
+    region = pyvips.Region.new(pyvips.Image.tiffload(str(case.path)))
+    yield lambda x, y: np.frombuffer(region.fetch(x, y, side, side), np.uint8).reshape(side, side, -1)
+
+
+PEERS = {
+    "OpenSlide read_region": by_openslide,
+    "tiffslide": by_tiffslide,
+    "fastslide": by_fastslide,
+    "cuCIM (CPU)": by_cucim,
+    "pyvips Region.fetch": by_pyvips,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--patches", type=int, default=2000)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--folder", type=Path, help="where slides are kept for another run")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reading.json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [
+            row
+            for name in arguments.cases
+            for row in measure(make_case(name, folder, arguments.patches), arguments.threads, arguments.repeats)
+        ]
+    report = {"machine": machine(), "repeats": arguments.repeats, "rows": rows}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(rows))
+
+
+def measure(case: Case, threads: list[int], repeats: int) -> list[dict[str, Any]]:
+    """All readers on one case, in turn, ``repeats`` times after a warm-up."""
+    contenders: dict[tuple[str, int], Callable[[], float]] = {}
+    tiles = encoded_tiles(case)
+    for count in threads:
+        contenders["bare decoder: simplejpeg", count] = bare(tiles, count, lambda data: simplejpeg.decode_jpeg(data))
+        contenders["bare decoder: imagecodecs", count] = bare(tiles, count, lambda data: imagecodecs.jpeg8_decode(data))
+        for name, peer in PEERS.items():
+            contenders[name, count] = shared_out(case, count, peer)
+        contenders["hagmil", count] = ours(case, count)
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in contenders}
+    for repeat in range(repeats + 1):
+        for key, contender in contenders.items():
+            rate = contender()
+            if repeat:
+                rates[key].append(rate)
+    return [
+        {
+            "case": case.name,
+            "reader": name,
+            "threads": count,
+            "per_s": round(median(found), 1),
+            "lowest": round(min(found), 1),
+            "highest": round(max(found), 1),
+            "patches": len(case.corners),
+            "tiles": len(tiles),
+        }
+        for (name, count), found in rates.items()
+    ]
+
+
+def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callable[[], float]:
+    """A peer with a handle a thread, each thread on a run of neighbouring patches."""
+
+    def _work(corners: NDArray[np.int64]) -> None:
+        batch = np.empty((BATCH, PATCH_PX, PATCH_PX, 3), np.uint8)
+        with peer(case) as read:
+            for index, (x, y) in enumerate(corners.tolist()):
+                pixels = read(x, y)[..., :3]
+                if case.region_px != PATCH_PX:
+                    image = Image.fromarray(np.ascontiguousarray(pixels))
+                    pixels = np.asarray(image.reduce(case.region_px // PATCH_PX))
+                batch[index % BATCH] = pixels
+
+    return lambda: timed([lambda part=part: _work(part) for part in np.array_split(case.corners, threads)], case)
+
+
+def ours(case: Case, threads: int) -> Callable[[], float]:
+    """The tile engine behind the stream, as ``hagmil infer`` uses it."""
+
+    def _run() -> float:
+        start = perf_counter()
+        with open_slide(case.path, spacing_um=SPACING_UM) as slide:
+            geometry = geometry_of(case)
+            coords = case.corners[reading_order(case.corners, geometry.patch_level0)]
+            with PatchSource(slide, geometry, coords) as source:
+                stream = stream_patches(
+                    slide, geometry, coords, batch_size=BATCH, threads=threads, make_reader=source.reader
+                )
+                with closing(stream) as batches:
+                    read = sum(len(batch.patches) for batch in batches)
+        assert read == len(case.corners)
+        return read / (perf_counter() - start)
+
+    return _run
+
+
+def bare(tiles: list[bytes], threads: int, decode: Callable[[bytes], object]) -> Callable[[], float]:
+    """Tiles a second of a decoder alone."""
+
+    def _work(part: list[bytes]) -> None:
+        for data in part:
+            decode(data)
+
+    def _run() -> float:
+        parts = [tiles[index::threads] for index in range(threads)]
+        return len(tiles) / seconds([lambda part=part: _work(part) for part in parts])
+
+    return _run
+
+
+def timed(jobs: list[Callable[[], None]], case: Case) -> float:
+    return len(case.corners) / seconds(jobs)
+
+
+def seconds(jobs: list[Callable[[], None]]) -> float:
+    """How long it takes until all jobs are done, each in a thread of its own."""
+    workers = [threading.Thread(target=job) for job in jobs]
+    start = perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return perf_counter() - start
+
+
+def geometry_of(case: Case) -> StageGeometry:
+    with open_slide(case.path, spacing_um=SPACING_UM) as slide:
+        ratio = case.region_px // PATCH_PX
+        return plan_stages(slide.levels, SPACING_UM, [("only", SPACING_UM * ratio)], PATCH_PX)[0]
+
+
+def encoded_tiles(case: Case) -> list[bytes]:
+    """The JPEG streams of all tiles that the patches touch, whole, in memory."""
+    with tifffile.TiffFile(case.path) as file:
+        page = file.pages[0]
+        across = -(-page.imagewidth // page.tilewidth)
+        touched = sorted(
+            {
+                row * across + column
+                for x, y in case.corners.tolist()
+                for row in range(y // page.tilelength, (y + case.region_px - 1) // page.tilelength + 1)
+                for column in range(x // page.tilewidth, (x + case.region_px - 1) // page.tilewidth + 1)
+            }
+        )
+        tables = page.jpegtables or b""
+        data = case.path.read_bytes()
+        places = [(page.dataoffsets[tile], page.databytecounts[tile]) for tile in touched]
+        return [tables[:-2] + data[start + (2 if tables else 0) : start + size] for start, size in places]
+
+
+def make_case(name: str, folder: Path, patches: int) -> Case:
+    """The slide, made where it is not there yet, and where its patches lie."""
+    phantom = folder / f"phantom-{SIDE_PX}.tif"
+    if not phantom.exists():
+        write_phantom(PhantomSpec(seed=3, size_px=SIDE_PX, spacing_um=SPACING_UM, label="tumour"), phantom)
+    path, offset, region_px = phantom, 100 if name == "offset" else 0, PATCH_PX
+    if name.startswith("aperio"):
+        path = folder / "aperio.svs"
+        region_px = PATCH_PX * (2 if name == "aperio-half" else 1)
+        if not path.exists():
+            write_aperio(path, phantom)
+    across = (SIDE_PX - offset) // region_px
+    grid = np.stack(np.meshgrid(np.arange(across), np.arange(across), indexing="xy"), -1).reshape(-1, 2)  # row by row
+    return Case(name, path, grid[:patches].astype(np.int64) * region_px + offset, region_px)
+
+
+def write_aperio(path: Path, phantom: Path) -> None:
+    """A file as Aperio writes it: 240 px tiles, levels a factor of 4 apart, spacing in the description."""
+    pixels = pyvips.Image.tiffload(str(phantom)).numpy()
+    text = f"Aperio Image Library v12.0\r\n{SIDE_PX}x{SIDE_PX} (240x240) JPEG/RGB Q=80|AppMag = 20|MPP = {SPACING_UM}"
+    with tifffile.TiffWriter(path) as writer:
+        for factor in (1, 4, 16):
+            level = pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
+            writer.write(
+                level,
+                tile=(APERIO_TILE_PX, APERIO_TILE_PX),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 80},
+                subsampling=(2, 2),
+                description=text,
+                metadata=None,
+            )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A table in Markdown: a line a reader, a column for each case and number of threads."""
+    columns = list(dict.fromkeys((row["case"], row["threads"]) for row in rows))
+    found = {(row["reader"], row["case"], row["threads"]): row["per_s"] for row in rows}
+    head = ["", *(f"{case}, {threads} thread{'s' if threads > 1 else ''}" for case, threads in columns)]
+    lines = [head, ["---", *("---:" for _ in columns)]]
+    for reader in dict.fromkeys(row["reader"] for row in rows):
+        lines.append([reader, *(f"{found[reader, *column]:.0f}" for column in columns)])
+    share = ["hagmil's tiles over the faster bare decoder's"]
+    for case, threads in columns:
+        here = [row for row in rows if (row["case"], row["threads"]) == (case, threads)]
+        fastest = max(row["per_s"] for row in here if row["reader"].startswith("bare"))
+        mine = next(row for row in here if row["reader"] == "hagmil")
+        share.append(f"{mine['per_s'] * mine['tiles'] / mine['patches'] / fastest:.2f}")
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, share])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,65 @@
+"""What the figures were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from hagmil.runtime.bench.report import Machine
+
+_CPUINFO = Path("/proc/cpuinfo")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def this_machine() -> Machine:
+    """Describe this machine, as far as it can be known without a further package."""
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=_value(_CPUINFO, "model name") or platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gb=_memory_gb(),
+        gpus=tuple(_value(card, "Model") or "NVIDIA GPU" for card in sorted(_GPUS.glob("*/information"))),
+    )
+
+
+def peak_rss_mb() -> float:
+    """The most memory (10^6 bytes) that this process has had resident.
+
+    The kernel's high-water mark of the program itself, where it gives one: ``ru_maxrss`` of a child process also
+    counts what its parent held when it was started.
+    """
+    kib = _kib("VmHWM")
+    if kib is None:
+        import resource  # not on every system
+
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib * 1024 / 1e6
+
+
+def rss_mb() -> float:
+    """The memory (10^6 bytes) that this process has resident now; its peak where the system does not say."""
+    kib = _kib("VmRSS")
+    return peak_rss_mb() if kib is None else kib * 1024 / 1e6
+
+
+def _kib(name: str) -> int | None:
+    value = _value(Path("/proc/self/status"), name)
+    return None if value is None else int(value.split()[0])
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError):
+        return None
+
+
+def _value(path: Path, name: str) -> str | None:
+    """What stands behind ``name:`` in a file of the kernel's; None where there is no such line or file."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in found if key.strip() == name), None)

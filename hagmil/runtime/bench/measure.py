@@ -1,0 +1,341 @@
+"""Each step alone, reading and backbone together, and a slide from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil.bundle import Manifest
+from hagmil.errors import SlideFailed, SlideRejected
+from hagmil.runtime.bench.repeats import repeat
+from hagmil.runtime.bench.report import (
+    BackboneFigures,
+    EndToEnd,
+    MaskFigures,
+    ModelFigures,
+    PipelineFigures,
+    ReadFigures,
+    StageFigures,
+)
+from hagmil.runtime.bench.subject import Subject
+from hagmil.runtime.clock import StepClock
+from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches
+from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.kernels import MaskKernels
+from hagmil.runtime.model import LoadedModel
+from hagmil.runtime.overview import read_overview
+from hagmil.runtime.patch_reader import PatchReader
+from hagmil.runtime.predict import PredictOptions, predict_one
+from hagmil.runtime.quadtree import reading_order
+from hagmil.runtime.sessions import Session
+from hagmil.runtime.slide import Slide
+from hagmil.runtime.stream import stream_patches
+from hagmil.runtime.tile_engine import PatchSource
+from hagmil.runtime.tissue import find_tissue
+from hagmil.spec import BAG, PATCHES
+
+RUN_S = 1.0
+"""About how long one run of backbone or pipeline is made, where there are patches enough."""
+
+_LEAST_BATCHES = 4  # of a pipeline: while the first is read, the backbone has nothing to do
+_CALLS_AT_MOST = 100
+_RESIDENT_BYTES = 256 << 20
+_STEP_NAMES = {"read": "waiting for patches", "tissue": "mask", "models": "level models"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """How things are measured; see :func:`measuring`.
+
+    Args:
+        encode: how patches are read and encoded; its batch size is ``batch``.
+        batch: patches given to the backbone at once.
+        repeats: of each measurement, after the warm-up.
+    """
+
+    encode: EncodeOptions
+    batch: int
+    repeats: int
+
+
+def measuring(encode: EncodeOptions, backbone: Session, repeats: int) -> Measuring:
+    """Settle the batch size: the one that was asked for, else what suits the backbone's provider."""
+    batch = encode.batch_size or default_batch_size(backbone)
+    return Measuring(replace(encode, batch_size=batch), batch, repeats)
+
+
+def measure_reading(subject: Subject, how: Measuring) -> ReadFigures:
+    """Read patches and drop them."""
+
+    def _work() -> None:
+        for _ in _batches(subject, how):
+            pass
+
+    timed = repeat(_work, how.repeats)
+    count, side = len(subject.coords), subject.geometry.patch_px
+    return ReadFigures(
+        patches=count,
+        seconds=timed.seconds,
+        patches_per_s=count / timed.seconds,
+        threads=how.encode.reader_threads,
+        stage=subject.geometry.name,
+        patch_px=side,
+        megapixels_per_s=count * side**2 / timed.seconds / 1e6,
+        repeats_s=timed.repeats_s,
+    )
+
+
+def measure_mask(slide: Slide, manifest: Manifest, repeats: int, kernels: MaskKernels | None = None) -> MaskFigures:
+    """Read the overview and find tissue in it.
+
+    Args:
+        slide: an open slide.
+        manifest: the bundle's, for the tissue's parameters.
+        repeats: how often.
+        kernels: what makes the mask; None chooses by its size.
+    """
+
+    def _work() -> tuple[float, NDArray[np.bool_]]:
+        start = perf_counter()
+        overview = read_overview(slide, manifest.tissue.spacing_um)
+        overview_s = perf_counter() - start
+        return overview_s, find_tissue(overview, manifest.tissue, kernels).mask
+
+    timed = repeat(_work, repeats)
+    overview_s, mask = timed.found
+    return MaskFigures(
+        seconds=timed.seconds,
+        overview_s=overview_s,
+        segment_s=timed.seconds - overview_s,
+        width=mask.shape[1],
+        height=mask.shape[0],
+        tissue_share=float(mask.mean()),
+        repeats_s=timed.repeats_s,
+    )
+
+
+def resident_patches(subject: Subject, how: Measuring) -> NDArray[np.uint8]:
+    """Some of the subject's patches in memory: uint8 (patches, patch_px, patch_px, 3), a bounded number."""
+    side = subject.geometry.patch_px
+    most = max(1, _RESIDENT_BYTES // (3 * side**2))
+    few = Subject(subject.slide, subject.geometry, subject.coords[:most])
+    patches = np.empty((len(few.coords), side, side, 3), np.uint8)
+    for rows, batch in _batches(few, how):
+        patches[rows] = batch
+    return patches
+
+
+def measure_backbone(
+    session: Session, patches: NDArray[np.uint8], batch: int, repeats: int, load_s: float
+) -> BackboneFigures:
+    """Run the backbone on patches in memory, whole batches only.
+
+    Args:
+        session: the patch encoder.
+        patches: uint8 (patches, side, side, 3), used again where a batch needs more.
+        batch: patches a run.
+        repeats: how often.
+        load_s: what loading took, for the report.
+    """
+    whole = len(patches) // batch * batch
+    full = patches[:whole] if whole else np.resize(patches, (batch, *patches.shape[1:]))
+    session.run({PATCHES.name: full[:batch]})  # the first run allocates and, on a GPU, compiles
+    start = perf_counter()
+    session.run({PATCHES.name: full[:batch]})
+    runs = max(1, round(RUN_S / (perf_counter() - start)))
+
+    def _work() -> None:
+        for index in range(runs):
+            first = index * batch % len(full)
+            session.run({PATCHES.name: full[first : first + batch]})
+
+    timed = repeat(_work, repeats)
+    return BackboneFigures(
+        patches_per_s=runs * batch / timed.seconds,
+        batch=batch,
+        patches=runs * batch,
+        seconds=timed.seconds,
+        engine=session.provider,
+        load_s=load_s,
+        repeats_s=timed.repeats_s,
+    )
+
+
+def measure_model(session: Session, stage: str, features: int, patches: int, repeats: int) -> ModelFigures:
+    """Run a stage's model on a bag of random features: its cost depends on the bag's size alone.
+
+    Args:
+        session: the model.
+        stage: its name, for the report.
+        features: length of a feature vector.
+        patches: of the bag.
+        repeats: how often; where one call is short, a run is the mean of several.
+    """
+    bag = np.random.default_rng(0).standard_normal((patches, features), np.float32)
+    session.run({BAG.name: bag})
+    start = perf_counter()
+    session.run({BAG.name: bag})
+    calls = max(1, min(_CALLS_AT_MOST, round(RUN_S / 5 / (perf_counter() - start))))
+
+    def _work() -> None:
+        for _ in range(calls):
+            session.run({BAG.name: bag})
+
+    timed = repeat(_work, repeats)
+    return ModelFigures(
+        stage=stage,
+        patches=patches,
+        seconds=timed.seconds / calls,
+        repeats_s=tuple(seconds / calls for seconds in timed.repeats_s),
+    )
+
+
+def measure_pipeline(
+    subject: Subject, model: LoadedModel, how: Measuring, *, reading_per_s: float, backbone_per_s: float
+) -> PipelineFigures:
+    """Read patches and encode them, as a stage of the cascade does.
+
+    Args:
+        subject: the patches.
+        model: the loaded bundle.
+        how: batch, readers, repeats.
+        reading_per_s: what reading alone reaches.
+        backbone_per_s: what the backbone alone reaches.
+    """
+    slower = min(reading_per_s, backbone_per_s)
+    count = max(_LEAST_BATCHES * how.batch, int(slower * RUN_S))
+    few = Subject(subject.slide, subject.geometry, subject.coords[:count])
+
+    def _work() -> StepClock:
+        clock = StepClock()
+        features = model.bundle.manifest.backbone.features
+        encode_patches(few.slide, few.geometry, few.coords, model.backbone, features, how.encode, clock=clock)
+        return clock
+
+    timed = repeat(_work, how.repeats)
+    rate = len(few.coords) / timed.seconds
+    return PipelineFigures(
+        patches=len(few.coords),
+        seconds=timed.seconds,
+        patches_per_s=rate,
+        backbone_share=timed.found.seconds["backbone"] / timed.seconds,
+        backbone_waited_s=timed.found.seconds["read"],
+        readers_waited_s=_readers_waited(few, model.backbone, how),
+        of_slower=rate / slower,
+        repeats_s=timed.repeats_s,
+    )
+
+
+def measure_end_to_end(
+    request: SlideRequest, model: LoadedModel, provider: str, options: PredictOptions, repeats: int
+) -> EndToEnd:
+    """Take the slide to its verdict and its files, models being loaded.
+
+    Raises:
+        SlideRejected: the slide is not for this bundle.
+        SlideFailed: it cannot be read or processed.
+    """
+
+    def _work() -> tuple[dict[str, float], tuple[StageFigures, ...]]:
+        with TemporaryDirectory(prefix="hagmil-bench-") as folder:
+            result = predict_one(request, model, Path(folder), options)
+        if result.status != "ok":
+            kind = SlideRejected if result.status == "rejected" else SlideFailed
+            raise kind(result.message or "no verdict", code=result.code)
+        return result.timing_s, tuple(StageFigures(name=each.name, encoded=each.encoded) for each in result.stages)
+
+    timed = repeat(_work, repeats)
+    found, stages = timed.found
+    steps = {_STEP_NAMES.get(name, name): seconds for name, seconds in found.items() if name != "total"}
+    steps["other"] = max(0.0, timed.seconds - sum(steps.values()))
+    total = sum(steps.values())
+    shares = {name: seconds / total for name, seconds in steps.items()}
+    encoded = sum(stage.encoded for stage in stages)
+    return EndToEnd(
+        provider=provider,
+        patches=encoded,
+        patches_per_s=encoded / total,
+        seconds=total,
+        backbone_share=shares["backbone"],
+        backbone_waited_s=found["read"],
+        steps_s=steps,
+        shares=shares,
+        stages=stages,
+        repeats_s=timed.repeats_s,
+    )
+
+
+def _batches(
+    subject: Subject, how: Measuring, watch: Callable[[PatchReader], PatchReader] | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Which rows of the subject a batch holds, and its patches, as ``encode_patches`` reads them.
+
+    Args:
+        subject: the patches.
+        how: batch, readers, and tiles kept.
+        watch: put around every thread's reader.
+    """
+    order = reading_order(subject.coords, subject.geometry.patch_level0)
+    with PatchSource(subject.slide, subject.geometry, subject.coords, how.encode.tile_cache_bytes) as source:
+
+        def _reader(slide: Slide, geometry: StageGeometry) -> PatchReader:
+            reader = source.reader(slide, geometry)
+            return reader if watch is None else watch(reader)
+
+        stream = stream_patches(
+            subject.slide,
+            subject.geometry,
+            subject.coords[order],
+            batch_size=how.batch,
+            threads=how.encode.reader_threads,
+            make_reader=_reader,
+        )
+        with closing(stream) as batches:
+            for batch in batches:
+                yield order[batch.rows], batch.patches
+
+
+def _readers_waited(subject: Subject, backbone: Session, how: Measuring) -> float:
+    """Seconds, summed over threads, between the end of one chunk and the start of the next."""
+    pauses = _Pauses()
+    for _, patches in _batches(subject, how, lambda reader: _PausingReader(reader, pauses)):
+        backbone.run({PATCHES.name: patches})
+    return pauses.seconds
+
+
+@dataclass(slots=True)
+class _Pauses:
+    """Adds up, over readers, the time in which they had nothing to read into."""
+
+    seconds: float = 0.0
+    lock: Lock = field(default_factory=Lock)
+
+    def add(self, seconds: float) -> None:
+        with self.lock:
+            self.seconds += seconds
+
+
+class _PausingReader:
+    """A reader that notes how long it was not asked for anything, up to the last time that it was."""
+
+    def __init__(self, reader: PatchReader, pauses: _Pauses) -> None:
+        self._reader = reader
+        self._pauses = pauses
+        self._since = perf_counter()
+
+    def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        self._pauses.add(perf_counter() - self._since)
+        self._reader.read_into(coords, out)
+        self._since = perf_counter()
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,283 @@
+"""The whole report: slide, bundle, and every measurement in turn.
+
+1. Load the bundle with every provider that was asked for, or that starts on this machine.
+2. Lay it on the slide, a phantom where none was given.
+3. Measure reading and masking, then, provider by provider, backbone, pipeline, end to end and level models.
+4. Start ``hagmil infer`` afresh with the fastest provider: start-up and memory.
+5. Sweep, where asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil import __version__
+from hagmil.bundle import Bundle
+from hagmil.errors import BundleError, EnvironmentLacks, Interrupted
+from hagmil.runtime.bench.machine import this_machine
+from hagmil.runtime.bench.measure import (
+    Measuring,
+    measure_backbone,
+    measure_end_to_end,
+    measure_mask,
+    measure_model,
+    measure_pipeline,
+    measure_reading,
+    measuring,
+    resident_patches,
+)
+from hagmil.runtime.bench.report import (
+    BackboneFigures,
+    BenchReport,
+    EndToEnd,
+    ModelFigures,
+    PipelineFigures,
+    ReadFigures,
+    Settings,
+    SweepPoint,
+)
+from hagmil.runtime.bench.start_up import InferCall, measure_start_up
+from hagmil.runtime.bench.subject import Subject, describe_bundle, describe_slide, request_of, subject_of
+from hagmil.runtime.bench.sweep import sweep, sweep_size
+from hagmil.runtime.encode import EncodeOptions
+from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.kernels import kernels_on
+from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
+from hagmil.runtime.predict import PredictOptions, versions
+from hagmil.runtime.sessions import PROVIDERS
+from hagmil.runtime.slide import open_slide
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What is measured, and how.
+
+    Args:
+        slide: a slide as it was typed; None for a phantom.
+        bundle: a bundle's folder; None for the built-in demonstration model.
+        spacing_um: micrometres per level-0 pixel, in place of the file's.
+        providers: those to measure, an error where one is absent; none for every one that starts.
+        encode: batch size and reader threads.
+        threads: of the models on the CPU; None for all cores.
+        mask_device: where tissue masks are made: ``cpu`` or ``cuda``.
+        keep: patches kept a stage; None for the bundle's own.
+        repeats: of each measurement, after the warm-up.
+        patches: patches of the finest stage that are measured, at the most.
+        phantom_px: side of the phantom.
+        sweep: whether to try batch sizes and threads.
+        command: as it was typed, for the report.
+    """
+
+    slide: str | None = None
+    bundle: Path | None = None
+    spacing_um: float | None = None
+    providers: tuple[str, ...] = ()
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    threads: int | None = None
+    mask_device: str = "cpu"
+    keep: int | None = None
+    repeats: int = 3
+    patches: int = 2048
+    phantom_px: int = 4096
+    sweep: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The bundle with one provider."""
+
+    model: LoadedModel
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """What was measured with one provider."""
+
+    backbone: BackboneFigures
+    models: tuple[ModelFigures, ...]
+    pipeline: PipelineFigures
+    end_to_end: EndToEnd
+
+
+def run_bench(options: BenchOptions, progress: Progress) -> BenchReport:
+    """Measure.
+
+    Args:
+        options: what, and how.
+        progress: told what is being done.
+
+    Raises:
+        UsageError: no such provider, or more than one slide.
+        SlideError: the slide cannot be read, or is not for the bundle.
+        BundleError: the bundle is unusable.
+        EnvironmentLacks: a provider that was asked for is absent, or none starts.
+        Interrupted: stopped by a signal; nothing is left of it.
+    """
+    try:
+        return _bench(options, progress)
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped before all was measured; no report was written, start it again") from error
+
+
+def _bench(options: BenchOptions, progress: Progress) -> BenchReport:
+    kernels_on(options.mask_device)  # what this machine lacks shall be known before anything is measured
+    loaded, skipped = _load(options)  # step 1
+    bundle = next(iter(loaded.values())).model.bundle
+    with TemporaryDirectory(prefix="hagmil-bench-") as folder:
+        progress("slide", 0, 1)
+        request = request_of(options.slide, Path(folder), bundle.manifest, options.phantom_px, options.spacing_um)
+        with open_slide(request.path, spacing_um=request.spacing_um) as slide:  # step 2
+            subject = subject_of(slide, bundle.manifest, options.patches)
+            described = describe_slide(slide, phantom=options.slide is None)
+            progress("slide", 1, 1)
+            measured = _Bench(options, progress, loaded, bundle, request, subject).measure()
+    return BenchReport(
+        hagmil=__version__,
+        created=datetime.now(UTC),
+        command=options.command,
+        machine=this_machine(),
+        versions=versions(),
+        slide=described,
+        bundle=describe_bundle(bundle),
+        settings=Settings(
+            batch=options.encode.batch_size,
+            readers=options.encode.reader_threads,
+            threads=options.threads,
+            mask_device=options.mask_device,
+            keep=options.keep,
+            repeats=options.repeats,
+        ),
+        skipped=skipped,
+        **measured,
+    )
+
+
+def _load(options: BenchOptions) -> tuple[dict[str, _Loaded], dict[str, str]]:
+    """The bundle by provider, and why a provider that nobody asked for was left out."""
+    path = options.bundle or builtin_bundle()
+    loaded: dict[str, _Loaded] = {}
+    skipped: dict[str, str] = {}
+    for provider in dict.fromkeys(options.providers or PROVIDERS):
+        start = perf_counter()
+        try:
+            model = load_model(path, provider=provider, threads=options.threads)
+        except (EnvironmentLacks, BundleError) as error:
+            if options.providers or provider == "cpu":
+                raise
+            skipped[provider] = error.message
+        else:
+            loaded[provider] = _Loaded(model, perf_counter() - start)
+    return loaded, skipped
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Everything that a measurement needs.
+
+    Args:
+        options: what is measured, and how.
+        progress: told what is being done.
+        loaded: the bundle, by provider.
+        bundle: the same, without sessions.
+        request: the slide, for a run of its own.
+        subject: the slide, opened, and its patches.
+    """
+
+    options: BenchOptions
+    progress: Progress
+    loaded: dict[str, _Loaded]
+    bundle: Bundle
+    request: SlideRequest
+    subject: Subject
+
+    def measure(self) -> dict[str, Any]:
+        """Steps 3 to 5: the report's figures, by their names in it."""
+        what = "mask and reading"
+        self.progress(what, 0, 2)
+        mask = measure_mask(
+            self.subject.slide, self.bundle.manifest, self.options.repeats, kernels_on(self.options.mask_device)
+        )
+        self.progress(what, 1, 2)
+        how = self._how(next(iter(self.loaded)))
+        read = measure_reading(self.subject, how)
+        self.progress(what, 2, 2)
+        patches = resident_patches(self.subject, how)
+        found = {name: self._with_provider(name, patches, read) for name in self.loaded}
+        fastest = max(found, key=lambda name: found[name].backbone.patches_per_s)
+        return {
+            "read": read,
+            "mask": mask,
+            "backbone": {name: each.backbone for name, each in found.items()},
+            "models": {name: each.models for name, each in found.items()},
+            "pipeline": {name: each.pipeline for name, each in found.items()},
+            "end_to_end": found[fastest].end_to_end,
+            "end_to_end_by_provider": {name: each.end_to_end for name, each in found.items()},
+            **self._afresh(fastest, found[fastest].backbone.batch),
+            "sweep": self._sweep(patches, how) if self.options.sweep else (),
+        }
+
+    def _how(self, provider: str) -> Measuring:
+        return measuring(self.options.encode, self.loaded[provider].model.backbone, self.options.repeats)
+
+    def _with_provider(self, name: str, patches: NDArray[np.uint8], read: ReadFigures) -> _Figures:
+        model, how, what = self.loaded[name].model, self._how(name), f"models on {name}"
+        self.progress(what, 0, 4)
+        backbone = measure_backbone(model.backbone, patches, how.batch, how.repeats, self.loaded[name].load_s)
+        self.progress(what, 1, 4)
+        pipeline = measure_pipeline(
+            self.subject, model, how, reading_per_s=read.patches_per_s, backbone_per_s=backbone.patches_per_s
+        )
+        self.progress(what, 2, 4)
+        options = PredictOptions(
+            encode=how.encode, keep=self.options.keep, mask_kernels=kernels_on(self.options.mask_device)
+        )
+        end_to_end = measure_end_to_end(self.request, model, name, options, how.repeats)
+        self.progress(what, 3, 4)
+        features = self.bundle.manifest.backbone.features
+        models = tuple(
+            measure_model(session, stage.name, features, stage.encoded, how.repeats)
+            for session, stage in zip(model.stages, end_to_end.stages, strict=True)
+        )
+        self.progress(what, 4, 4)
+        return _Figures(backbone, models, pipeline, end_to_end)
+
+    def _afresh(self, provider: str, batch: int) -> dict[str, Any]:
+        """Step 4."""
+        self.progress("start-up", 0, 1)
+        call = InferCall(
+            request=self.request,
+            bundle=self.bundle.path,
+            provider=provider,
+            batch=batch,
+            readers=self.options.encode.reader_threads,
+            threads=self.options.threads,
+            keep=self.options.keep,
+            mask_device=self.options.mask_device,
+        )
+        seconds, start_up, memory = measure_start_up(call, self.options.repeats)
+        self.progress("start-up", 1, 1)
+        return {"start_up_s": seconds, "start_up": start_up, "memory": memory, "peak_rss_mb": memory.peak_rss_mb}
+
+    def _sweep(self, patches: NDArray[np.uint8], how: Measuring) -> tuple[SweepPoint, ...]:
+        """Step 5."""
+        models = {name: each.model for name, each in self.loaded.items()}
+        points: list[SweepPoint] = []
+        total = sweep_size(models, patches)
+        for point in sweep(self.subject, models, patches, how):
+            points.append(point)
+            self.progress("sweep", len(points), total)
+        return tuple(points)

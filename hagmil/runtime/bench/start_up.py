@@ -1,0 +1,108 @@
+"""Start-up time and memory of ``hagmil infer``, each time in a fresh process with an empty compile cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+from hagmil.errors import EnvironmentLacks
+from hagmil.runtime.bench.probe import Notes
+from hagmil.runtime.bench.repeats import middle
+from hagmil.runtime.bench.report import Memory, StartUp
+from hagmil.runtime.inputs import SlideRequest
+
+_TAIL_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class InferCall:
+    """What ``hagmil infer`` is started with.
+
+    Args:
+        request: the slide.
+        bundle: the bundle's folder.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        batch: patches given to the backbone at once.
+        readers: reader threads.
+        threads: of the models on the CPU; None for all cores.
+        keep: patches kept a stage; None for the bundle's own.
+        mask_device: where tissue masks are made.
+    """
+
+    request: SlideRequest
+    bundle: Path
+    provider: str
+    batch: int
+    readers: int
+    threads: int | None
+    keep: int | None
+    mask_device: str = "cpu"
+
+    def arguments(self, out: Path) -> list[str]:
+        """The command line, results going to ``out``."""
+        options = {
+            "--model": self.bundle,
+            "--out": out,
+            "--provider": self.provider,
+            "--batch-size": self.batch,
+            "--readers": self.readers,
+            "--threads": self.threads,
+            "--keep": self.keep,
+            "--mask-device": self.mask_device,
+            "--spacing-um": self.request.spacing_um,
+        }
+        given = [str(part) for name, value in options.items() if value is not None for part in (name, value)]
+        return ["infer", *given, "--", str(self.request.path)]
+
+
+def measure_start_up(call: InferCall, repeats: int) -> tuple[float, StartUp, Memory]:
+    """Start ``hagmil infer`` once to warm the disk, then several times.
+
+    Args:
+        call: what it is started with.
+        repeats: how often it is timed.
+
+    Returns:
+        Seconds from process start to the first patch in the backbone, where they went, and the process's memory:
+        those of the run of median start-up time.
+
+    Raises:
+        EnvironmentLacks: the process did not do what this one did with the same slide and bundle.
+    """
+    _start(call)
+    runs = [_start(call) for _ in range(repeats)]
+    seconds, (began, notes) = middle(runs)
+    times = (began, notes.interpreter, notes.loading, notes.loaded, notes.first_patch)
+    names = ("interpreter", "imports", "models", "slide, mask and first batch")
+    steps = {name: times[index + 1] - times[index] for index, name in enumerate(names)}
+    memory = Memory(
+        peak_rss_mb=notes.peak_rss_mb,
+        with_models_mb=notes.with_models_mb,
+        above_models_mb=max(0.0, notes.peak_rss_mb - notes.with_models_mb),
+    )
+    return seconds, StartUp(provider=call.provider, steps_s=steps, repeats_s=tuple(each for each, _ in runs)), memory
+
+
+def _start(call: InferCall) -> tuple[float, tuple[float, Notes]]:
+    """Seconds to the first patch; when the process was started, and what it noted."""
+    with TemporaryDirectory(prefix="hagmil-bench-") as name:
+        folder = Path(name)
+        notes = folder / "notes.json"
+        command = [sys.executable, "-m", "hagmil.runtime.bench.probe", str(notes), *call.arguments(folder / "out")]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "compiled")}
+        began = monotonic()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not notes.is_file():
+            said = " ".join((done.stderr.strip() or done.stdout).split())
+            raise EnvironmentLacks(
+                f"hagmil infer, started to time its start-up, ended with exit code {done.returncode}: "
+                f"{said[-_TAIL_CHARACTERS:]}",
+                code="start_up_failed",
+            )
+        found = Notes.model_validate_json(notes.read_bytes())
+        return found.first_patch - began, (began, found)

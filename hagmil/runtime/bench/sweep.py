@@ -1,0 +1,115 @@
+"""How throughput follows batch size and threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil.runtime.bench.measure import Measuring, measure_backbone, measure_model, measure_reading
+from hagmil.runtime.bench.report import SweepPoint
+from hagmil.runtime.bench.subject import Subject
+from hagmil.runtime.model import LoadedModel
+from hagmil.runtime.sessions import open_session
+
+BATCHES = (1, 4, 16, 64, 256)
+BAGS = (100, 1_000, 10_000)
+_PATCH_BYTES_AT_MOST = 512 << 20
+
+
+def sweep(
+    subject: Subject, models: Mapping[str, LoadedModel], patches: NDArray[np.uint8], how: Measuring
+) -> Iterator[SweepPoint]:
+    """Try thread counts for reading and the CPU's backbone, batch sizes for every backbone, bags for every model.
+
+    Args:
+        subject: the patches to read.
+        models: the loaded bundle, by provider.
+        patches: uint8 (patches, side, side, 3), in memory.
+        how: everything that is not being tried.
+
+    Yields:
+        A point a setting, as it is measured.
+    """
+    yield from _readers(subject, how)
+    for provider, model in models.items():
+        yield from _batches(provider, model, patches, how.repeats)
+        yield from _bags(provider, model, how.repeats)
+    if "cpu" in models:
+        yield from _threads(models["cpu"], patches, how)
+
+
+def sweep_size(models: Mapping[str, LoadedModel], patches: NDArray[np.uint8]) -> int:
+    """How many points :func:`sweep` gives."""
+    readers_and_cpu = len(thread_counts()) * (2 if "cpu" in models else 1)
+    return readers_and_cpu + len(models) * (len(batch_sizes(patches)) + len(BAGS))
+
+
+def batch_sizes(patches: NDArray[np.uint8]) -> tuple[int, ...]:
+    """The batch sizes whose patches have room in memory."""
+    return tuple(batch for batch in BATCHES if batch * patches[0].nbytes <= _PATCH_BYTES_AT_MOST)
+
+
+def thread_counts() -> tuple[int, ...]:
+    """1, 2, 4 and so on up to the number of cores, and that number."""
+    cores = len(os.sched_getaffinity(0))
+    return tuple(sorted({*(1 << power for power in range(cores.bit_length())), 2, cores}))
+
+
+def _readers(subject: Subject, how: Measuring) -> Iterator[SweepPoint]:
+    for threads in thread_counts():
+        found = measure_reading(subject, replace(how, encode=replace(how.encode, reader_threads=threads)))
+        yield SweepPoint(
+            what="read_threads",
+            provider=None,
+            series="reading",
+            value=threads,
+            patches_per_s=found.patches_per_s,
+            repeats_s=found.repeats_s,
+        )
+
+
+def _batches(provider: str, model: LoadedModel, patches: NDArray[np.uint8], repeats: int) -> Iterator[SweepPoint]:
+    for batch in batch_sizes(patches):
+        found = measure_backbone(model.backbone, patches, batch, repeats, 0.0)
+        yield SweepPoint(
+            what="backbone_batch",
+            provider=provider,
+            series=model.bundle.manifest.backbone.name,
+            value=batch,
+            patches_per_s=found.patches_per_s,
+            repeats_s=found.repeats_s,
+        )
+
+
+def _threads(model: LoadedModel, patches: NDArray[np.uint8], how: Measuring) -> Iterator[SweepPoint]:
+    backbone = model.bundle.manifest.backbone
+    for threads in thread_counts():
+        session = open_session(model.bundle.file(backbone.onnx), threads=threads)
+        found = measure_backbone(session, patches, how.batch, how.repeats, 0.0)
+        yield SweepPoint(
+            what="backbone_threads",
+            provider="cpu",
+            series=backbone.name,
+            value=threads,
+            patches_per_s=found.patches_per_s,
+            repeats_s=found.repeats_s,
+        )
+
+
+def _bags(provider: str, model: LoadedModel, repeats: int) -> Iterator[SweepPoint]:
+    manifest = model.bundle.manifest
+    stage = manifest.stages[-1].name
+    for patches in BAGS:
+        found = measure_model(model.stages[-1], stage, manifest.backbone.features, patches, repeats)
+        yield SweepPoint(
+            what="model_patches",
+            provider=provider,
+            series=stage,
+            value=patches,
+            patches_per_s=patches / found.seconds,
+            repeats_s=found.repeats_s,
+        )
