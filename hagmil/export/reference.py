@@ -44,6 +44,7 @@ class TorchStage:
     """
 
     provider = "torch"
+    on_device = False
 
     def __init__(self, model: nn.Module, kind: Kind) -> None:
         self._run = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from hagmil.bundle import Manifest
 from hagmil.errors import BundleError, SlideRejected
 from hagmil.runtime.clock import StepClock
+from hagmil.runtime.device import to_host
 from hagmil.runtime.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.geometry import StageGeometry, plan_stages
 from hagmil.runtime.model import LoadedModel
@@ -142,21 +144,22 @@ def highest(attention: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     return np.argsort(-attention, kind="stable")[:count].astype(np.int64)
 
 
-def run_stage(session: Session, features: NDArray[np.float32], name: str) -> dict[str, NDArray[np.float32]]:
+def run_stage(session: Session, features: Any, name: str) -> dict[str, NDArray[np.float32]]:
     """Give a bag to a stage's model.
 
     Args:
         session: the stage's session.
-        features: float32 (patches, dim), at least one row.
+        features: float32 (patches, dim), at least one row; NumPy's array or cupy's.
         name: the stage's name, for messages.
 
     Returns:
-        Its outputs by the contract's names, float32.
+        Its outputs by the contract's names, NumPy's arrays of float32.
 
     Raises:
         BundleError: an output is not finite.
     """
-    outputs = {key: np.asarray(value, np.float32) for key, value in session.run({BAG.name: features}).items()}
+    bag = features if session.on_device else to_host(features)
+    outputs = {key: np.asarray(to_host(value), np.float32) for key, value in session.run({BAG.name: bag}).items()}
     bad = [key for key, value in outputs.items() if not np.isfinite(value).all()]
     if bad:
         raise BundleError(f"stage {name}: {', '.join(bad)} hold values that are not finite", code="not_finite")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.clock import StepClock
+from hagmil.runtime.device import Host, Place, place_of
 from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.quadtree import reading_order
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.slide import Slide
-from hagmil.runtime.stream import stream_patches
+from hagmil.runtime.stream import StreamStalls, stream_patches
 from hagmil.runtime.tile_engine import CACHE_BYTES, PatchSource
 from hagmil.spec import BACKBONE_FEATURES, PATCHES
 
@@ -54,7 +56,8 @@ def encode_patches(
     *,
     clock: StepClock,
     progress: Progress | None = None,
-) -> NDArray[np.float32]:
+    stalls: StreamStalls | None = None,
+) -> Any:
     """Read patches and run the backbone on them.
 
     Args:
@@ -66,35 +69,82 @@ def encode_patches(
         options: batch size and reader threads.
         clock: gets the seconds that were spent waiting for patches (``read``) and encoding (``backbone``).
         progress: called after every batch.
+        stalls: gets the seconds that reader threads waited for the backbone.
 
     Returns:
-        float32 (patches, dim), in the order of ``coords``.
+        float32 (patches, dim), in the order of ``coords``, where the backbone runs: NumPy's array, or cupy's where it
+        is ``on_device``.
 
     Raises:
         SlideFailed: a patch cannot be read.
     """
-    features = np.empty((len(coords), feature_dim), np.float32)
+    place = place_of(backbone)
+    encoder = _Encoder(backbone, place.empty((len(coords), feature_dim)))
+    batch_size = options.batch_size or default_batch_size(backbone)
+    encoded = 0
+    with closing(
+        read_batches(slide, geometry, coords, options, batch_size=batch_size, place=place, stalls=stalls)
+    ) as batches:
+        while True:
+            with clock.step("read"):
+                batch = next(batches, None)
+            with clock.step("backbone"):
+                if batch is not None:
+                    encoder.encode(*batch)
+                place.pace()
+            if batch is None:
+                return encoder.features
+            encoded += len(batch[0])
+            if progress is not None:
+                progress(geometry.name, encoded, len(coords))
+
+
+def read_batches(
+    slide: Slide,
+    geometry: StageGeometry,
+    coords: NDArray[np.int64],
+    options: EncodeOptions,
+    *,
+    batch_size: int,
+    place: Place | None = None,
+    stalls: StreamStalls | None = None,
+) -> Generator[tuple[NDArray[np.int64], Any], None, None]:
+    """Read patches as they are read for the backbone: in the order that needs each tile for the shortest time.
+
+    Close the generator (``contextlib.closing``) where the loop may end early.
+
+    Args:
+        slide: an open slide.
+        geometry: the stage's spacing and patch size on this slide.
+        coords: int64 (patches, 2), level-0 top-left corners (x, y).
+        options: reader threads and tiles kept.
+        batch_size: rows of a batch; the last may have fewer.
+        place: where the patches shall be; the host where None.
+        stalls: gets the seconds that reader threads waited for a free buffer.
+
+    Yields:
+        Rows of ``coords``, int64 (n,), and their patches, uint8 (n, patch_px, patch_px, 3), whose memory is used
+        again once the next batch is asked for.
+
+    Raises:
+        SlideFailed: a patch cannot be read.
+    """
+    place = place or Host()
     order = reading_order(coords, geometry.patch_level0)
     with PatchSource(slide, geometry, coords, options.tile_cache_bytes) as source:
         stream = stream_patches(
             slide,
             geometry,
             coords[order],
-            batch_size=options.batch_size or default_batch_size(backbone),
+            batch_size=batch_size,
             threads=options.reader_threads,
             make_reader=source.reader,
+            allocate=place.buffers,
+            stalls=stalls,
         )
-        encoder = _Encoder(backbone)
-        with closing(stream) as batches:
-            while True:
-                with clock.step("read"):
-                    batch = next(batches, None)
-                if batch is None:
-                    return features
-                with clock.step("backbone"):
-                    features[order[batch.rows]] = encoder.encode(batch.patches)
-                if progress is not None:
-                    progress(geometry.name, batch.rows.stop, len(coords))
+        with closing(place.bring(stream)) as batches:
+            for batch in batches:
+                yield order[batch.rows], batch.patches
 
 
 def default_batch_size(backbone: Session) -> int:
@@ -103,30 +153,39 @@ def default_batch_size(backbone: Session) -> int:
 
 
 class _Encoder:
-    """The backbone on batches of patches, in smaller parts once the device's memory was too small for one."""
+    """The backbone on batches of patches, in smaller parts once the device's memory was too small for one.
 
-    def __init__(self, backbone: Session) -> None:
+    Args:
+        backbone: the patch encoder.
+        features: float32 (patches, dim), in the backbone's place; gets a row a patch.
+    """
+
+    def __init__(self, backbone: Session, features: Any) -> None:
+        self.features = features
         self._backbone = backbone
         self._most: int | None = None
 
-    def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of a batch: uint8 (n, height, width, 3) to float32 (n, dim).
+    def encode(self, rows: NDArray[np.int64], patches: Any) -> None:
+        """Features of a batch.
+
+        Args:
+            rows: int64 (n,), the rows that they are for.
+            patches: uint8 (n, height, width, 3), in the backbone's place.
 
         Raises:
             EnvironmentLacks: the device's memory is too small for one patch (code ``out_of_memory``).
         """
-        parts: list[NDArray[np.float32]] = []
         done = 0
-        while done < len(patches):
-            part = patches[done : done + (self._most or len(patches))]
+        while done < len(rows):
+            part = slice(done, done + (self._most or len(rows)))
+            count = len(rows[part])
             try:
-                outputs = self._backbone.run({PATCHES.name: part})
+                outputs = self._backbone.run({PATCHES.name: patches[part]})
             except EnvironmentLacks as error:
-                if error.code != "out_of_memory" or len(part) == 1:
+                if error.code != "out_of_memory" or count == 1:
                     raise
-                self._most = len(part) // 2
-                _log.warning("out of memory with a batch of %d patches; going on with %d", len(part), self._most)
+                self._most = count // 2
+                _log.warning("out of memory with a batch of %d patches; going on with %d", count, self._most)
                 continue
-            parts.append(np.asarray(outputs[BACKBONE_FEATURES.name], np.float32))
-            done += len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            self.features[rows[part]] = outputs[BACKBONE_FEATURES.name]
+            done += count

@@ -18,6 +18,7 @@ from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
 from hagmil.runtime.cascade import plan_slide
 from hagmil.runtime.clock import StepClock
+from hagmil.runtime.device import to_host
 from hagmil.runtime.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.inputs import SlideRequest
@@ -210,15 +211,17 @@ def _encode_bag(
     extractor: Extractor,
     progress: Progress | None,
 ) -> StageFeatures:
-    features = encode_patches(
-        slide,
-        geometry,
-        coords,
-        extractor.session,
-        extractor.card.features,
-        extractor.options.encode,
-        clock=StepClock(),
-        progress=progress,
+    features = to_host(
+        encode_patches(
+            slide,
+            geometry,
+            coords,
+            extractor.session,
+            extractor.card.features,
+            extractor.options.encode,
+            clock=StepClock(),
+            progress=progress,
+        )
     )
     return StageFeatures(
         name=geometry.name,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,21 @@ class PatchBatch:
     patches: NDArray[np.uint8]
 
 
+@dataclass(slots=True)
+class StreamStalls:
+    """Counts while a stream is read.
+
+    Args:
+        seconds: how long reader threads waited for a buffer to be free, summed over them.
+    """
+
+    seconds: float = 0.0
+
+
+def _plain_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
+
+
 def stream_patches(
     slide: Slide,
     geometry: StageGeometry,
@@ -50,6 +66,8 @@ def stream_patches(
     threads: int,
     buffers: int = 3,
     make_reader: Callable[[Slide, StageGeometry], PatchReader] = SlidePatchReader,
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _plain_memory,
+    stalls: StreamStalls | None = None,
 ) -> Generator[PatchBatch, None, None]:
     """Read patches by several threads and give them in order, batch after batch.
 
@@ -64,6 +82,8 @@ def stream_patches(
         threads: reader threads.
         buffers: batches held at once, the one with the consumer included.
         make_reader: makes a thread's reader from its fork.
+        allocate: makes the memory of all buffers, uint8 of the shape that it is given.
+        stalls: gets the seconds that reader threads waited for a free buffer.
 
     Yields:
         Batches that cover all rows once, in order; none where there is no row.
@@ -77,7 +97,8 @@ def stream_patches(
             raise UsageError(f"{name} must be at least 1, not {value}")
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
-    return _stream(_Work(geometry, coords, batch_size, buffers), slide, geometry, threads, make_reader)
+    work = _Work(geometry, coords, batch_size, buffers, allocate, stalls or StreamStalls())
+    return _stream(work, slide, geometry, threads, make_reader)
 
 
 def _stream(
@@ -133,14 +154,23 @@ def _read(
 class _Work:
     """What is to be read, what is read, and whose turn it is; all of it behind one lock."""
 
-    def __init__(self, geometry: StageGeometry, coords: NDArray[np.int64], batch_size: int, buffers: int) -> None:
+    def __init__(
+        self,
+        geometry: StageGeometry,
+        coords: NDArray[np.int64],
+        batch_size: int,
+        buffers: int,
+        allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]],
+        stalls: StreamStalls,
+    ) -> None:
         self.coords = coords
+        self._stalls = stalls
         self._batch_size = min(batch_size, max(len(coords), 1))
         self.batches = -(-len(coords) // self._batch_size)
         self._chunk_rows = _RESAMPLED_CHUNK_ROWS if geometry.resample else _CHUNK_ROWS
         self.chunks = -(-len(coords) // self._chunk_rows)
         side = geometry.patch_px
-        self._buffers = np.empty((min(buffers, self.batches), self._batch_size, side, side, 3), np.uint8)
+        self._buffers = allocate((min(buffers, self.batches), self._batch_size, side, side, 3))
         self._read_rows = [0] * len(self._buffers)
         self._next_row = 0
         self._released = 0
@@ -157,7 +187,9 @@ class _Work:
                     start = self._next_row
                     self._next_row = min(start + self._chunk_rows, (batch + 1) * self._batch_size, len(self.coords))
                     return slice(start, self._next_row)
+                waiting_since = perf_counter()
                 self._changed.wait()
+                self._stalls.seconds += perf_counter() - waiting_since
             return None
 
     def place_of(self, rows: slice) -> NDArray[np.uint8]:

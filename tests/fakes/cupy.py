@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, Self
@@ -15,7 +17,11 @@ from tests.fakes.gpu import FakeEvent, FakeStream, Gpu
 
 def fake_cupy(gpu: Gpu) -> ModuleType:
     """cupy on one GPU; to be put into ``sys.modules``."""
-    present: list[Stream] = []
+    of_thread = threading.local()  # each thread has a present stream of its own
+
+    def present() -> list[Stream]:
+        streams: list[Stream] = of_thread.__dict__.setdefault("streams", [])
+        return streams
 
     class OutOfMemoryError(MemoryError):
         """As cupy's."""
@@ -23,18 +29,36 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
     class CUDARuntimeError(RuntimeError):
         """As cupy's."""
 
-    class MemoryPointer:
-        """Memory that is free when nobody holds it."""
+    class Memory:
+        """Memory that is free when nobody holds it, and the stream that it was made for is done with it, as cupy's."""
 
         def __init__(self, size: int) -> None:
             try:
                 self.ptr = gpu.allocate(size)
             except MemoryError as error:
                 raise OutOfMemoryError(str(error)) from error
+            self.stream = get_current_stream().inner
 
         def __del__(self) -> None:
-            if hasattr(self, "ptr"):
-                gpu.free(self.ptr)
+            if hasattr(self, "stream"):
+                self.stream.give_or_do(partial(gpu.free, self.ptr))
+
+    class UnownedMemory:
+        """Memory that somebody else frees."""
+
+        def __init__(self, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
+            assert device_id == 0
+            self.ptr, self.size, self.owner = ptr, size, owner
+
+    class MemoryPointer:
+        """A place in memory, which it holds."""
+
+        def __init__(self, mem: Memory | UnownedMemory, offset: int) -> None:
+            self.mem = mem
+            self.ptr = mem.ptr + offset
+
+    class PinnedMemoryPointer(bytearray):
+        """Memory of the host that is read when a copy is done, not when it is asked for."""
 
     class Stream:
         """A stream."""
@@ -62,11 +86,11 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             self.inner.finish()
 
         def __enter__(self) -> Self:
-            present.append(self)
+            present().append(self)
             return self
 
         def __exit__(self, *_: object) -> None:
-            present.pop()
+            present().pop()
 
     class ndarray:
         """An array on the device, C-contiguous."""
@@ -83,11 +107,34 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             assert order == "C"
             self.shape, self.dtype = shape, np.dtype(dtype)
             self.nbytes = math.prod(shape) * self.dtype.itemsize
-            self.data = memptr or MemoryPointer(self.nbytes)
+            self.data = memptr or alloc(self.nbytes)
 
         @property
         def __cuda_array_interface__(self) -> dict[str, Any]:
             return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.data.ptr, False), "version": 3}
+
+        def __len__(self) -> int:
+            return self.shape[0]
+
+        def __getitem__(self, slices: slice) -> ndarray:
+            """Some rows, where they are."""
+            start, stop, step = slices.indices(len(self))
+            assert step == 1
+            row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+            place = MemoryPointer(self.data.mem, self.data.ptr - self.data.mem.ptr + start * row_bytes)
+            return ndarray((stop - start, *self.shape[1:]), self.dtype, place)
+
+        def __setitem__(self, slices: NDArray[np.int64], value: ndarray) -> None:
+            """Write rows, when the present stream gets there."""
+            assert value.shape == (len(slices), *self.shape[1:])
+            assert value.dtype == self.dtype
+            rows, source, target = slices.copy(), value.data, self.data
+
+            def work() -> None:
+                found = gpu.bytes_at(source.ptr, value.nbytes).reshape(len(rows), -1)  # (rows, bytes of a row)
+                gpu.bytes_at(target.ptr, self.nbytes).reshape(self.shape[0], -1)[rows] = found
+
+            get_current_stream().inner.give(work)
 
         def set(self, arr: NDArray[Any], stream: Stream | None = None) -> None:
             """Copy from the host."""
@@ -95,7 +142,9 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             assert arr.shape == self.shape
             assert arr.dtype == self.dtype
             gpu.copies_to_device += 1
-            source, memory = arr.view(np.uint8).reshape(-1).copy(), self.data
+            source, memory = arr.reshape(-1).view(np.uint8), self.data
+            if not gpu.is_pinned(source):
+                source = source.copy()
             (stream or get_current_stream()).inner.give(
                 lambda: gpu.bytes_at(memory.ptr, source.size).__setitem__(slice(None), source)
             )
@@ -129,11 +178,16 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             return gpu.capability
 
     def alloc(size: int) -> MemoryPointer:
-        return MemoryPointer(size)
+        return MemoryPointer(Memory(size), 0)
+
+    def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
+        memory = PinnedMemoryPointer(size)
+        gpu.pinned.append(memory)
+        return memory
 
     def get_current_stream(device_id: int = -1) -> Stream:
         assert device_id == -1
-        return present[-1]
+        return (present() or [default])[-1]
 
     def empty(shape: tuple[int, ...], dtype: DTypeLike = float, order: str = "C") -> ndarray:
         return ndarray(shape, dtype, None, None, order)
@@ -150,7 +204,7 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
         assert dtype is None
         return a
 
-    present.append(Stream(null=True))
+    default = Stream(null=True)
     module = ModuleType("cupy")
     module.__spec__ = ModuleSpec("cupy", None)
     contents = {
@@ -161,7 +215,11 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
         "cuda": SimpleNamespace(
             Stream=Stream,
             Device=Device,
+            Event=FakeEvent,
+            MemoryPointer=MemoryPointer,
+            UnownedMemory=UnownedMemory,
             alloc=alloc,
+            alloc_pinned_memory=alloc_pinned_memory,
             get_current_stream=get_current_stream,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),

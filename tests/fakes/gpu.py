@@ -32,6 +32,7 @@ class Gpu:
     allocations: list[int] = field(default_factory=list)
     copies_to_host: int = 0
     copies_to_device: int = 0
+    pinned: list[bytearray] = field(default_factory=list)
     _blocks: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     _next: int = _FIRST_ADDRESS
     _next_handle: int = 0x1000
@@ -39,7 +40,7 @@ class Gpu:
 
     def allocate(self, size: int) -> int:
         """The address of new memory, all zeros."""
-        if size > self.memory_bytes - sum(block.nbytes for block in self._blocks.values()):
+        if size > self.free_bytes():
             raise MemoryError(f"out of memory: {size} bytes asked for")
         address, self._next = self._next, self._next + -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
         self._blocks[address] = np.zeros(size, np.uint8)
@@ -57,6 +58,14 @@ class Gpu:
                 return block[address - start : address - start + size]
         raise AssertionError(f"{size} bytes at {address:#x} are nobody's memory")
 
+    def free_bytes(self) -> int:
+        """How much memory nobody has."""
+        return self.memory_bytes - sum(block.nbytes for block in self._blocks.values())
+
+    def is_pinned(self, array: NDArray[np.uint8]) -> bool:
+        """Whether an array is in pinned memory of the host."""
+        return any(np.shares_memory(np.frombuffer(memory, np.uint8), array) for memory in self.pinned)
+
     def stream(self, handle: int) -> FakeStream:
         """The stream of a handle."""
         return self._streams[handle]
@@ -66,6 +75,10 @@ class Gpu:
         handle, self._next_handle = self._next_handle, self._next_handle + 8
         self._streams[handle] = stream
         return handle
+
+    def is_idle(self) -> bool:
+        """Whether no stream has work left."""
+        return all(stream.is_idle() for stream in self._streams.values())
 
     def finish(self) -> None:
         """Do all work of all streams, the newest one's first, so that what nobody waited for comes too late."""
@@ -84,6 +97,10 @@ class FakeEvent:
         """Run the stream up to this point."""
         self.stream.run_until(self.position)
 
+    def synchronize(self) -> None:
+        """Wait for this point."""
+        self.reach()
+
 
 class FakeStream:
     """Work in order, done when it is waited for."""
@@ -98,6 +115,17 @@ class FakeStream:
         """Add work at the end."""
         self._work.append(work)
         self.given += 1
+
+    def is_idle(self) -> bool:
+        """Whether all work is done."""
+        return self._done == self.given
+
+    def give_or_do(self, work: Callable[[], None]) -> None:
+        """Add work at the end, or do it where nothing is before it."""
+        if self.is_idle():
+            work()
+        else:
+            self.give(work)
 
     def run_until(self, position: int) -> None:
         """Do the work up to a point."""

@@ -27,6 +27,10 @@ CUPY_NAMES = (
     "asarray",
     "ascontiguousarray",
     "cuda.alloc",
+    "cuda.alloc_pinned_memory",
+    "cuda.Event.synchronize",
+    "cuda.MemoryPointer",
+    "cuda.UnownedMemory",
     "cuda.get_current_stream",
     "cuda.Stream",
     "cuda.Stream.record",
@@ -37,6 +41,9 @@ CUPY_NAMES = (
 """What hagmil calls of cupy; ``ndarray`` itself says its signature in words alone."""
 CUPY_ATTRIBUTES = (
     "ndarray.__cuda_array_interface__",
+    "ndarray.__getitem__",
+    "ndarray.__len__",
+    "ndarray.__setitem__",
     "cuda.Device.compute_capability",
     "cuda.memory.OutOfMemoryError",
     "cuda.runtime.CUDARuntimeError",

@@ -21,6 +21,7 @@ class MeanColour:
     """A backbone whose features are a patch's mean colour; its memory holds so many patches and no more."""
 
     provider = "test"
+    on_device = False
     input_shapes = {"patches": ("batch", "height", "width", 3)}  # noqa: RUF012 - the protocol's own shape
 
     def __init__(self, room: int = 1000, code: str = "out_of_memory") -> None:

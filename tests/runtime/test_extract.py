@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from hagmil.runtime.overview import read_overview
 from hagmil.runtime.quadtree import children
 from hagmil.runtime.slide import open_slide
 from hagmil.runtime.tissue import find_tissue
+from tests.fakes.cupy import fake_cupy
+from tests.fakes.gpu import Gpu
+from tests.fakes.onnxruntime import fake_onnxruntime
 from tests.runtime.slide_files import save_pyramid
 from tests.runtime.small_bundle import backbone_graph
 
@@ -47,6 +51,21 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "backbone.json").write_text(card.model_dump_json())
     return folder
+
+
+def test_features_of_a_gpu_are_written_from_the_host(
+    tissue_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu()
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(gpu))
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    request = slide_requests([str(tissue_path)])[0]
+    given = extract_slide(request, Extractor.open(backbone, OPTIONS, provider="cuda", threads=1))
+    wanted = extract_slide(request, Extractor.open(backbone, OPTIONS, threads=1))
+    for stage, other in zip(given.stages, wanted.stages, strict=True):
+        assert isinstance(stage.features, np.ndarray)
+        np.testing.assert_allclose(stage.features, other.features, atol=1e-6)
+    assert gpu.copies_to_host == 3
 
 
 def test_rows_are_the_quadtree_s_at_every_stage(tissue_path: Path, backbone: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
 from hagmil.runtime.sessions import open_session
@@ -59,3 +63,49 @@ def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
 def test_inputs_that_do_not_fit_are_an_error_of_the_model(backbone: Path) -> None:
     with pytest.raises(BundleError, match=r"backbone\.onnx cannot run on these inputs"):
         open_session(backbone).run({"patches": np.zeros((1, 8, 8, 3), np.float32)})
+
+
+def endless_graph() -> onnx.ModelProto:
+    """A loop of so many rounds that no test waits for its end."""
+    body = helper.make_graph(
+        [helper.make_node("Sin", ["state"], ["next"]), helper.make_node("Identity", ["going"], ["go_on"])],
+        "round",
+        [
+            helper.make_tensor_value_info("index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["rounds", "", "start"], ["end"], body=body)],
+        "endless",
+        [helper.make_tensor_value_info("start", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("end", TensorProto.FLOAT, [1])],
+        [helper.make_tensor("rounds", TensorProto.INT64, [], [1 << 60])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_an_interrupt_ends_a_run_that_would_go_on_and_leaves_no_thread(tmp_path: Path) -> None:
+    onnx.save(endless_graph(), tmp_path / "endless.onnx")
+    session = open_session(tmp_path / "endless.onnx", threads=1)
+    interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        session.run({"start": np.zeros(1, np.float32)})
+    interrupt.join()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "hagmil-run"] == []
+
+
+def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    session = open_session(backbone)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(session.run({"patches": patches})["features"]))
+    thread.start()
+    thread.join()
+    assert (found[0] == session.run({"patches": patches})["features"]).all()

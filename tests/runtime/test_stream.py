@@ -19,7 +19,7 @@ from hagmil.errors import SlideFailed, UsageError
 from hagmil.runtime.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patch_reader import read_into
 from hagmil.runtime.slide import Slide, open_slide
-from hagmil.runtime.stream import stream_patches
+from hagmil.runtime.stream import StreamStalls, stream_patches
 from hagmil.units import Level, Size
 from tests.runtime.slide_files import JPEG, TiffPage, picture, write_tiff
 
@@ -240,6 +240,38 @@ def test_each_threads_reader_is_closed_and_may_be_another_one() -> None:
     assert [value for batch in batches for value in batch.patches[:, 0, 0, 0].tolist()] == list(range(100))
     assert all(reader.closed for reader in made)
     assert 1 <= len({id(reader.slide) for reader in made}) == len(made) <= 3
+
+
+def test_all_buffers_are_in_the_memory_that_the_caller_gives() -> None:
+    given: list[NDArray[np.uint8]] = []
+
+    def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        given.append(np.empty(shape, np.uint8))
+        return given[-1]
+
+    for batch in stream_patches(
+        CountingSlide(Tally()), GEOMETRY, column(50), batch_size=8, threads=2, buffers=3, allocate=allocate
+    ):
+        assert np.shares_memory(batch.patches, given[0])
+    assert [buffers.shape for buffers in given] == [(3, 8, 4, 4, 3)]
+
+
+def test_readers_that_wait_for_a_buffer_are_counted() -> None:
+    stalls = StreamStalls()
+    for _ in stream_patches(
+        CountingSlide(Tally()), GEOMETRY, column(64), batch_size=16, threads=2, buffers=1, stalls=stalls
+    ):
+        time.sleep(0.01)  # there is no second buffer to read into
+    assert stalls.seconds > 0
+
+
+def test_readers_with_a_buffer_for_every_batch_never_wait() -> None:
+    stalls = StreamStalls()
+    for _ in stream_patches(
+        CountingSlide(Tally()), GEOMETRY, column(64), batch_size=16, threads=2, buffers=4, stalls=stalls
+    ):
+        time.sleep(0.01)
+    assert stalls.seconds == 0
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"threads": 0}, {"buffers": 0}])

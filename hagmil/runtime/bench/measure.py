@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -27,21 +25,18 @@ from hagmil.runtime.bench.report import (
 )
 from hagmil.runtime.bench.subject import Subject
 from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches
-from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.device import place_of, to_host
+from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches, read_batches
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.kernels import MaskKernels
 from hagmil.runtime.model import LoadedModel
 from hagmil.runtime.overview import read_overview
-from hagmil.runtime.patch_reader import PatchReader
 from hagmil.runtime.predict import PredictOptions, predict_one
-from hagmil.runtime.quadtree import reading_order
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.slide import Slide
-from hagmil.runtime.stream import stream_patches
-from hagmil.runtime.tile_engine import PatchSource
+from hagmil.runtime.stream import StreamStalls
 from hagmil.runtime.tissue import find_tissue
-from hagmil.spec import BAG, PATCHES
+from hagmil.spec import BACKBONE_FEATURES, BAG, PATCHES
 
 RUN_S = 1.0
 """About how long one run of backbone or pipeline is made, where there are patches enough."""
@@ -137,7 +132,7 @@ def resident_patches(subject: Subject, how: Measuring) -> NDArray[np.uint8]:
 def measure_backbone(
     session: Session, patches: NDArray[np.uint8], batch: int, repeats: int, load_s: float
 ) -> BackboneFigures:
-    """Run the backbone on patches in memory, whole batches only.
+    """Run the backbone on patches in its memory, whole batches only.
 
     Args:
         session: the patch encoder.
@@ -147,16 +142,21 @@ def measure_backbone(
         load_s: what loading took, for the report.
     """
     whole = len(patches) // batch * batch
-    full = patches[:whole] if whole else np.resize(patches, (batch, *patches.shape[1:]))
-    session.run({PATCHES.name: full[:batch]})  # the first run allocates and, on a GPU, compiles
+    full = place_of(session).put(patches[:whole] if whole else np.resize(patches, (batch, *patches.shape[1:])))
+
+    def _encode(count: int) -> None:
+        for index in range(count):
+            first = index * batch % len(full)
+            outputs = session.run({PATCHES.name: full[first : first + batch]})
+        to_host(outputs[BACKBONE_FEATURES.name])  # a GPU may not be done before
+
+    _encode(1)  # the first run allocates and, on a GPU, compiles
     start = perf_counter()
-    session.run({PATCHES.name: full[:batch]})
+    _encode(1)
     runs = max(1, round(RUN_S / (perf_counter() - start)))
 
     def _work() -> None:
-        for index in range(runs):
-            first = index * batch % len(full)
-            session.run({PATCHES.name: full[first : first + batch]})
+        _encode(runs)
 
     timed = repeat(_work, repeats)
     return BackboneFigures(
@@ -180,15 +180,20 @@ def measure_model(session: Session, stage: str, features: int, patches: int, rep
         patches: of the bag.
         repeats: how often; where one call is short, a run is the mean of several.
     """
-    bag = np.random.default_rng(0).standard_normal((patches, features), np.float32)
-    session.run({BAG.name: bag})
+    bag = place_of(session).put(np.random.default_rng(0).standard_normal((patches, features), np.float32))
+
+    def _score(count: int) -> None:
+        for _ in range(count):
+            for output in session.run({BAG.name: bag}).values():
+                to_host(output)
+
+    _score(1)
     start = perf_counter()
-    session.run({BAG.name: bag})
+    _score(1)
     calls = max(1, min(_CALLS_AT_MOST, round(RUN_S / 5 / (perf_counter() - start))))
 
     def _work() -> None:
-        for _ in range(calls):
-            session.run({BAG.name: bag})
+        _score(calls)
 
     timed = repeat(_work, repeats)
     return ModelFigures(
@@ -215,21 +220,24 @@ def measure_pipeline(
     count = max(_LEAST_BATCHES * how.batch, int(slower * RUN_S))
     few = Subject(subject.slide, subject.geometry, subject.coords[:count])
 
-    def _work() -> StepClock:
-        clock = StepClock()
+    def _work() -> tuple[StepClock, StreamStalls]:
+        clock, stalls = StepClock(), StreamStalls()
         features = model.bundle.manifest.backbone.features
-        encode_patches(few.slide, few.geometry, few.coords, model.backbone, features, how.encode, clock=clock)
-        return clock
+        encode_patches(
+            few.slide, few.geometry, few.coords, model.backbone, features, how.encode, clock=clock, stalls=stalls
+        )
+        return clock, stalls
 
     timed = repeat(_work, how.repeats)
+    clock, stalls = timed.found
     rate = len(few.coords) / timed.seconds
     return PipelineFigures(
         patches=len(few.coords),
         seconds=timed.seconds,
         patches_per_s=rate,
-        backbone_share=timed.found.seconds["backbone"] / timed.seconds,
-        backbone_waited_s=timed.found.seconds["read"],
-        readers_waited_s=_readers_waited(few, model.backbone, how),
+        backbone_share=clock.seconds["backbone"] / timed.seconds,
+        backbone_waited_s=clock.seconds["read"],
+        readers_waited_s=stalls.seconds,
         of_slower=rate / slower,
         repeats_s=timed.repeats_s,
     )
@@ -274,68 +282,6 @@ def measure_end_to_end(
     )
 
 
-def _batches(
-    subject: Subject, how: Measuring, watch: Callable[[PatchReader], PatchReader] | None = None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Which rows of the subject a batch holds, and its patches, as ``encode_patches`` reads them.
-
-    Args:
-        subject: the patches.
-        how: batch, readers, and tiles kept.
-        watch: put around every thread's reader.
-    """
-    order = reading_order(subject.coords, subject.geometry.patch_level0)
-    with PatchSource(subject.slide, subject.geometry, subject.coords, how.encode.tile_cache_bytes) as source:
-
-        def _reader(slide: Slide, geometry: StageGeometry) -> PatchReader:
-            reader = source.reader(slide, geometry)
-            return reader if watch is None else watch(reader)
-
-        stream = stream_patches(
-            subject.slide,
-            subject.geometry,
-            subject.coords[order],
-            batch_size=how.batch,
-            threads=how.encode.reader_threads,
-            make_reader=_reader,
-        )
-        with closing(stream) as batches:
-            for batch in batches:
-                yield order[batch.rows], batch.patches
-
-
-def _readers_waited(subject: Subject, backbone: Session, how: Measuring) -> float:
-    """Seconds, summed over threads, between the end of one chunk and the start of the next."""
-    pauses = _Pauses()
-    for _, patches in _batches(subject, how, lambda reader: _PausingReader(reader, pauses)):
-        backbone.run({PATCHES.name: patches})
-    return pauses.seconds
-
-
-@dataclass(slots=True)
-class _Pauses:
-    """Adds up, over readers, the time in which they had nothing to read into."""
-
-    seconds: float = 0.0
-    lock: Lock = field(default_factory=Lock)
-
-    def add(self, seconds: float) -> None:
-        with self.lock:
-            self.seconds += seconds
-
-
-class _PausingReader:
-    """A reader that notes how long it was not asked for anything, up to the last time that it was."""
-
-    def __init__(self, reader: PatchReader, pauses: _Pauses) -> None:
-        self._reader = reader
-        self._pauses = pauses
-        self._since = perf_counter()
-
-    def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        self._pauses.add(perf_counter() - self._since)
-        self._reader.read_into(coords, out)
-        self._since = perf_counter()
-
-    def close(self) -> None:
-        self._reader.close()
+def _batches(subject: Subject, how: Measuring) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
+    """Which rows of the subject a batch holds, and its patches, as the cascade reads them."""
+    return read_batches(subject.slide, subject.geometry, subject.coords, how.encode, batch_size=how.batch)

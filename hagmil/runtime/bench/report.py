@@ -128,7 +128,7 @@ class PipelineFigures(_Model):
     backbone_share: float = Field(description="of the seconds")
     backbone_waited_s: float = Field(description="the backbone waited for patches")
     readers_waited_s: float | None = Field(
-        description="readers waited for a free buffer, summed over threads, in a pass of its own; null: not measured"
+        description="readers waited for a free buffer, summed over threads; null: not measured"
     )
     of_slower: float = Field(description="throughput as a share of the slower of reading alone and backbone alone")
     repeats_s: _Seconds

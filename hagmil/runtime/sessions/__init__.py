@@ -28,14 +28,18 @@ class Session(Protocol):
     def input_shapes(self) -> dict[str, tuple[str | int, ...]]:
         """The shape of every input; words are dynamic axes."""
 
+    @property
+    def on_device(self) -> bool:
+        """Whether cupy's arrays go in where they are, and the outputs then are cupy's, too."""
+
     def run(self, inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Run the graph once.
 
         Args:
-            inputs: an array for every input, by its name.
+            inputs: an array for every input, by its name; where ``on_device`` is true they may all be cupy's.
 
         Returns:
-            An array for every output, by its name.
+            An array for every output, by its name: of NumPy where the inputs are, else of cupy.
 
         Raises:
             EnvironmentLacks: the device has too little memory (code ``out_of_memory``).

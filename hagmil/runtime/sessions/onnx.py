@@ -1,16 +1,29 @@
-"""Sessions on ONNX Runtime."""
+"""Sessions on ONNX Runtime.
+
+A run is C code that hears no signal: Ctrl-C would be obeyed when the run is over, after half a minute in a large bag.
+So the main thread, which gets the signals, leaves its runs to another one, waits, and ends the run when it is
+interrupted.
+
+Arrays on a GPU are bound where they are, and outputs stay where ONNX Runtime puts them. It works on a stream of its
+own, so the order is kept by waiting: before a run for the caller's stream, which also frees the outputs of the run
+before to be written over; after it for its own, as ONNX Runtime does unasked. To run on the caller's stream
+(``user_compute_stream``) would save a wait a batch, but it has to be known when a session is loaded, and be that of
+every caller.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hagmil._optional import require
 from hagmil.errors import BundleError, EnvironmentLacks
@@ -21,7 +34,9 @@ _PROVIDER_NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _ERRORS_ONLY = 3
+_DEVICE = "cuda"  # as I/O binding calls it
 _OUT_OF_MEMORY_SIGNS = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
+Result = TypeVar("Result")
 
 
 def available_providers() -> list[str]:
@@ -76,6 +91,7 @@ class OnnxSession:
                 code="provider_failed",
             )
         self._session.disable_fallback()
+        self._device_id = int((options or {}).get("device_id", 0))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -88,6 +104,11 @@ class OnnxSession:
         """The shape of every input; words are dynamic axes."""
         return {node.name: tuple(node.shape) for node in self._session.get_inputs()}
 
+    @property
+    def on_device(self) -> bool:
+        """Arrays may stay on the device, unless that is the processor."""
+        return self.provider != _PROVIDER_NAMES["cpu"]
+
     def tensors(self) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
         """Inputs and outputs by their names, as the graph declares them."""
         nodes = self._session.get_inputs(), self._session.get_outputs()
@@ -96,21 +117,85 @@ class OnnxSession:
         )
         return inputs, outputs
 
-    def run(self, inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        """Run the graph once; see :meth:`hagmil.runtime.sessions.Session.run`."""
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run the graph once.
+
+        Args:
+            inputs: an array for every input, by its name: all of NumPy, or all on the device (cupy's, or any others
+                with ``__cuda_array_interface__`` that cupy's present stream may read).
+
+        Returns:
+            An array for every output, by its name: of NumPy where the inputs are; of cupy where they are on the device,
+            complete for every stream.
+
+        Raises:
+            EnvironmentLacks: too little memory (code ``out_of_memory``), or arrays on the device without cupy.
+            BundleError: the graph cannot run on these inputs.
+        """
+        given = any(hasattr(array, "__cuda_array_interface__") for array in inputs.values())
+        cupy = require("cupy", extra="gpu") if given and self.on_device else None
         try:
-            values = self._session.run(self._outputs, inputs)
+            return self._run_on_host(inputs) if cupy is None else self._run_on_device(cupy, inputs)
         except Exception as error:
             text = str(error)
             if any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS):
                 raise EnvironmentLacks(f"{self._path.name}: out of memory: {text}", code="out_of_memory") from error
             raise BundleError(f"{self._path.name} cannot run on these inputs: {text}", code="graph_failed") from error
+
+    def _run_on_host(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        values = self._interruptibly(lambda options: self._session.run(self._outputs, inputs, options))
         return dict(zip(self._outputs, values, strict=True))
+
+    def _run_on_device(self, cupy: ModuleType, inputs: dict[str, Any]) -> dict[str, Any]:
+        arrays = {name: cupy.ascontiguousarray(cupy.asarray(array)) for name, array in inputs.items()}
+        binding = self._session.io_binding()
+        for name, array in arrays.items():
+            binding.bind_input(name, _DEVICE, self._device_id, array.dtype.type, array.shape, array.data.ptr)
+        for name in self._outputs:
+            binding.bind_output(name, _DEVICE, self._device_id)
+        cupy.cuda.get_current_stream().synchronize()  # of this thread: another one has another
+        self._interruptibly(lambda options: self._session.run_with_iobinding(binding, options))
+        return {
+            name: self._as_array(cupy, binding, value)
+            for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
+        }
+
+    def _as_array(self, cupy: ModuleType, binding: Any, value: Any) -> Any:
+        """cupy's array over an output's memory, which lives as long as the array."""
+        shape, dtype = tuple(value.shape()), np.dtype(_dtype(value.data_type()))
+        size_bytes = math.prod(shape) * dtype.itemsize
+        memory = cupy.cuda.UnownedMemory(value.data_ptr(), size_bytes, (binding, value), self._device_id)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    def _interruptibly(self, work: Callable[[Any], Result]) -> Result:
+        """Do a run, which gets its options, so that Ctrl-C ends it."""
+        options = self._onnxruntime.RunOptions()
+        if threading.current_thread() is not threading.main_thread():
+            return work(options)
+        run: Future[Result] = Future()
+
+        def _work() -> None:
+            try:
+                run.set_result(work(options))
+            except BaseException as error:  # noqa: BLE001 - raised again by the one who waits
+                run.set_exception(error)
+
+        worker = threading.Thread(target=_work, name="hagmil-run", daemon=True)
+        worker.start()
+        try:
+            return run.result()
+        except KeyboardInterrupt:
+            options.terminate = True
+            raise
+        finally:
+            worker.join()
 
     def _load(self, provider_name: str, threads: int | None, provider_options: Mapping[str, str]) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        # Measured on the full-size transformer: the arena takes up to twice the memory and saves no time; nor does the
+        # priority-based order, which keeps more tensors at a time. docs/decisions/0009-pseudo-inverse.md
         options.enable_cpu_mem_arena = False
         try:
             providers = [(provider_name, dict(provider_options))]

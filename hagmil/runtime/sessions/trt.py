@@ -81,6 +81,11 @@ class TensorRtSession:
         """The shape of every input; words are dynamic axes, numbers what every profile fixes."""
         return {spec.name: tuple(self._axis(spec, index) for index in range(len(spec.axes))) for spec in self._inputs}
 
+    @property
+    def on_device(self) -> bool:
+        """Arrays may stay on the device."""
+        return True
+
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run the engine once.
 
