@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from shutil import rmtree
 
 import h5py
 import numpy as np
 import pyvips
+from sklearn.metrics import roc_auc_score
 
 from hagmil._files import write_text
 from hagmil.bundle import RESEARCH_USE_ONLY
@@ -31,7 +31,9 @@ from hagmil.runtime.model import load_model
 from hagmil.runtime.predict import PredictOptions, predict_many
 from hagmil.runtime.result import ATTENTION_NAME, Result
 from hagmil.trainer.config import parse_config
+from hagmil.trainer.data import read_labels
 from hagmil.trainer.loop import train
+from hagmil.trainer.splits import make_splits, write_splits
 
 STAGES = "2,1,0.5"
 PATCH_PX = 64
@@ -122,14 +124,16 @@ def run_demo(out: Path, size: DemoSize, progress: Progress) -> DemoReport:
     backbone = out / "backbone"
     export_backbone("tiny", weights=None, out_dir=backbone, overwrite=True)  # step 2
     _extract(cohort, backbone, out / "features", progress)
-    bundle = _train_and_export(out, cohort, backbone, size.seed, progress)  # steps 3 and 4
+    bundle = _train_and_export(out, backbone, size.seed, progress)  # steps 3 and 4
     results = _infer(unseen, bundle, out / "results", progress)  # step 5
     return DemoReport(
         truths=tuple(unseen),
         results=results,
-        auc=area_under_curve(
-            [slide.label == "tumour" for slide in unseen],
-            [result.probabilities["tumour"] for result in results],
+        auc=float(
+            roc_auc_score(
+                [slide.label == "tumour" for slide in unseen],
+                [result.probabilities["tumour"] for result in results],
+            )
         ),
         lesion_ratio=lesion_ratio(unseen, out / "results"),
         bundle=bundle,
@@ -145,15 +149,6 @@ def _start_over(out: Path) -> None:
             raise UsageError(f'"{out}" holds something else than a demonstration; choose another --out')
         rmtree(out)
     write_text(mark, "Made by hagmil demo, and removed by the next one.\n")
-
-
-def area_under_curve(positive: Sequence[bool], scores: Sequence[float]) -> float:
-    """Share of pairs of a positive and a negative slide that the scores rank rightly; ties count half."""
-    ups = np.array([score for score, is_positive in zip(scores, positive, strict=True) if is_positive])
-    downs = np.array([score for score, is_positive in zip(scores, positive, strict=True) if not is_positive])
-    above = ups[:, None] > downs[None]
-    level = ups[:, None] == downs[None]
-    return float((above + 0.5 * level).mean())
 
 
 def lesion_ratio(slides: Sequence[CohortSlide], results: Path) -> float:
@@ -212,24 +207,10 @@ def _each_must_be_ok(words: str, total: int, progress: Progress) -> Callable[[Ex
     return _count
 
 
-def _write_split(path: Path, cohort: Sequence[CohortSlide], seed: int) -> None:
-    """Step 3: cases of each class are shared out between training and validation."""
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[str]] = {"train": [], "val": []}
-    for label in dict.fromkeys(slide.label for slide in cohort):
-        cases = list(dict.fromkeys(slide.case_id for slide in cohort if slide.label == label))
-        held = set(rng.permutation(cases)[: max(1, round(_VALIDATION_SHARE * len(cases)))])
-        for slide in cohort:
-            if slide.label == label:
-                parts["val" if slide.case_id in held else "train"].append(slide.slide_id)
-    rows = zip_longest(parts["train"], parts["val"], fillvalue="")
-    lines = [f"{index},{train},{val}," for index, (train, val) in enumerate(rows)]
-    write_text(path, "\n".join([",train,val,test", *lines]) + "\n")
-
-
-def _train_and_export(out: Path, cohort: Sequence[CohortSlide], backbone: Path, seed: int, progress: Progress) -> Path:
+def _train_and_export(out: Path, backbone: Path, seed: int, progress: Progress) -> Path:
     """Steps 3 and 4."""
-    _write_split(out / "split.csv", cohort, seed)
+    labels = read_labels(out / "cohort" / "labels.csv")
+    (split,) = write_splits(out / "splits", make_splits(labels, val_share=_VALIDATION_SHARE, test_share=0, seed=seed))
     config = parse_config(
         {
             **RECIPE,
@@ -238,7 +219,7 @@ def _train_and_export(out: Path, cohort: Sequence[CohortSlide], backbone: Path, 
             "data": {
                 "features": str(out / "features"),
                 "labels": str(out / "cohort" / "labels.csv"),
-                "split": str(out / "split.csv"),
+                "split": str(split),
             },
         },
         source="the demonstration's recipe",

@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from hagmil._files import write_text
 from hagmil.errors import DataError, UsageError
-from hagmil.trainer.data import PARTS, SlideLabel, Split
+from hagmil.trainer.data import PARTS, Part, SlideLabel, Split
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def make_splits(
         labels: slide name to its label and patient.
         count: how many.
         val_share: share of the slides to validate on.
-        test_share: share of the slides to test on; without meaning where sites are held out.
+        test_share: share of the slides to test on, 0 for no test; without meaning where sites are held out.
         seed: another seed, other splits.
         sites: slide name to the site that it comes from; needed for ``held_out_sites``.
         held_out_sites: sites to test on; the shares are then of the other slides.
@@ -102,15 +102,15 @@ def make_splits(
         The splits. Shares are met as well as whole patients allow.
 
     Raises:
-        UsageError: a count below 1, shares that leave nothing to train on or are no multiples of 0.05 (or
-        simple
+        UsageError: a count below 1, shares that leave nothing to train on or are no multiples of 0.05 (or simple
             fractions), or held-out sites without sites.
         DataError: too few patients, an unknown site, a patient across sites, or a class that cannot be trained on.
     """
     if count < 1:
         raise UsageError(f"{count} splits; ask for at least 1")
     rest, held_out = _hold_out(labels, sites, held_out_sites)  # step 1
-    shares = (_share(val_share, "validation"), Fraction(0) if held_out_sites else _share(test_share, "test"))
+    no_test_share = bool(held_out_sites) or test_share == 0
+    shares = (_share(val_share, "validation"), Fraction(0) if no_test_share else _share(test_share, "test"))
     pieces_needed = math.lcm(*(share.denominator for share in shares))
     val, test = (int(share * pieces_needed) for share in shares)
     if val + test >= pieces_needed:
@@ -121,7 +121,7 @@ def make_splits(
         parts = (pieces[val + test :], pieces[:val], pieces[val : val + test])
         train_part, val_part, test_part = (tuple(sorted(sum(part, ()))) for part in parts)
         splits.append(Split(train_part, val_part, held_out if held_out_sites else test_part))
-    return _checked(splits, labels)
+    return _checked(splits, labels, PARTS if held_out_sites or test_share else ("train", "val"))
 
 
 def read_sites(path: Path) -> dict[str, str]:
@@ -225,11 +225,13 @@ def _share(share: float, part: str) -> Fraction:
     return fraction
 
 
-def _checked(splits: Sequence[Split], labels: Mapping[str, SlideLabel]) -> tuple[Split, ...]:
+def _checked(
+    splits: Sequence[Split], labels: Mapping[str, SlideLabel], parts: Sequence[Part] = PARTS
+) -> tuple[Split, ...]:
     """Step 5."""
     classes = sorted({label.label for label in labels.values()})
     for index, split in enumerate(splits):
-        for part in PARTS:
+        for part in parts:
             found = {labels[slide_id].label for slide_id in split.part(part)}
             absent = ", ".join(name for name in classes if name not in found)
             if absent and part == "train":

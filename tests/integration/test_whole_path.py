@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hagmil.bundle import open_bundle
-from hagmil.cli._demo_run import DemoSize, area_under_curve, run_demo
+from hagmil.cli._demo_run import DemoSize, run_demo
 from hagmil.errors import UsageError
 from hagmil.runtime.result import read_result
 
@@ -43,7 +43,3 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="choose another --out"):
         run_demo(tmp_path, DemoSize(), lambda *_: None)
     assert (tmp_path / "thesis.txt").exists()
-
-
-def test_the_area_under_the_curve_counts_pairs() -> None:
-    assert area_under_curve([True, True, False, False], [0.9, 0.4, 0.4, 0.1]) == 0.875

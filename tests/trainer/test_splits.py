@@ -63,7 +63,7 @@ def test_the_seed_decides_and_the_order_of_the_table_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("val_share", "test_share"), [(0.1, 0.1), (0.2, 0.3), (0.25, 0.25), (0.05, 0.15), (1 / 3, 1 / 3)]
+    ("val_share", "test_share"), [(0.1, 0.1), (0.2, 0.3), (0.25, 0.25), (0.05, 0.15), (1 / 3, 1 / 3), (0.25, 0)]
 )
 def test_the_parts_have_the_shares_that_were_asked_for(val_share: float, test_share: float) -> None:
     labels = _cohort(120, 1)
