@@ -1,17 +1,19 @@
 """Nystrom self-attention over one bag (Xiong et al., AAAI 2021), written for export.
 
-1. Queries, keys and values, a third of the projection each, without bias.
-2. Put zero rows in front, so that the length divides by the number of landmarks m. Without bias, zero rows
-   before the projection are zero rows after it.
-3. Landmarks: means of consecutive rows, m for the queries and m for the keys.
-4. Three softmaxes: rows against key landmarks, landmarks against landmarks, query landmarks against padded
-   rows.
-5. The pseudo-inverse of the middle one by Newton-Schulz steps.
-6. Multiply from the right: softmax1 · (pinv · (softmax3 · V)).
+1. Put zero rows in front, so that the length divides by the number of landmarks m. Queries, keys and values, a third
+   of the projection each, have no bias; so zero rows before the projection are zero rows after it.
+2. Landmarks: means of consecutive rows, projected, m for the queries and m for the keys.
+3. Softmax of landmarks against landmarks.
+4. Softmax of query landmarks against padded rows, times the values: softmax3 · V.
+5. The pseudo-inverse of step 3's matrix times that (:mod:`hagmil.trainer.models.pseudo_inverse`).
+6. Softmax of rows against key landmarks, times that: softmax1 · (pinv · (softmax3 · V)).
 7. Add a depth-wise convolution of the values over the sequence, one kernel a head.
 8. Join the heads and project.
 
-Nothing branches on the number of rows: step 2 always pads, by arithmetic that stays symbolic, nothing is
+In evaluation, steps 4 and 6 go head by head: no more than one head's queries, keys and scores, which are the
+largest tensors, exist at a time. In training they are kept for the way back in any case, and all heads go together.
+
+Nothing branches on the number of rows: step 1 always pads, by arithmetic that stays symbolic, nothing is
 sliced, and no axis is ever squeezed by its length. So one graph holds for every bag: of one row, of fewer
 rows than landmarks, and at every multiple of m. Traced with ``backed_size_oblivious`` set, as
 ``torch.onnx.export`` sets it, and ``Dim("patches", min=1)``, it leaves no condition on the length at all; without
@@ -23,6 +25,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hagmil.trainer.models.pseudo_inverse import apply_pseudo_inverse
 
 
 class NystromAttention(nn.Module):
@@ -73,57 +77,58 @@ class NystromAttention(nn.Module):
         m = self.landmarks
         length = rows.shape[0]
         per_landmark = (length + m - 1) // m
-        projected = self.to_qkv(rows)  # step 1: (n, 3·width)
-        padded = F.pad(projected, (0, 0, m * per_landmark - length, 0))  # step 2: (m·l, 3·width)
-        marks = padded.view(m, per_landmark, padded.shape[1]).mean(dim=1)  # step 3: (m, 3·width)
+        padding = m * per_landmark - length
+        groups = 1 if self.training else self.heads
+        query_weight, key_weight, value_weight = self.to_qkv.weight.chunk(3)  # each (width, width)
 
-        query, _, own_value = self._split(projected)  # (heads, n, width/heads)
-        _, key, value = self._split(padded)  # (heads, m·l, width/heads)
-        query_marks, key_marks, _ = self._split(marks)  # (heads, m, width/heads)
-
+        padded = _in_front(rows, padding)  # step 1: (m·l, width)
+        means = padded.view(m, per_landmark, rows.shape[1]).mean(dim=1)  # step 2: (m, width)
+        query_marks = self._heads(means, query_weight) * self.scale  # (heads, m, width/heads)
+        key_marks = self._heads(means, key_weight)
         # bmm, not @: the latter asks whether there is one row only, and the exporter would specialise on the
         # answer.
-        rows_to_marks = torch.softmax(torch.bmm(query, key_marks.mT), dim=-1)  # step 4: (heads, n, m)
-        marks_to_marks = torch.softmax(torch.bmm(query_marks, key_marks.mT), dim=-1)  # (heads, m, m)
-        marks_to_rows = torch.softmax(torch.bmm(query_marks, key.mT), dim=-1)  # (heads, m, m·l)
+        marks_to_marks = torch.softmax(torch.bmm(query_marks, key_marks.mT), dim=-1)  # step 3: (heads, m, m)
 
-        inverse = pseudo_inverse(marks_to_marks, self.pinv_iterations)  # step 5
-        of_marks = torch.bmm(inverse, torch.bmm(marks_to_rows, value))  # step 6: (heads, m, width/heads)
-        attended = torch.bmm(rows_to_marks, of_marks)  # (heads, n, width/heads)
-        # Step 7: over padded rows it would be the same, since their values are zero as the convolution's
-        # margin is.
-        attended = attended + self.value_conv(own_value)
+        values, of_rows = [], []
+        for marks, keys_by, values_by in zip(
+            query_marks.chunk(groups), key_weight.chunk(groups), value_weight.chunk(groups), strict=True
+        ):  # step 4
+            key, value = self._heads(rows, keys_by), self._heads(rows, values_by)  # (heads of a group, n, width/heads)
+            scores = torch.bmm(marks, _in_front(key, padding).mT)  # (heads of a group, m, m·l)
+            of_rows.append(torch.bmm(torch.softmax(scores, dim=-1), _in_front(value, padding)))
+            values.append(value)
+        of_marks = apply_pseudo_inverse(marks_to_marks, torch.cat(of_rows), self.pinv_iterations)  # step 5
+
+        attended = []
+        for marks, queries_by, of_mark, value, kernel in zip(
+            (key_marks * self.scale).chunk(groups),
+            query_weight.chunk(groups),
+            of_marks.chunk(groups),
+            values,
+            self.value_conv.weight.chunk(groups),
+            strict=True,
+        ):  # step 6
+            scores = torch.bmm(self._heads(rows, queries_by), marks.mT)  # (heads of a group, n, m)
+            # Step 7: over padded rows it would be the same, since their values are zero as the convolution's
+            # margin is.
+            beside = F.conv2d(value, kernel, padding=self.value_conv.padding, groups=value.shape[0])
+            attended.append(
+                torch.bmm(torch.softmax(scores, dim=-1), of_mark) + beside
+            )  # (heads of a group, n, width/h)
         # Step 8, head beside head: a transposed view would make the exporter ask for more than one row.
-        joined = torch.cat([attended[head] for head in range(self.heads)], dim=1)  # (n, width)
+        heads_of_group = self.heads // groups
+        joined = torch.cat([group[head] for group in attended for head in range(heads_of_group)], dim=1)  # (n, width)
         out: Tensor = self.dropout(self.to_out(joined))
         return out
 
-    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries, keys and values, each (heads, rows, width/heads), of (rows, 3·width)."""
-        rows = projected.shape[0]
-        query, key, value = (
-            part.view(rows, self.heads, self.head_width).transpose(0, 1) for part in projected.chunk(3, dim=1)
-        )
-        return query * self.scale, key, value
+    def _heads(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Project (rows, width) by (width of a group of heads, width), to (heads of the group, rows, width/heads)."""
+        projected = F.linear(rows, weight)
+        if weight.shape[0] == self.head_width:
+            return projected.unsqueeze(0)
+        return projected.view(rows.shape[0], -1, self.head_width).transpose(0, 1)
 
 
-def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
-    """The Moore-Penrose inverse of softmaxed landmark scores, by iteration (Xiong et al. 2021, section 3.2).
-
-    The start is Aᵀ divided by the largest row sum and the largest column sum, both over all heads. Each step
-    is Z ← Z(13I − AZ(15I − AZ(7I − AZ)))/4 with the identities multiplied out.
-
-    Args:
-        matrix: float (heads, m, m), not negative.
-        iterations: Newton-Schulz steps.
-
-    Returns:
-        float (heads, m, m).
-    """
-    largest = matrix.sum(dim=-1).amax(dim=(0, 1)) * matrix.sum(dim=-2).amax(dim=(0, 1))
-    inverse = matrix.mT / largest
-    for _ in range(iterations):
-        product = matrix @ inverse
-        inner = 15 * product - product @ (7 * product - product @ product)
-        inverse = 0.25 * (13 * inverse - inverse @ inner)
-    return inverse
+def _in_front(rows: Tensor, padding: int) -> Tensor:
+    """Put zero rows in front of (..., rows, width)."""
+    return F.pad(rows, (0, 0, padding, 0))
