@@ -176,8 +176,9 @@ def _runner(peer: str, threads: int, graph: Path) -> Callable[[Any], tuple[Any, 
     return eagerly
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown, with ratios to the published arithmetic on the same bag."""
+def markdown(report: dict[str, Any]) -> str:
+    """The rows as a table, with ratios to the published arithmetic on the same bag."""
+    rows = report["rows"]
     lines = [
         "| patches | peer | wall, s | CPU, s | times as fast (CPU) | peak above start, MB | of the published |",
         "|---|---|---|---|---|---|---|",
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str]) -> None:
                 rows.append(json.loads(said.read_text()))
                 print(peer, patches, rows[-1]["cpu_s"], rows[-1]["peak_mb"], os.getloadavg(), file=sys.stderr)
             options.out.write_text(json.dumps(facts | {"rows": rows}, indent=2) + "\n")
-    print(table(rows))
+    print(markdown({"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -24,27 +24,19 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import cucim
-import fastslide
-import imagecodecs
 import numpy as np
-import openslide
-import pyvips
-import simplejpeg
-import tifffile
-import tiffslide
 from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import machine
+from benchmarks.reading_case import Case
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.geometry import StageGeometry, plan_stages
 from hagmil.runtime.quadtree import reading_order
@@ -56,73 +48,7 @@ SPACING_UM = 0.5
 PATCH_PX = 256
 BATCH = 64
 SIDE_PX = 12_288
-APERIO_TILE_PX = 240
 CASES = ("aligned", "offset", "aperio", "aperio-half")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Patches on a slide.
-
-    Args:
-        name: one of ``CASES``.
-        path: the slide.
-        corners: int64 (n, 2), level-0 corners, row after row.
-        region_px: side of a patch in level-0 pixels.
-    """
-
-    name: str
-    path: Path
-    corners: NDArray[np.int64]
-    region_px: int
-
-
-Read = Callable[[int, int], NDArray[np.uint8]]
-"""Reads the region whose level-0 corner is given: uint8 (region_px, region_px, 3 or 4)."""
-
-
-@contextmanager
-def by_openslide(case: Case) -> Iterator[Read]:
-    size = (case.region_px, case.region_px)
-    with openslide.OpenSlide(case.path) as slide:
-        yield lambda x, y: np.asarray(slide.read_region((x, y), 0, size))
-
-
-@contextmanager
-def by_tiffslide(case: Case) -> Iterator[Read]:
-    size = (case.region_px, case.region_px)
-    with tiffslide.TiffSlide(case.path) as slide:
-        yield lambda x, y: slide.read_region((x, y), 0, size, as_array=True)
-
-
-@contextmanager
-def by_cucim(case: Case) -> Iterator[Read]:
-    size = (case.region_px, case.region_px)
-    image = cucim.CuImage(str(case.path))
-    yield lambda x, y: np.asarray(image.read_region((x, y), size, level=0))
-
-
-@contextmanager
-def by_fastslide(case: Case) -> Iterator[Read]:
-    size = (case.region_px, case.region_px)
-    with fastslide.FastSlide.from_file_path(str(case.path)) as slide:
-        yield lambda x, y: slide.read_region((x, y), 0, size).numpy()
-
-
-@contextmanager
-def by_pyvips(case: Case) -> Iterator[Read]:
-    side = case.region_px
-    region = pyvips.Region.new(pyvips.Image.tiffload(str(case.path)))
-    yield lambda x, y: np.frombuffer(region.fetch(x, y, side, side), np.uint8).reshape(side, side, -1)
-
-
-PEERS = {
-    "OpenSlide read_region": by_openslide,
-    "tiffslide": by_tiffslide,
-    "fastslide": by_fastslide,
-    "cuCIM (CPU)": by_cucim,
-    "pyvips Region.fetch": by_pyvips,
-}
 
 
 def main() -> None:
@@ -142,19 +68,21 @@ def main() -> None:
             for name in arguments.cases
             for row in measure(make_case(name, folder, arguments.patches), arguments.threads, arguments.repeats)
         ]
-    report = {"machine": machine(), "repeats": arguments.repeats, "rows": rows}
+    report: dict[str, Any] = {"machine": machine(), "repeats": arguments.repeats, "rows": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(rows))
+    print(markdown(report))
 
 
 def measure(case: Case, threads: list[int], repeats: int) -> list[dict[str, Any]]:
     """All readers on one case, in turn, ``repeats`` times after a warm-up."""
+    from benchmarks.reading_peers import DECODERS, PEERS, encoded_tiles
+
     contenders: dict[tuple[str, int], Callable[[], float]] = {}
     tiles = encoded_tiles(case)
     for count in threads:
-        contenders["bare decoder: simplejpeg", count] = bare(tiles, count, lambda data: simplejpeg.decode_jpeg(data))
-        contenders["bare decoder: imagecodecs", count] = bare(tiles, count, lambda data: imagecodecs.jpeg8_decode(data))
+        for name, decode in DECODERS.items():
+            contenders[name, count] = bare(tiles, count, decode)
         for name, peer in PEERS.items():
             contenders[name, count] = shared_out(case, count, peer)
         contenders["hagmil", count] = ours(case, count)
@@ -188,8 +116,7 @@ def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callabl
             for index, (x, y) in enumerate(corners.tolist()):
                 pixels = read(x, y)[..., :3]
                 if case.region_px != PATCH_PX:
-                    image = Image.fromarray(np.ascontiguousarray(pixels))
-                    pixels = np.asarray(image.reduce(case.region_px // PATCH_PX))
+                    pixels = reduced(pixels, case.region_px // PATCH_PX)
                 batch[index % BATCH] = pixels
 
     return lambda: timed([lambda part=part: _work(part) for part in np.array_split(case.corners, threads)], case)
@@ -213,6 +140,11 @@ def ours(case: Case, threads: int) -> Callable[[], float]:
         return read / (perf_counter() - start)
 
     return _run
+
+
+def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Means of ``factor`` x ``factor`` pixels, for peers that do not make them."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(factor))
 
 
 def bare(tiles: list[bytes], threads: int, decode: Callable[[bytes], object]) -> Callable[[], float]:
@@ -250,25 +182,6 @@ def geometry_of(case: Case) -> StageGeometry:
         return plan_stages(slide.levels, SPACING_UM, [("only", SPACING_UM * ratio)], PATCH_PX)[0]
 
 
-def encoded_tiles(case: Case) -> list[bytes]:
-    """The JPEG streams of all tiles that the patches touch, whole, in memory."""
-    with tifffile.TiffFile(case.path) as file:
-        page = file.pages[0]
-        across = -(-page.imagewidth // page.tilewidth)
-        touched = sorted(
-            {
-                row * across + column
-                for x, y in case.corners.tolist()
-                for row in range(y // page.tilelength, (y + case.region_px - 1) // page.tilelength + 1)
-                for column in range(x // page.tilewidth, (x + case.region_px - 1) // page.tilewidth + 1)
-            }
-        )
-        tables = page.jpegtables or b""
-        data = case.path.read_bytes()
-        places = [(page.dataoffsets[tile], page.databytecounts[tile]) for tile in touched]
-        return [tables[:-2] + data[start + (2 if tables else 0) : start + size] for start, size in places]
-
-
 def make_case(name: str, folder: Path, patches: int) -> Case:
     """The slide, made where it is not there yet, and where its patches lie."""
     phantom = folder / f"phantom-{SIDE_PX}.tif"
@@ -279,33 +192,17 @@ def make_case(name: str, folder: Path, patches: int) -> Case:
         path = folder / "aperio.svs"
         region_px = PATCH_PX * (2 if name == "aperio-half" else 1)
         if not path.exists():
-            write_aperio(path, phantom)
+            from benchmarks.reading_peers import write_aperio
+
+            write_aperio(path, phantom, SPACING_UM)
     across = (SIDE_PX - offset) // region_px
     grid = np.stack(np.meshgrid(np.arange(across), np.arange(across), indexing="xy"), -1).reshape(-1, 2)  # row by row
     return Case(name, path, grid[:patches].astype(np.int64) * region_px + offset, region_px)
 
 
-def write_aperio(path: Path, phantom: Path) -> None:
-    """A file as Aperio writes it: 240 px tiles, levels a factor of 4 apart, spacing in the description."""
-    pixels = pyvips.Image.tiffload(str(phantom)).numpy()
-    text = f"Aperio Image Library v12.0\r\n{SIDE_PX}x{SIDE_PX} (240x240) JPEG/RGB Q=80|AppMag = 20|MPP = {SPACING_UM}"
-    with tifffile.TiffWriter(path) as writer:
-        for factor in (1, 4, 16):
-            level = pixels if factor == 1 else np.asarray(Image.fromarray(pixels).reduce(factor))
-            writer.write(
-                level,
-                tile=(APERIO_TILE_PX, APERIO_TILE_PX),
-                photometric="rgb",
-                compression="jpeg",
-                compressionargs={"level": 80},
-                subsampling=(2, 2),
-                description=text,
-                metadata=None,
-            )
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """A table in Markdown: a line a reader, a column for each case and number of threads."""
+def markdown(report: dict[str, Any]) -> str:
+    """A table: a line a reader, a column for each case and number of threads."""
+    rows = report["rows"]
     columns = list(dict.fromkeys((row["case"], row["threads"]) for row in rows))
     found = {(row["reader"], row["case"], row["threads"]): row["per_s"] for row in rows}
     head = ["", *(f"{case}, {threads} thread{'s' if threads > 1 else ''}" for case, threads in columns)]

@@ -60,7 +60,7 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(markdown(rows))
+    print(markdown({"rows": rows}))
 
 
 def in_a_process(precision: str, checkpoint: bool) -> dict[str, Any]:
@@ -121,13 +121,13 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """The rows as a table."""
     lines = [
         "| precision | blocks checkpointed | peak RSS, GiB | seconds a step | CPU seconds a step |",
         "|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in report["rows"]:
         way = f"| {row['precision']} | {'yes' if row['checkpointed'] else 'no'} "
         found = row.get("failed") and f"| did not fit: {row['failed']} | | |"
         lines.append(

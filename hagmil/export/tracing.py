@@ -22,6 +22,7 @@ from torch.fx.experimental import _config as symbolic_config
 from hagmil.errors import BundleError
 from hagmil.export.graph import opset_of
 from hagmil.export.passes.check_contract import check_contract
+from hagmil.export.passes.fold_constants import fold_constants
 from hagmil.export.passes.strip_metadata import strip_metadata
 from hagmil.spec import DYNAMIC_AXES, TensorSpec
 
@@ -82,6 +83,7 @@ def trace(
                 code="export_failed",
             ) from error
     assert program is not None  # the exporter gives None only for its legacy form
+    fold_constants(program.model)
     model = program.model_proto
     strip_metadata(model)
     check_contract(model, inputs, outputs)

@@ -79,36 +79,33 @@ class NystromAttention(nn.Module):
         per_landmark = (length + m - 1) // m
         padding = m * per_landmark - length
         groups = 1 if self.training else self.heads
-        query_weight, key_weight, value_weight = self.to_qkv.weight.chunk(3)  # each (width, width)
+        queries_by, keys_by, values_by = (self._weights(kind, groups) for kind in range(3))
 
         padded = _in_front(rows, padding)  # step 1: (m·l, width)
         means = padded.view(m, per_landmark, rows.shape[1]).mean(dim=1)  # step 2: (m, width)
-        query_marks = self._heads(means, query_weight) * self.scale  # (heads, m, width/heads)
-        key_marks = self._heads(means, key_weight)
+        query_marks = [
+            self._heads(means, weight) * self.scale for weight in queries_by
+        ]  # each (heads of a group, m, width/h)
+        key_marks = [self._heads(means, weight) for weight in keys_by]
         # bmm, not @: the latter asks whether there is one row only, and the exporter would specialise on the
         # answer.
-        marks_to_marks = torch.softmax(torch.bmm(query_marks, key_marks.mT), dim=-1)  # step 3: (heads, m, m)
+        marks_to_marks = torch.softmax(
+            torch.bmm(torch.cat(query_marks), torch.cat(key_marks).mT), dim=-1
+        )  # step 3: (heads, m, m)
 
         values, of_rows = [], []
-        for marks, keys_by, values_by in zip(
-            query_marks.chunk(groups), key_weight.chunk(groups), value_weight.chunk(groups), strict=True
-        ):  # step 4
-            key, value = self._heads(rows, keys_by), self._heads(rows, values_by)  # (heads of a group, n, width/heads)
+        for marks, key_by, value_by in zip(query_marks, keys_by, values_by, strict=True):  # step 4
+            key, value = self._heads(rows, key_by), self._heads(rows, value_by)  # (heads of a group, n, width/h)
             scores = torch.bmm(marks, _in_front(key, padding).mT)  # (heads of a group, m, m·l)
             of_rows.append(torch.bmm(torch.softmax(scores, dim=-1), _in_front(value, padding)))
             values.append(value)
         of_marks = apply_pseudo_inverse(marks_to_marks, torch.cat(of_rows), self.pinv_iterations)  # step 5
 
         attended = []
-        for marks, queries_by, of_mark, value, kernel in zip(
-            (key_marks * self.scale).chunk(groups),
-            query_weight.chunk(groups),
-            of_marks.chunk(groups),
-            values,
-            self.value_conv.weight.chunk(groups),
-            strict=True,
+        for marks, query_by, of_mark, value, kernel in zip(
+            key_marks, queries_by, of_marks.chunk(groups), values, _cut(self.value_conv.weight, groups), strict=True
         ):  # step 6
-            scores = torch.bmm(self._heads(rows, queries_by), marks.mT)  # (heads of a group, n, m)
+            scores = torch.bmm(self._heads(rows, query_by), marks.mT * self.scale)  # (heads of a group, n, m)
             # Step 7: over padded rows it would be the same, since their values are zero as the convolution's
             # margin is.
             beside = F.conv2d(value, kernel, padding=self.value_conv.padding, groups=value.shape[0])
@@ -121,6 +118,14 @@ class NystromAttention(nn.Module):
         out: Tensor = self.dropout(self.to_out(joined))
         return out
 
+    def _weights(self, kind: int, groups: int) -> list[Tensor]:
+        """Weights of queries (0), keys (1) or values (2), each (width of a group of heads, width); by one slice each,
+        which the exporter folds."""
+        width = self.to_qkv.weight.shape[1]
+        size = width // groups
+        starts = range(kind * width, (kind + 1) * width, size)
+        return [self.to_qkv.weight[start : start + size] for start in starts]
+
     def _heads(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Project (rows, width) by (width of a group of heads, width), to (heads of the group, rows, width/heads)."""
         projected = F.linear(rows, weight)
@@ -132,3 +137,9 @@ class NystromAttention(nn.Module):
 def _in_front(rows: Tensor, padding: int) -> Tensor:
     """Put zero rows in front of (..., rows, width)."""
     return F.pad(rows, (0, 0, padding, 0))
+
+
+def _cut(weight: Tensor, parts: int) -> list[Tensor]:
+    """Cut a weight in equal parts, by slices, which the exporter folds; of a split it makes a node."""
+    size = weight.shape[0] // parts
+    return [weight[start : start + size] for start in range(0, weight.shape[0], size)]
