@@ -12,7 +12,7 @@ from hagmil.bundle import Bundle, Manifest
 from hagmil.errors import SlideError
 from hagmil.export.slide_parity import Sessions, SlideRun, SlideRunner, StageRun
 from hagmil.phantom import write_cohort
-from hagmil.runtime.cascade import plan_slide, run_cascade, stage_specs
+from hagmil.runtime.cascade import first_candidates, plan_slide, run_cascade, stage_specs
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.encode import EncodeOptions
 from hagmil.runtime.inputs import SlideRequest, slide_requests
@@ -119,7 +119,8 @@ def _run(request: SlideRequest, model: LoadedModel) -> SlideRun:
         with open_slide(request.path, spacing_um=request.spacing_um) as slide:
             plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
             mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
-            outcomes = run_cascade(slide, mask, model, plan, EncodeOptions(), clock=StepClock())
+            coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+            outcomes = run_cascade(slide, coords, model, plan, EncodeOptions(), clock=StepClock())
     except SlideError as error:
         return SlideRun(request.slide_id, None, {}, error.code, ())
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)

@@ -22,6 +22,7 @@ from hagmil.runtime.clock import StepClock
 from hagmil.runtime.device import to_host
 from hagmil.runtime.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.geometry import StageGeometry, plan_stages
+from hagmil.runtime.memory import give_back_free_memory
 from hagmil.runtime.model import LoadedModel
 from hagmil.runtime.quadtree import children, coarse_grid
 from hagmil.runtime.sessions import Session
@@ -50,9 +51,30 @@ class StageOutcome:
     kept: NDArray[np.int64]
 
 
+def first_candidates(slide: Slide, mask: TissueMask, geometry: StageGeometry, min_share: float) -> NDArray[np.int64]:
+    """The coarsest stage's patches: the quadtree's cells that hold enough tissue (step 1).
+
+    Args:
+        slide: an open slide.
+        mask: its tissue.
+        geometry: of the coarsest stage.
+        min_share: the least share of a cell that is tissue.
+
+    Returns:
+        int64 (patches, 2), level-0 top-left corners (x, y).
+
+    Raises:
+        SlideRejected: the slide shows no tissue (code ``no_tissue``).
+    """
+    coords = coarse_grid(slide.size, geometry.patch_level0, mask, min_share)
+    if len(coords) == 0:
+        raise SlideRejected(f'slide "{slide.path.name}" shows no tissue', code="no_tissue")
+    return coords
+
+
 def run_cascade(
     slide: Slide,
-    mask: TissueMask,
+    coords: NDArray[np.int64],
     model: LoadedModel,
     plan: Sequence[StageGeometry],
     options: EncodeOptions,
@@ -65,7 +87,7 @@ def run_cascade(
 
     Args:
         slide: an open slide that has a spacing.
-        mask: its tissue.
+        coords: int64 (patches, 2), the coarsest stage's patches; see ``first_candidates``.
         model: the loaded bundle.
         plan: geometry of its stages on this slide; see ``plan_slide``.
         options: batch size and reader threads.
@@ -77,13 +99,9 @@ def run_cascade(
         One outcome a stage, coarse to fine; the last holds the verdict.
 
     Raises:
-        SlideRejected: the slide shows no tissue.
         SlideFailed: a patch cannot be read.
     """
     manifest = model.bundle.manifest
-    coords = coarse_grid(slide.size, plan[0].patch_level0, mask, manifest.tissue.min_share)  # step 1
-    if len(coords) == 0:
-        raise SlideRejected(f'slide "{slide.path.name}" shows no tissue', code="no_tissue")
     outcomes = []
     for index, (stage, geometry, session) in enumerate(zip(manifest.stages, plan, model.stages, strict=True)):
         features = encode_patches(  # step 2
@@ -96,8 +114,11 @@ def run_cascade(
             clock=clock,
             progress=progress,
         )
+        give_back_free_memory()
         with clock.step("models"):
             outputs = run_stage(session, features, stage.name)
+        del features
+        give_back_free_memory()
         attention = patch_attention(outputs)
         last = index == len(plan) - 1
         kept = highest(attention, 0 if last else keep or stage.keep or 0)  # step 3

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,24 @@ def plan_overview(levels: tuple[Level, ...], slide_spacing_um: float, wanted_um:
     fine_enough = [level for level in levels if slide_spacing_um * level.downsample <= wanted_um * 1.02]
     level = max(fine_enough, key=lambda level: level.downsample, default=levels[0])
     return level, max(1, round(wanted_um / (slide_spacing_um * level.downsample)))
+
+
+def shrunk(overview: Overview, group_px: int) -> Overview:
+    """An overview whose pixels are means of squares of another's.
+
+    Args:
+        overview: the larger one.
+        group_px: side of the squares, in its pixels.
+    """
+    if group_px == 1:
+        return overview
+    return replace(
+        overview,
+        pixels=average_down(overview.pixels, group_px),
+        column_edges=np.append(overview.column_edges[:-1:group_px], overview.column_edges[-1]),
+        row_edges=np.append(overview.row_edges[:-1:group_px], overview.row_edges[-1]),
+        downsample=overview.downsample * group_px,
+    )
 
 
 def average_down(rgb: NDArray[np.uint8], group_px: int) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from hagmil._files import write_text
 from hagmil._versions import versions_of
 from hagmil.bundle import RESEARCH_USE_ONLY, Manifest
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
-from hagmil.runtime.cascade import StageOutcome, plan_slide, run_cascade, stage_specs
+from hagmil.runtime.cascade import StageOutcome, first_candidates, plan_slide, run_cascade, stage_specs
 from hagmil.runtime.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.encode import EncodeOptions, Progress
@@ -24,7 +24,7 @@ from hagmil.runtime.heatmap import PANEL_PX, Caption, draw_heatmap
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.kernels import MaskKernels
 from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
-from hagmil.runtime.overview import Overview, read_overview
+from hagmil.runtime.overview import Overview, read_overview, shrunk
 from hagmil.runtime.result import (
     ATTENTION_NAME,
     HEATMAP_NAME,
@@ -229,19 +229,22 @@ def _look(
         with clock.step("tissue"):
             overview = read_overview(slide, manifest.tissue.spacing_um)
             mask = find_tissue(overview, manifest.tissue, options.mask_kernels)
-        outcomes = run_cascade(
-            slide, mask, model, plan, options.encode, clock=clock, keep=options.keep, progress=progress
-        )
-        verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
+            coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
         with clock.step("picture"):
             picture = _picture(slide, overview)
-        return _Seen(verdict, outcomes, picture, slide.spacing_source, _warnings(manifest, overview.slide_spacing_um))
+        del overview, mask  # of a large slide they are tens of megabytes, and nothing needs them any more
+        outcomes = run_cascade(
+            slide, coords, model, plan, options.encode, clock=clock, keep=options.keep, progress=progress
+        )
+        verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
+        return _Seen(verdict, outcomes, picture, slide.spacing_source, _warnings(manifest, picture.slide_spacing_um))
 
 
 def _picture(slide: Slide, overview: Overview) -> Overview:
-    """What the heatmap is drawn on: the overview, or a finer one where a small slide would look blurred."""
+    """What the heatmap is drawn on: the overview, no larger than it needs be, or a finer one where a small slide would
+    look blurred."""
     if max(overview.pixels.shape) >= PANEL_PX:
-        return overview
+        return shrunk(overview, max(overview.pixels.shape) // PANEL_PX)
     finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
     return finer if finer.downsample < overview.downsample else overview
 

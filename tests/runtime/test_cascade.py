@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from hagmil.errors import BundleError, SlideRejected
-from hagmil.runtime.cascade import StageOutcome, highest, plan_slide, run_cascade, run_stage, stage_specs
+from hagmil.runtime.cascade import (
+    StageOutcome,
+    first_candidates,
+    highest,
+    plan_slide,
+    run_cascade,
+    run_stage,
+    stage_specs,
+)
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.encode import EncodeOptions
 from hagmil.runtime.model import LoadedModel, load_model
@@ -32,7 +40,8 @@ def _run(path: Path, model: LoadedModel, keep: int | None = None, **options: int
     with open_slide(path) as slide:
         mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
         plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-        return run_cascade(slide, mask, model, plan, EncodeOptions(**options), clock=StepClock(), keep=keep)
+        coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+        return run_cascade(slide, coords, model, plan, EncodeOptions(**options), clock=StepClock(), keep=keep)
 
 
 def test_each_stage_reads_the_children_of_what_the_one_before_kept(tissue_path: Path, model: LoadedModel) -> None:
@@ -93,7 +102,7 @@ def test_a_slide_without_tissue_is_rejected(tissue_path: Path, model: LoadedMode
         empty: TissueMask = replace(mask, mask=np.zeros_like(mask.mask))
         plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
         with pytest.raises(SlideRejected, match=r"tissue\.tif.*no tissue") as caught:
-            run_cascade(slide, empty, model, plan, EncodeOptions(), clock=StepClock())
+            first_candidates(slide, empty, plan[0], manifest.tissue.min_share)
     assert caught.value.code == "no_tissue"
 
 

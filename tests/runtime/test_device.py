@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import BundleError, EnvironmentLacks
 from hagmil.runtime.bench import measure
-from hagmil.runtime.cascade import StageOutcome, plan_slide, run_cascade, run_stage, stage_specs
+from hagmil.runtime.cascade import StageOutcome, first_candidates, plan_slide, run_cascade, run_stage, stage_specs
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.device import Gpu as GpuPlace
 from hagmil.runtime.device import Host, place_of, to_host
@@ -311,7 +311,8 @@ def cascade(path: Path, model: LoadedModel) -> tuple[StageOutcome, ...]:
     with open_slide(path) as slide:
         mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
         plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-        return run_cascade(slide, mask, model, plan, EncodeOptions(batch_size=20), clock=StepClock())
+        coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+        return run_cascade(slide, coords, model, plan, EncodeOptions(batch_size=20), clock=StepClock())
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -14,7 +14,7 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard
 from hagmil.errors import BundleError, DataError, UsageError
 from hagmil.features import read_features
-from hagmil.runtime.cascade import run_cascade
+from hagmil.runtime.cascade import first_candidates, run_cascade
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.encode import EncodeOptions
 from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, extract_slide, parse_stages
@@ -85,7 +85,8 @@ def test_a_model_is_trained_on_what_it_will_see(tissue_path: Path, backbone: Pat
         assert slide.spacing_um is not None
         plan = plan_stages(slide.levels, slide.spacing_um, OPTIONS.stages, 16)
         mask = find_tissue(read_overview(slide, OPTIONS.tissue.spacing_um), OPTIONS.tissue)
-        outcomes = run_cascade(slide, mask, model, plan, EncodeOptions(), clock=StepClock())
+        coords = first_candidates(slide, mask, plan[0], OPTIONS.tissue.min_share)
+        outcomes = run_cascade(slide, coords, model, plan, EncodeOptions(), clock=StepClock())
     for outcome, stage in zip(outcomes, features.stages, strict=True):
         place = {tuple(corner): row for row, corner in enumerate(stage.coords.tolist())}
         rows = [place[tuple(corner)] for corner in outcome.coords.tolist()]

@@ -27,6 +27,7 @@ import numpy as np
 
 from hagmil._optional import require
 from hagmil.errors import BundleError, EnvironmentLacks
+from hagmil.runtime.memory import keep_one_heap
 
 _PROVIDER_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -74,6 +75,7 @@ class OnnxSession:
         options: Mapping[str, str] | None = None,
     ) -> None:
         self._onnxruntime = _onnxruntime()
+        keep_one_heap()
         self._path = onnx
         name = _PROVIDER_NAMES[provider]
         if name not in self._onnxruntime.get_available_providers():

@@ -1,0 +1,61 @@
+"""The benchmark of growth: what the quadtree says, and when memory counts as equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.growth import ELSEWHERE, MemoryClock, judged, markdown, note_peak, quadtree_says
+
+
+def row(size_px: int, above_mb: int) -> dict[str, Any]:
+    return {
+        "size_px": size_px,
+        "encoded": [40, 160, 200],
+        "quadtree_says": [40, 160, 200],
+        "timing_s": {"read": 1.0, "total": 2.0},
+        "peak_rss_mb": 900 + above_mb,
+        "models_peak_mb": 900,
+        "above_models_mb": above_mb,
+        "peak_step": "backbone",
+    }
+
+
+def test_a_stage_reads_four_children_of_each_kept_patch() -> None:
+    assert quadtree_says([43, 1, 1], 50) == [43, 172, 200]
+    assert quadtree_says([500, 1, 1], 50) == [500, 200, 200]
+    assert quadtree_says([2, 1, 1], 50) == [2, 8, 32]
+
+
+def test_memory_is_equal_when_all_sizes_are_within_a_tenth() -> None:
+    assert judged([row(8, 300), row(16, 310), row(64, 330)])["equal"]
+    assert not judged([row(8, 300), row(16, 340), row(64, 300)])["equal"]
+    assert judged([row(8, 300), row(64, 330)])["growth_of_above_models"] == 0.1
+
+
+def test_memory_above_the_models_has_a_limit() -> None:
+    assert judged([row(8, 599)])["under_limit"]
+    assert not judged([row(8, 300), row(64, 600)])["under_limit"]
+
+
+def test_the_table_marks_a_stage_that_read_something_else() -> None:
+    rows = [row(8192, 300), {**row(65_536, 310), "encoded": [41, 160, 200]}]
+    text = markdown({"keep": 50, "rows": rows, **judged(rows)})
+    assert "| 8192² | 40 + 160 + 200 | 0.00 | 1.00 |" in text
+    assert "41 + 160 + 200 (the quadtree says otherwise)" in text
+    assert "at most 310 MB (under 600: yes), +3.3%" in text
+
+
+def test_a_step_knows_its_own_peak_and_not_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryClock, "peaks", {})
+    clock = MemoryClock()
+    with clock.step("much"):
+        held = np.ones(8 << 20, np.float64)  # 64 MB
+    del held
+    note_peak(ELSEWHERE)
+    with clock.step("little"):
+        pass
+    assert MemoryClock.peaks["much"] - MemoryClock.peaks["little"] > 50
+    assert set(clock.seconds) == {"much", "little"}
