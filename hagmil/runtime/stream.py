@@ -198,23 +198,27 @@ class _Work:
         return self._buffers[batch % len(self._buffers), start : start + rows.stop - rows.start]
 
     def done(self, rows: slice) -> None:
-        """Count a chunk as read."""
+        """Count a chunk as read; the consumer is woken for whole batches only."""
+        batch = rows.start // self._batch_size
+        slot = batch % len(self._buffers)
         with self._changed:
-            slot = (rows.start // self._batch_size) % len(self._buffers)
             self._read_rows[slot] += rows.stop - rows.start
-            self._changed.notify_all()
+            if self._read_rows[slot] == self._rows_of(batch).stop - self._rows_of(batch).start:
+                self._changed.notify_all()
 
     def wait_for(self, batch: int) -> PatchBatch:
         """The batch, when all of it is read; raises the first error of any thread."""
-        start = batch * self._batch_size
-        rows = slice(start, min(start + self._batch_size, len(self.coords)))
-        slot = batch % len(self._buffers)
+        rows, slot = self._rows_of(batch), batch % len(self._buffers)
         with self._changed:
             while self._error is None and self._read_rows[slot] < rows.stop - rows.start:
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
         return PatchBatch(rows, self._buffers[slot, : rows.stop - rows.start])
+
+    def _rows_of(self, batch: int) -> slice:
+        start = batch * self._batch_size
+        return slice(start, min(start + self._batch_size, len(self.coords)))
 
     def release(self, batch: int) -> None:
         """Let the batch's buffer be filled again."""

@@ -17,7 +17,8 @@ def row(size_px: int, above_mb: int) -> dict[str, Any]:
         "quadtree_says": [40, 160, 200],
         "timing_s": {"read": 1.0, "total": 2.0},
         "peak_rss_mb": 900 + above_mb,
-        "models_peak_mb": 900,
+        "loaded_rss_mb": 900,
+        "models_peak_mb": 950,
         "above_models_mb": above_mb,
         "peak_step": "backbone",
     }
