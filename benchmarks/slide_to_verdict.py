@@ -1,6 +1,6 @@
 """How long from a slide to its verdict, against the way a pipeline without a cascade goes, and where is the difference?
 
-    python -m benchmarks.slide_to_verdict --folder /tmp/verdict --out benchmarks/results/slide_to_verdict.json
+    python -m benchmarks.slide_to_verdict --folder verdict --out benchmarks/results/slide_to_verdict.json
 
 1. A patch encoder (resnet50-trunc, random weights, its features whitened; that is enough to tell phantoms apart) and a
    HAG-MIL of three stages that the package's own trainer makes on its features of a cohort of phantoms.
