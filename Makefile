@@ -10,8 +10,9 @@ DEMO_DIR ?= hagmil-demo
 demo: $(READY)
 	$(BIN)/hagmil demo --out $(DEMO_DIR)
 
+# Two at a time, a file of tests to each; torch with several threads in each would have them wait for one another.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
