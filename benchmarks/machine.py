@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
+from hagmil._versions import versions_of
+
 PACKAGES = (
-    "hagmil",
     "numpy",
     "onnxruntime",
     "torch",
@@ -29,16 +29,10 @@ def machine() -> dict[str, object]:
     """Processor, cores, Python, and the versions of whatever is installed."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": versions,
+        "versions": versions_of(*PACKAGES),
     }

@@ -38,11 +38,9 @@ from PIL import Image
 from benchmarks.machine import machine
 from benchmarks.reading_case import Case
 from hagmil.phantom import PhantomSpec, write_phantom
+from hagmil.runtime.encode import EncodeOptions, read_batches
 from hagmil.runtime.geometry import StageGeometry, plan_stages
-from hagmil.runtime.quadtree import reading_order
 from hagmil.runtime.slide import open_slide
-from hagmil.runtime.stream import stream_patches
-from hagmil.runtime.tile_engine import PatchSource
 
 SPACING_UM = 0.5
 PATCH_PX = 256
@@ -123,19 +121,17 @@ def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callabl
 
 
 def ours(case: Case, threads: int) -> Callable[[], float]:
-    """The tile engine behind the stream, as ``hagmil infer`` uses it."""
+    """The batches that ``hagmil infer`` gives to its backbone."""
+    geometry = geometry_of(case)
+    options = EncodeOptions(reader_threads=threads)
 
     def _run() -> float:
         start = perf_counter()
-        with open_slide(case.path, spacing_um=SPACING_UM) as slide:
-            geometry = geometry_of(case)
-            coords = case.corners[reading_order(case.corners, geometry.patch_level0)]
-            with PatchSource(slide, geometry, coords) as source:
-                stream = stream_patches(
-                    slide, geometry, coords, batch_size=BATCH, threads=threads, make_reader=source.reader
-                )
-                with closing(stream) as batches:
-                    read = sum(len(batch.patches) for batch in batches)
+        with (
+            open_slide(case.path, spacing_um=SPACING_UM) as slide,
+            closing(read_batches(slide, geometry, case.corners, options, batch_size=BATCH)) as batches,
+        ):
+            read = sum(len(rows) for rows, _ in batches)
         assert read == len(case.corners)
         return read / (perf_counter() - start)
 

@@ -22,7 +22,6 @@ from hagmil.runtime.stream import StreamStalls, stream_patches
 from hagmil.runtime.tile_engine import CACHE_BYTES, PatchSource
 from hagmil.spec import BACKBONE_FEATURES, PATCHES
 
-_CPU_PROVIDER = "CPUExecutionProvider"
 _CPU_BATCH, _DEVICE_BATCH = 16, 64
 
 _log = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ def read_batches(
 
 def default_batch_size(backbone: Session) -> int:
     """Patches given at once to a backbone, where nobody says."""
-    return _CPU_BATCH if backbone.provider == _CPU_PROVIDER else _DEVICE_BATCH
+    return _DEVICE_BATCH if backbone.on_device else _CPU_BATCH
 
 
 class _Encoder:

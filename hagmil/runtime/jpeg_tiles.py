@@ -67,7 +67,7 @@ class JpegTiles:
                 f'slide "{path.name}" cannot be read at level {level}: {error}', code="unreadable"
             ) from error
         self._descriptor = self._file.fileno()
-        self._places = list(zip(index.offsets.tolist(), index.sizes.tolist(), strict=False))
+        self._index = index
         colours = bytes([directory.photometric == _YCBCR])
         self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2]  # steps 1 to 3
 
@@ -81,7 +81,7 @@ class JpegTiles:
         Raises:
             SlideFailed: the tile is damaged (code ``unreadable``).
         """
-        offset, size = self._places[tile]
+        offset, size = int(self._index.offsets[tile]), int(self._index.sizes[tile])
         try:
             data = os.pread(self._descriptor, size, offset)
             if len(data) < size or not data.startswith(_START):

@@ -94,8 +94,6 @@ def shrunk(overview: Overview, group_px: int) -> Overview:
         overview: the larger one.
         group_px: side of the squares, in its pixels.
     """
-    if group_px == 1:
-        return overview
     return replace(
         overview,
         pixels=average_down(overview.pixels, group_px),

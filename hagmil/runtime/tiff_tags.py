@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -125,11 +126,8 @@ def read_tile_index(path: Path, directory: TiffDirectory) -> TileIndex:
     assert directory.tile_width is not None
     assert directory.tile_height is not None
     tiles = -(-directory.width // directory.tile_width) * -(-directory.height // directory.tile_height)
-    with path.open("rb") as file:
-        try:
-            index = _Parser(file).tile_index(directory.offset)
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
-            raise TiffError(f"damaged TIFF directory: {error}") from error
+    with _parsing(path) as parser:
+        index = parser.tile_index(directory.offset)
     if min(len(index.offsets), len(index.sizes)) < tiles:
         raise TiffError(f"the TIFF tags tell of {min(len(index.offsets), len(index.sizes))} tiles, not of {tiles}")
     return index
@@ -142,9 +140,16 @@ def read_directories(path: Path) -> tuple[TiffDirectory, ...]:
         TiffError: the file is no TIFF, or is damaged where its directories lie.
         OSError: the file cannot be read.
     """
+    with _parsing(path) as parser:
+        return tuple(parser.pages())
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[_Parser]:
+    """A parser of the file; whatever its damage makes Python raise becomes a TiffError."""
     with path.open("rb") as file:
         try:
-            return tuple(_Parser(file).pages())
+            yield _Parser(file)
         except TiffError:
             raise
         except (struct.error, ValueError, OverflowError, MemoryError) as error:

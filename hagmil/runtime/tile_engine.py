@@ -179,9 +179,9 @@ class TilePatchReader:
         """Count the uses of a resampled patch as over: only now, since it may have been read band by band."""
         ((left, upper),) = self._footprint.corners(np.array([[x, y]], np.int64)).tolist()
         side, tiles = self._footprint.side_px, self._tiles
-        columns = range(max(left, 0) // tiles.tile_width, -(-min(left + side, tiles.width) // tiles.tile_width))
-        rows = range(max(upper, 0) // tiles.tile_height, -(-min(upper + side, tiles.height) // tiles.tile_height))
-        self._cache.use_up(row * tiles.across + column for row in rows for column in columns)
+        columns = _spans(left, side, tiles.width, tiles.tile_width)
+        rows = _spans(upper, side, tiles.height, tiles.tile_height)
+        self._cache.use_up(row * tiles.across + column for row, _, _ in rows for column, _, _ in columns)
 
 
 def _spans(start: int, length: int, extent: int, tile: int) -> list[tuple[int, slice, slice]]:

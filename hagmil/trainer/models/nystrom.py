@@ -79,7 +79,7 @@ class NystromAttention(nn.Module):
         per_landmark = (length + m - 1) // m
         padding = m * per_landmark - length
         groups = 1 if self.training else self.heads
-        queries_by, keys_by, values_by = (self._weights(kind, groups) for kind in range(3))
+        queries_by, keys_by, values_by = (_cut(weight, groups) for weight in _cut(self.to_qkv.weight, 3))
 
         padded = _in_front(rows, padding)  # step 1: (m·l, width)
         means = padded.view(m, per_landmark, rows.shape[1]).mean(dim=1)  # step 2: (m, width)
@@ -117,14 +117,6 @@ class NystromAttention(nn.Module):
         joined = torch.cat([group[head] for group in attended for head in range(heads_of_group)], dim=1)  # (n, width)
         out: Tensor = self.dropout(self.to_out(joined))
         return out
-
-    def _weights(self, kind: int, groups: int) -> list[Tensor]:
-        """Weights of queries (0), keys (1) or values (2), each (width of a group of heads, width); by one slice each,
-        which the exporter folds."""
-        width = self.to_qkv.weight.shape[1]
-        size = width // groups
-        starts = range(kind * width, (kind + 1) * width, size)
-        return [self.to_qkv.weight[start : start + size] for start in starts]
 
     def _heads(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Project (rows, width) by (width of a group of heads, width), to (heads of the group, rows, width/heads)."""
