@@ -11,6 +11,8 @@ time of a large bag (docs/decisions/0013-equal-landmarks.md).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,30 +30,62 @@ def banded(kernels: Tensor) -> Tensor:
         float (heads, b, 2b): row r holds the kernel from column r on, and zeros.
     """
     taps = kernels.shape[1]
-    block = max(taps - 1, _SMALLEST_BLOCK)
+    block = _block(taps)
     # Written again and again in lines of 2b + 1, read in lines of 2b, the kernel moves by one in each line.
     lines = F.pad(kernels, (0, 2 * block + 1 - taps)).repeat(1, block)
     return lines[:, : 2 * block * block].view(-1, block, 2 * block)
 
 
-def convolve(rows: Tensor, bands: Tensor, taps: int) -> Tensor:
+class Blocks(NamedTuple):
+    """How a bag's rows are cut to blocks; said once for all heads, since the exporter writes down each calculation.
+
+    Args:
+        count: blocks of outputs.
+        with_margin: blocks of inputs, one more.
+        rows: outputs in all blocks.
+        margins: zero rows before and after the bag's.
+        bag: int64 (n,), the outputs that are the bag's.
+    """
+
+    count: int
+    with_margin: int
+    rows: int
+    margins: tuple[int, int]
+    bag: Tensor
+
+
+def cut(length: int, taps: int, device: torch.device) -> Blocks:
+    """Cut a bag to blocks (step 2).
+
+    Args:
+        length: n, its rows.
+        taps: of the kernel.
+        device: where its tensors are.
+    """
+    size = _block(taps)
+    count = (length + size - 1) // size
+    after = (count + 1) * size - taps // 2 - length
+    return Blocks(count, count + 1, count * size, (taps // 2, after), torch.arange(length, device=device))
+
+
+def convolve(rows: Tensor, bands: Tensor, blocks: Blocks) -> Tensor:
     """Convolve over the rows, zeros beyond their ends.
 
     Args:
         rows: float (..., n, width).
         bands: float (..., b, 2b), of :func:`banded`.
-        taps: of the kernel.
+        blocks: of :func:`cut`.
 
     Returns:
         float (..., n, width).
     """
-    *heads, length, width = rows.shape
-    size = bands.shape[-2]
-    blocks = (length + size - 1) // size
-    before = taps // 2
-    after = (blocks + 1) * size - before - length
-    padded = F.pad(rows, (0, 0, before, after)).view(*heads, blocks + 1, size, width)
-    joined = torch.cat([padded.narrow(-3, 0, blocks), padded.narrow(-3, 1, blocks)], dim=-2)  # step 2: (.., 2b, width)
-    convolved = bands.unsqueeze(-3) @ joined  # (..., blocks, b, width)
+    heads, width = rows.shape[:-2], rows.shape[-1]
+    padded = F.pad(rows, (0, 0, *blocks.margins)).view(*heads, blocks.with_margin, bands.shape[-2], width)
+    joined = torch.cat([padded.narrow(-3, 0, blocks.count), padded.narrow(-3, 1, blocks.count)], dim=-2)
+    convolved = bands.unsqueeze(-3) @ joined  # (.., b, 2b) by (.., blocks, 2b, width)
     # Not a slice: that there are as many rows is nothing that the exporter can prove, and it would ask for it.
-    return convolved.view(*heads, blocks * size, width).index_select(-2, torch.arange(length, device=rows.device))
+    return convolved.view(*heads, blocks.rows, width).index_select(-2, blocks.bag)
+
+
+def _block(taps: int) -> int:
+    return max(taps - 1, _SMALLEST_BLOCK)

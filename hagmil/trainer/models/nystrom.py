@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hagmil.trainer.models.banded import banded, convolve
+from hagmil.trainer.models.banded import banded, convolve, cut
 from hagmil.trainer.models.pseudo_inverse import apply_pseudo_inverse
 
 
@@ -97,6 +97,7 @@ class NystromAttention(nn.Module):
         mark_bias = mark_counts.log()  # step 2
         row_bias = _counts(rows, self.landmarks * per_landmark - length, length).log()  # (n + 1,)
         rows = _in_front(rows, 1)  # (n + 1, width)
+        blocks = cut(length + 1, self.taps, rows.device)
 
         query_marks = [self._heads(means, weight) * self.scale for weight in queries_by]  # each (.., k + 1, width/h)
         key_marks = [self._heads(means, weight) for weight in keys_by]
@@ -119,7 +120,7 @@ class NystromAttention(nn.Module):
             key_marks, queries_by, _apart(of_marks, single), values, bands, strict=True
         ):  # step 6
             scores = _scores(self._heads(rows, query_by), marks * self.scale, mark_bias)  # (.., n + 1, k + 1)
-            beside = convolve(value, band, self.taps)  # step 7
+            beside = convolve(value, band, blocks)  # step 7
             attended.append(_product(torch.softmax(scores, dim=-1), of_mark) + beside)  # (.., n + 1, width/h)
         # Step 8, head beside head: a transposed view would make the exporter ask for more than one row.
         joined = torch.cat(attended if single else list(attended[0]), dim=1)  # (n + 1, width)
