@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import UsageError
 from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.memory import written_once
 from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
 from hagmil.runtime.slide import Slide
 
@@ -53,10 +54,6 @@ class StreamStalls:
     seconds: float = 0.0
 
 
-def _plain_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.empty(shape, np.uint8)
-
-
 def stream_patches(
     slide: Slide,
     geometry: StageGeometry,
@@ -66,7 +63,7 @@ def stream_patches(
     threads: int,
     buffers: int = 3,
     make_reader: Callable[[Slide, StageGeometry], PatchReader] = SlidePatchReader,
-    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _plain_memory,
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = written_once,
     stalls: StreamStalls | None = None,
 ) -> Generator[PatchBatch, None, None]:
     """Read patches by several threads and give them in order, batch after batch.

@@ -1,14 +1,15 @@
 """The tile engine: patches at any offset and spacing, from encoded tiles that are decoded once each.
 
 1. A stage's patches are known before the first is read: so is how many of them touch each tile.
-2. Where patches are the level's own pixels, a chunk of patches is read tile by tile: a tile is decoded, and each of
-   its parts copied to the patch that it belongs to, while the processor's cache still holds it. A tile that
-   is a patch is decoded in place.
+2. Where patches are the level's own pixels, a chunk of patches is read tile by tile, in one call of the tile kernel: a
+   tile is decoded, and each of its parts copied to the patch that it belongs to, while the processor's cache still
+   holds it. A tile that lies in one patch is decoded in place.
 3. Where patches are resampled, the pixels that one needs are put together from tiles, and go the way of every
    other reader's pixels.
 4. What lies beyond the level's edge is white; the padding of tiles there is never seen.
 
-Tiles that further patches need are kept in a :class:`TileCache`, which all threads share.
+Tiles that further patches need are kept in a :class:`TileCache`, which all threads share. What it cannot lend at once,
+since another thread is decoding it, is asked for again when the rest is done.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from hagmil.runtime.encoded_tiles import EncodedTiles
 from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.memory import read_again
 from hagmil.runtime.patch_reader import Footprint, PatchReader, SlidePatchReader, footprint, read_patch
 from hagmil.runtime.slide import Slide
 from hagmil.runtime.slide_base import WHITE
@@ -28,8 +30,6 @@ from hagmil.runtime.tile_cache import TileCache
 
 CACHE_BYTES = 64 << 20
 """Decoded tiles kept for further patches, all threads together."""
-
-_Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
 
 
 class PatchSource:
@@ -86,10 +86,7 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
         int32 (tiles,), row after row.
     """
     corners = seen.corners(coords)
-    side = np.array([tiles.tile_width, tiles.tile_height])
-    most = np.array([tiles.across, tiles.down])
-    first = np.clip(corners // side, 0, most)  # (n, 2): columns and rows
-    after = np.clip(-(-(corners + seen.side_px) // side), 0, most)
+    first, after = _touched(tiles, corners, seen.side_px, seen.side_px)
     uses = np.zeros((tiles.down + 1, tiles.across + 1), np.int32)
     inside = (first < after).all(axis=1)
     (left, upper), (right, lower) = first[inside].T, after[inside].T
@@ -98,6 +95,26 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     return (
         np.ascontiguousarray(uses.cumsum(0).cumsum(1)[:-1, :-1]).astype(np.int32).ravel()
     )  # (down, across) -> (tiles,)
+
+
+def _touched(
+    tiles: EncodedTiles, corners: NDArray[np.int64], width: int, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which tiles rectangles touch.
+
+    Args:
+        tiles: the level's.
+        corners: int64 (n, 2), upper left corners (x, y) in the level's pixels; they may lie outside.
+        width: of each rectangle.
+        height: of each.
+
+    Returns:
+        int64 (n, 2) each: column and row of the first tile, and those after the last.
+    """
+    side = np.array([tiles.tile_width, tiles.tile_height])
+    most = np.array([tiles.across, tiles.down])
+    first = np.clip(corners // side, 0, most)
+    return first, np.clip(-(-(corners + np.array([width, height])) // side), 0, most)
 
 
 class TilePatchReader:
@@ -112,13 +129,14 @@ class TilePatchReader:
     def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
         self._tiles, self._cache, self._geometry = tiles, cache, geometry
         self._footprint = footprint(geometry)
+        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read patches into an array.
 
         Args:
             coords: int64 (n, 2), level-0 top-left corners (x, y), each among those that were announced.
-            out: uint8 (n, patch_px, patch_px, 3), RGB; overwritten.
+            out: uint8 (n, patch_px, patch_px, 3), RGB, contiguous; overwritten.
 
         Raises:
             SlideFailed: a tile is damaged (code ``unreadable``).
@@ -128,79 +146,62 @@ class TilePatchReader:
                 out[row] = read_patch(self, self._geometry, x, y)  # step 3
                 self._over(x, y)
             return
-        pieces: dict[int, list[_Piece]] = {}
-        for patch, (x, y) in zip(out, self._footprint.corners(coords).tolist(), strict=True):
-            self._cut(pieces, patch, x, y)
-        self._fill(pieces, uses=True)  # step 2
+        corners = self._footprint.corners(coords)
+        self._fill(corners, out, self._needs(corners, out), past_cache=True)  # step 2
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Put a rectangle of the level together from tiles: uint8 (height, width, 3)."""
         assert level == self._geometry.level
-        region = np.empty((height, width, 3), np.uint8)
-        pieces: dict[int, list[_Piece]] = {}
-        self._cut(pieces, region, x, y)
-        self._fill(pieces, uses=False)
+        region = read_again((height, width, 3))
+        corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
+        over = self._rows_over(y + height)
+        needs = {tile: int(tile // self._tiles.across < over) for tile in self._needs(corners, patches)}
+        self._fill(corners, patches, needs, past_cache=False)
         return region
 
     def close(self) -> None:
         """The tiles belong to all threads; nothing is held here."""
 
-    def _cut(self, pieces: dict[int, list[_Piece]], target: NDArray[np.uint8], x: int, y: int) -> None:
-        """Say which part of which tile goes where in a target whose corner lies at (x, y) of the level."""
-        tiles = self._tiles
-        height, width = target.shape[:2]
-        columns = _spans(x, width, tiles.width, tiles.tile_width)
-        rows = _spans(y, height, tiles.height, tiles.tile_height)
-        if min(x, y) < 0 or x + width > tiles.width or y + height > tiles.height:
-            target.fill(WHITE)  # step 4
-        for row, to_rows, from_rows in rows:
-            for column, to_columns, from_columns in columns:
-                piece = (target[to_rows, to_columns], (from_rows, from_columns))
-                tile = row * tiles.across + column
-                if tile in pieces:
-                    pieces[tile].append(piece)
-                else:
-                    pieces[tile] = [piece]
+    def _needs(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """The tiles that patches touch, in the order of patches, and how many patches touch each."""
+        needs: dict[int, int] = {}
+        across = self._tiles.across
+        first, after = _touched(self._tiles, corners, patches.shape[2], patches.shape[1])
+        for (left, upper), (right, lower) in zip(first.tolist(), after.tolist(), strict=True):
+            for row in range(upper * across, lower * across, across):
+                for tile in range(row + left, row + right):
+                    needs[tile] = needs.get(tile, 0) + 1
+        return needs
 
-    def _fill(self, pieces: dict[int, list[_Piece]], *, uses: bool) -> None:
-        """Decode the tiles, one after the other, and copy their parts to where they go."""
-        cache, whole = self._cache, (self._tiles.tile_height, self._tiles.tile_width, 3)
-        for tile, parts in pieces.items():
-            first = parts[0][0]
-            if first.shape == whole and first.flags.c_contiguous and cache.alone(tile):
-                cache.decode_into(tile, first)
-                continue
-            pixels = cache.borrow(tile)
-            for place, part in parts:
-                place[...] = pixels[part]
-            cache.give_back(tile, len(parts) if uses else 0)
+    def _fill(
+        self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int], *, past_cache: bool
+    ) -> None:
+        """Fill patches from the tiles that they need."""
+        tiles, cache = self._tiles, self._cache
+        ends = corners + np.array([patches.shape[2], patches.shape[1]])
+        outside = ((corners < 0) | (ends > (tiles.width, tiles.height))).any(axis=1)
+        patches[outside] = WHITE  # step 4
+        while needs:
+            loan = cache.borrow(needs)
+            try:
+                tiles.read(loan, corners, patches, self._scratch, past_cache=past_cache)
+            except BaseException:
+                cache.abandon(loan)
+                raise
+            cache.give_back(loan, needs)
+
+    def _rows_over(self, lower: int) -> int:
+        """How many rows of tiles end above a line of the level, or with it."""
+        return self._tiles.down if lower >= self._tiles.height else max(lower, 0) // self._tiles.tile_height
 
     def _over(self, x: int, y: int) -> None:
-        """Count the uses of a resampled patch as over: only now, since it may have been read band by band."""
-        ((left, upper),) = self._footprint.corners(np.array([[x, y]], np.int64)).tolist()
-        side, tiles = self._footprint.side_px, self._tiles
-        columns = _spans(left, side, tiles.width, tiles.tile_width)
-        rows = _spans(upper, side, tiles.height, tiles.tile_height)
-        self._cache.use_up(row * tiles.across + column for row, _, _ in rows for column, _, _ in columns)
+        """Count a resampled patch's uses of the tiles that reach below it as over.
 
-
-def _spans(start: int, length: int, extent: int, tile: int) -> list[tuple[int, slice, slice]]:
-    """A stretch of one axis, cut where tiles meet and where the level ends.
-
-    Args:
-        start: of the stretch, in the level's pixels; it may lie outside.
-        length: of the stretch.
-        extent: of the level.
-        tile: side of a tile.
-
-    Returns:
-        For each tile on the way its row or column, the part of the stretch, and the part of the tile.
-    """
-    spans = []
-    begin, end = max(start, 0), min(start + length, extent)
-    while begin < end:
-        index, inside = divmod(begin, tile)
-        until = min(begin - inside + tile, end)
-        spans.append((index, slice(begin - start, until - start), slice(inside, inside + until - begin)))
-        begin = until
-    return spans
+        It may have been read band by band; those that end within it were over with the band in which they end.
+        """
+        corners = self._footprint.corners(np.array([[x, y]], np.int64))
+        side = self._footprint.side_px
+        ((left, _),), ((right, lower),) = (tiles.tolist() for tiles in _touched(self._tiles, corners, side, side))
+        row = self._rows_over(int(corners[0, 1]) + side)
+        if row < lower:
+            self._cache.use_up(range(row * self._tiles.across + left, row * self._tiles.across + right))

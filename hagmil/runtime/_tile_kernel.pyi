@@ -1,0 +1,22 @@
+import numpy as np
+from numpy.typing import NDArray
+
+LIBJPEG_TURBO: str
+"""The version that it was compiled with."""
+
+def read_tiles(
+    descriptor: int,
+    head: bytes,
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    indices: list[int],
+    memories: list[NDArray[np.uint8] | None],
+    decoded: int,
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+    past_cache: bool,
+    /,
+) -> None: ...

@@ -1,0 +1,27 @@
+"""Which tile kernel is used: the compiled one where it was built, else its plain twin.
+
+Both give the same pixels; docs/decisions/0012-tile-engine.md says what the compiled one saves.
+"""
+
+from __future__ import annotations
+
+from hagmil.runtime import plain_tiles
+
+try:
+    from hagmil.runtime import _tile_kernel as compiled
+except ImportError as error:
+    why_plain: str | None = str(error)
+    read_tiles = plain_tiles.read_tiles
+else:
+    why_plain = None
+    read_tiles = compiled.read_tiles
+
+REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian: gcc, libjpeg62-turbo-dev), then hagmil once more"
+"""How to get the compiled kernel."""
+
+
+def kernel_name() -> str:
+    """What reads JPEG tiles here, for reports."""
+    if why_plain is not None:
+        return "plain, simplejpeg"
+    return f"compiled, libjpeg-turbo {compiled.LIBJPEG_TURBO}"
