@@ -86,7 +86,10 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
         int32 (tiles,), row after row.
     """
     corners = seen.corners(coords)
-    first, after = _touched(tiles, corners, seen.side_px, seen.side_px)
+    side = np.array([tiles.tile_width, tiles.tile_height])
+    most = np.array([tiles.across, tiles.down])
+    first = np.clip(corners // side, 0, most)  # (n, 2): columns and rows
+    after = np.clip(-(-(corners + seen.side_px) // side), 0, most)
     uses = np.zeros((tiles.down + 1, tiles.across + 1), np.int32)
     inside = (first < after).all(axis=1)
     (left, upper), (right, lower) = first[inside].T, after[inside].T
@@ -95,26 +98,6 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     return (
         np.ascontiguousarray(uses.cumsum(0).cumsum(1)[:-1, :-1]).astype(np.int32).ravel()
     )  # (down, across) -> (tiles,)
-
-
-def _touched(
-    tiles: EncodedTiles, corners: NDArray[np.int64], width: int, height: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which tiles rectangles touch.
-
-    Args:
-        tiles: the level's.
-        corners: int64 (n, 2), upper left corners (x, y) in the level's pixels; they may lie outside.
-        width: of each rectangle.
-        height: of each.
-
-    Returns:
-        int64 (n, 2) each: column and row of the first tile, and those after the last.
-    """
-    side = np.array([tiles.tile_width, tiles.tile_height])
-    most = np.array([tiles.across, tiles.down])
-    first = np.clip(corners // side, 0, most)
-    return first, np.clip(-(-(corners + np.array([width, height])) // side), 0, most)
 
 
 class TilePatchReader:
@@ -147,7 +130,7 @@ class TilePatchReader:
                 self._over(x, y)
             return
         corners = self._footprint.corners(coords)
-        self._fill(corners, out, self._needs(corners, out), past_cache=True)  # step 2
+        self._fill(corners, out, self._start(corners, out), past_cache=True)  # step 2
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Put a rectangle of the level together from tiles: uint8 (height, width, 3)."""
@@ -155,32 +138,41 @@ class TilePatchReader:
         region = read_again((height, width, 3))
         corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
         over = self._rows_over(y + height)
-        needs = {tile: int(tile // self._tiles.across < over) for tile in self._needs(corners, patches)}
+        needs = {tile: int(tile // self._tiles.across < over) for tile in self._start(corners, patches)}
         self._fill(corners, patches, needs, past_cache=False)
         return region
 
     def close(self) -> None:
         """The tiles belong to all threads; nothing is held here."""
 
-    def _needs(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
-        """The tiles that patches touch, in the order of patches, and how many patches touch each."""
+    def _start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """Whiten patches that reach beyond the level (step 4), and say which tiles they need.
+
+        Returns:
+            The tiles in the order of patches, and how many patches touch each.
+        """
         needs: dict[int, int] = {}
-        across = self._tiles.across
-        first, after = _touched(self._tiles, corners, patches.shape[2], patches.shape[1])
-        for (left, upper), (right, lower) in zip(first.tolist(), after.tolist(), strict=True):
-            for row in range(upper * across, lower * across, across):
-                for tile in range(row + left, row + right):
-                    needs[tile] = needs.get(tile, 0) + 1
+        tiles = self._tiles
+        height, width = patches.shape[1:3]
+        for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
+            if x < 0 or y < 0 or x + width > tiles.width or y + height > tiles.height:
+                patch.fill(WHITE)
+            for tile in self._touched(x, y, width, height):
+                needs[tile] = needs.get(tile, 0) + 1
         return needs
+
+    def _touched(self, x: int, y: int, width: int, height: int) -> list[int]:
+        """The tiles that a rectangle of the level touches."""
+        tiles = self._tiles
+        left, right = max(x, 0) // tiles.tile_width, -(-min(x + width, tiles.width) // tiles.tile_width)
+        upper, lower = max(y, 0) // tiles.tile_height, -(-min(y + height, tiles.height) // tiles.tile_height)
+        return [row * tiles.across + column for row in range(upper, lower) for column in range(left, right)]
 
     def _fill(
         self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int], *, past_cache: bool
     ) -> None:
         """Fill patches from the tiles that they need."""
         tiles, cache = self._tiles, self._cache
-        ends = corners + np.array([patches.shape[2], patches.shape[1]])
-        outside = ((corners < 0) | (ends > (tiles.width, tiles.height))).any(axis=1)
-        patches[outside] = WHITE  # step 4
         while needs:
             loan = cache.borrow(needs)
             try:
@@ -199,9 +191,8 @@ class TilePatchReader:
 
         It may have been read band by band; those that end within it were over with the band in which they end.
         """
-        corners = self._footprint.corners(np.array([[x, y]], np.int64))
+        ((left, upper),) = self._footprint.corners(np.array([[x, y]], np.int64)).tolist()
         side = self._footprint.side_px
-        ((left, _),), ((right, lower),) = (tiles.tolist() for tiles in _touched(self._tiles, corners, side, side))
-        row = self._rows_over(int(corners[0, 1]) + side)
-        if row < lower:
-            self._cache.use_up(range(row * self._tiles.across + left, row * self._tiles.across + right))
+        over = self._rows_over(upper + side)
+        touched = self._touched(left, upper, side, side)
+        self._cache.use_up(tile for tile in touched if tile // self._tiles.across >= over)

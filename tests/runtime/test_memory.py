@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from hagmil.runtime.memory import read_again, written_once
+
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
 
 CHURN = """
 import ctypes, threading
 from pathlib import Path
-from hagmil.runtime.memory import give_back_free_memory, keep_one_heap, read_again, written_once
+from hagmil.runtime.memory import give_back_free_memory, keep_one_heap
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
