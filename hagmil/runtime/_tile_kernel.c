@@ -43,6 +43,7 @@
 #define VALUE_TEXT(macro) TEXT_OF(macro)
 
 #define CHANNELS 3
+#define WHITE 255
 #define LINE_BYTES 64 /* of the processor's cache */
 
 /* ---- what a call works on ---- */
@@ -361,17 +362,25 @@ static Py_ssize_t take_tiles(Work *work, PyObject *indices, PyObject *memories, 
     return held;
 }
 
-/* Whether the sizes of all arrays belong together; a patch has no size where `patches` has not four axes. */
-static int sizes_fit(const Work *work, Py_ssize_t indices, Py_ssize_t memories, const Py_buffer *offsets,
-                     const Py_buffer *sizes, const Py_buffer *corners, const Py_buffer *patches, const Py_buffer *scratch)
+/* Take the patches and where they lie; whether their sizes belong together. */
+static int take_patches(Work *work, const Py_buffer *corners, const Py_buffer *patches)
 {
-    if (work->width < 1 || work->height < 1 || work->tile_width < 1 || work->tile_height < 1 ||
-        work->patch_width < 1 || work->patch_height < 1 || work->head_bytes < 2)
+    if (patches->ndim != 4 || patches->itemsize != 1 || patches->shape[3] != CHANNELS)
+        return 0;
+    work->corners = corners->buf, work->patches = patches->buf;
+    work->patch_count = patches->shape[0], work->patch_height = patches->shape[1], work->patch_width = patches->shape[2];
+    return corners->len == 16 * work->patch_count && work->patch_height > 0 && work->patch_width > 0;
+}
+
+/* Whether the sizes of all other arrays belong together. */
+static int sizes_fit(const Work *work, Py_ssize_t memories, const Py_buffer *offsets, const Py_buffer *sizes,
+                     const Py_buffer *scratch)
+{
+    if (work->width < 1 || work->height < 1 || work->tile_width < 1 || work->tile_height < 1 || work->head_bytes < 2)
         return 0;
     const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
     const int64_t down = (work->height + work->tile_height - 1) / work->tile_height;
-    return indices == memories && offsets->len == sizes->len && offsets->len / 8 >= across * down &&
-           corners->len == 16 * work->patch_count && patches->shape[3] == CHANNELS && patches->itemsize == 1 &&
+    return work->tile_count == memories && offsets->len == sizes->len && offsets->len / 8 >= across * down &&
            scratch->len == work->tile_width * work->tile_height * CHANNELS;
 }
 
@@ -396,10 +405,9 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
     work.width = width, work.height = height;
     work.tile_width = tile_width, work.tile_height = tile_height;
     work.tile_count = PyList_Size(indices);
-    work.corners = corners.buf, work.patches = patches.buf, work.scratch = scratch.buf;
-    if (patches.ndim == 4)
-        work.patch_count = patches.shape[0], work.patch_height = patches.shape[1], work.patch_width = patches.shape[2];
-    if (!sizes_fit(&work, work.tile_count, PyList_Size(memories), &offsets, &sizes, &corners, &patches, &scratch)) {
+    work.scratch = scratch.buf;
+    if (!take_patches(&work, &corners, &patches) ||
+        !sizes_fit(&work, PyList_Size(memories), &offsets, &sizes, &scratch)) {
         PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
         goto end;
     }
@@ -444,7 +452,76 @@ end:
     return result;
 }
 
+/* ---- before a chunk is read: what is white, and which tiles are needed ---- */
+
+static int count_tile(PyObject *counts, int64_t index)
+{
+    PyObject *key = PyLong_FromLongLong((long long)index), *before, *after = NULL;
+    int failed = -1;
+
+    if (key == NULL)
+        return -1;
+    before = PyDict_GetItemWithError(counts, key);
+    if (before != NULL || !PyErr_Occurred())
+        after = PyLong_FromLong(before == NULL ? 1 : PyLong_AsLong(before) + 1);
+    if (after != NULL)
+        failed = PyDict_SetItem(counts, key, after);
+    Py_XDECREF(after);
+    Py_DECREF(key);
+    return failed;
+}
+
+/* Whiten a patch that reaches beyond the level, and count the tiles that it touches. */
+static int start_patch(const Work *work, Py_ssize_t patch, PyObject *counts)
+{
+    const int64_t x = work->corners[2 * patch], y = work->corners[2 * patch + 1];
+    const int64_t left = most(x, 0), right = least(x + work->patch_width, work->width);
+    const int64_t upper = most(y, 0), lower = least(y + work->patch_height, work->height);
+    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const size_t bytes = (size_t)(work->patch_height * work->patch_width * CHANNELS);
+
+    if (right - left < work->patch_width || lower - upper < work->patch_height)
+        memset(work->patches + (size_t)patch * bytes, WHITE, bytes);
+    if (left >= right || upper >= lower)
+        return 0;
+    for (int64_t row = upper / work->tile_height; row <= (lower - 1) / work->tile_height; row++)
+        for (int64_t column = left / work->tile_width; column <= (right - 1) / work->tile_width; column++)
+            if (count_tile(counts, row * across + column) < 0)
+                return -1;
+    return 0;
+}
+
+static PyObject *start_patches(PyObject *module, PyObject *arguments)
+{
+    Py_buffer corners, patches;
+    PyObject *out, *counts = NULL;
+    Py_ssize_t width, height, tile_width, tile_height;
+    Work work = {0};
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "(nn)(nn)y*O:start_patches", &width, &height, &tile_width, &tile_height, &corners,
+                          &out))
+        return NULL;
+    if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
+        goto end;
+    work.width = width, work.height = height;
+    work.tile_width = tile_width, work.tile_height = tile_height;
+    if (take_patches(&work, &corners, &patches) && tile_width > 0 && tile_height > 0)
+        counts = PyDict_New();
+    else
+        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+    for (Py_ssize_t patch = 0; counts != NULL && patch < work.patch_count; patch++)
+        if (start_patch(&work, patch, counts) < 0)
+            Py_CLEAR(counts);
+    PyBuffer_Release(&patches);
+
+end:
+    PyBuffer_Release(&corners);
+    return counts;
+}
+
 static PyMethodDef methods[] = {
+    {"start_patches", start_patches, METH_VARARGS, "What some patches need, and white where there is nothing."},
     {"read_tiles", read_tiles, METH_VARARGS, "Read, decode and hand out the tiles of some patches; see plain_tiles.py."},
     {NULL, NULL, 0, NULL},
 };

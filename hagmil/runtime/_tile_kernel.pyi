@@ -4,6 +4,13 @@ from numpy.typing import NDArray
 LIBJPEG_TURBO: str
 """The version that it was compiled with."""
 
+def start_patches(
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    /,
+) -> dict[int, int]: ...
 def read_tiles(
     descriptor: int,
     head: bytes,

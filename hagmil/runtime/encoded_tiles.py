@@ -40,6 +40,17 @@ class EncodedTiles(Protocol):
     """Tiles in a row."""
     down: int
 
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """Whiten patches that reach beyond the level, and say which tiles patches need.
+
+        Args:
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            patches: uint8 (n, height, width, 3), contiguous.
+
+        Returns:
+            Tiles, counted row after row, in the order of patches, and how many patches touch each.
+        """
+
     def read(
         self,
         loan: TileLoan,

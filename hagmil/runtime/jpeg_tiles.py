@@ -20,7 +20,7 @@ from hagmil.errors import SlideFailed
 from hagmil.runtime.encoded_tiles import Tile, TileLoan
 from hagmil.runtime.slide_base import one_line
 from hagmil.runtime.tiff_tags import TiffDirectory, TiffError, read_tile_index
-from hagmil.runtime.tile_kernel import read_tiles
+from hagmil.runtime.tile_kernel import read_tiles, start_patches
 
 _JPEG, _SIDE_BY_SIDE = 7, 1
 _RGB, _YCBCR = 2, 6
@@ -70,6 +70,18 @@ class JpegTiles:
         self._index = index
         colours = bytes([directory.photometric == _YCBCR])
         self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2]  # steps 1 to 3
+
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """Whiten patches that reach beyond the level, and say which tiles patches need.
+
+        Args:
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            patches: uint8 (n, height, width, 3), contiguous.
+
+        Returns:
+            Tiles, counted row after row, in the order of patches, and how many patches touch each.
+        """
+        return start_patches((self.width, self.height), (self.tile_width, self.tile_height), corners, patches)
 
     def read(
         self,

@@ -11,10 +11,46 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from hagmil.runtime.slide_base import WHITE
+
 _START = b"\xff\xd8"
 _THREE_CHANNELS = ("RGB", "YCbCr")
 
 _Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
+
+
+def start_patches(
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    /,
+) -> dict[int, int]:
+    """Whiten patches that reach beyond the level, and say which tiles patches need.
+
+    Args:
+        level: width and height of the level, in pixels.
+        tile: width and height of a tile, in pixels.
+        corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
+        patches: uint8 (n, height, width, 3), contiguous.
+
+    Returns:
+        Tiles, counted row after row, in the order of patches, and how many patches touch each.
+    """
+    counts: dict[int, int] = {}
+    (level_width, level_height), (tile_width, tile_height) = level, tile
+    height, width = patches.shape[1:3]
+    across = -(-level_width // tile_width)
+    for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
+        left, right = max(x, 0), min(x + width, level_width)
+        upper, lower = max(y, 0), min(y + height, level_height)
+        if right - left < width or lower - upper < height:
+            patch.fill(WHITE)
+        if left < right and upper < lower:
+            for row in range(upper // tile_height, -(-lower // tile_height)):
+                for index in range(row * across + left // tile_width, row * across - (-right // tile_width)):
+                    counts[index] = counts.get(index, 0) + 1
+    return counts
 
 
 def read_tiles(

@@ -25,7 +25,6 @@ from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.memory import read_again
 from hagmil.runtime.patch_reader import Footprint, PatchReader, SlidePatchReader, footprint, read_patch
 from hagmil.runtime.slide import Slide
-from hagmil.runtime.slide_base import WHITE
 from hagmil.runtime.tile_cache import TileCache
 
 CACHE_BYTES = 64 << 20
@@ -113,6 +112,7 @@ class TilePatchReader:
         self._tiles, self._cache, self._geometry = tiles, cache, geometry
         self._footprint = footprint(geometry)
         self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
+        self._not_over: list[int] = []
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read patches into an array.
@@ -127,46 +127,29 @@ class TilePatchReader:
         if self._geometry.resample:
             for row, (x, y) in enumerate(coords.tolist()):
                 out[row] = read_patch(self, self._geometry, x, y)  # step 3
-                self._over(x, y)
+                self._cache.use_up(self._not_over)
             return
         corners = self._footprint.corners(coords)
-        self._fill(corners, out, self._start(corners, out), past_cache=True)  # step 2
+        self._fill(corners, out, self._tiles.start(corners, out), past_cache=True)  # steps 2 and 4
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Put a rectangle of the level together from tiles: uint8 (height, width, 3)."""
+        """Put a rectangle of the level together from tiles: uint8 (height, width, 3).
+
+        A patch may be read band by band. Its use of a tile is over with the band in which the tile ends; uses of tiles
+        that reach below its last band are over when the patch is.
+        """
         assert level == self._geometry.level
         region = read_again((height, width, 3))
         corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
-        over = self._rows_over(y + height)
-        needs = {tile: int(tile // self._tiles.across < over) for tile in self._start(corners, patches)}
+        touched = self._tiles.start(corners, patches)
+        rows_over = self._tiles.down if y + height >= self._tiles.height else (y + height) // self._tiles.tile_height
+        needs = {tile: int(tile // self._tiles.across < rows_over) for tile in touched}
+        self._not_over = [tile for tile, over in needs.items() if not over]
         self._fill(corners, patches, needs, past_cache=False)
         return region
 
     def close(self) -> None:
         """The tiles belong to all threads; nothing is held here."""
-
-    def _start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
-        """Whiten patches that reach beyond the level (step 4), and say which tiles they need.
-
-        Returns:
-            The tiles in the order of patches, and how many patches touch each.
-        """
-        needs: dict[int, int] = {}
-        tiles = self._tiles
-        height, width = patches.shape[1:3]
-        for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
-            if x < 0 or y < 0 or x + width > tiles.width or y + height > tiles.height:
-                patch.fill(WHITE)
-            for tile in self._touched(x, y, width, height):
-                needs[tile] = needs.get(tile, 0) + 1
-        return needs
-
-    def _touched(self, x: int, y: int, width: int, height: int) -> list[int]:
-        """The tiles that a rectangle of the level touches."""
-        tiles = self._tiles
-        left, right = max(x, 0) // tiles.tile_width, -(-min(x + width, tiles.width) // tiles.tile_width)
-        upper, lower = max(y, 0) // tiles.tile_height, -(-min(y + height, tiles.height) // tiles.tile_height)
-        return [row * tiles.across + column for row in range(upper, lower) for column in range(left, right)]
 
     def _fill(
         self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int], *, past_cache: bool
@@ -181,18 +164,3 @@ class TilePatchReader:
                 cache.abandon(loan)
                 raise
             cache.give_back(loan, needs)
-
-    def _rows_over(self, lower: int) -> int:
-        """How many rows of tiles end above a line of the level, or with it."""
-        return self._tiles.down if lower >= self._tiles.height else max(lower, 0) // self._tiles.tile_height
-
-    def _over(self, x: int, y: int) -> None:
-        """Count a resampled patch's uses of the tiles that reach below it as over.
-
-        It may have been read band by band; those that end within it were over with the band in which they end.
-        """
-        ((left, upper),) = self._footprint.corners(np.array([[x, y]], np.int64)).tolist()
-        side = self._footprint.side_px
-        over = self._rows_over(upper + side)
-        touched = self._touched(left, upper, side, side)
-        self._cache.use_up(tile for tile in touched if tile // self._tiles.across >= over)

@@ -11,10 +11,10 @@ try:
     from hagmil.runtime import _tile_kernel as compiled
 except ImportError as error:
     why_plain: str | None = str(error)
-    read_tiles = plain_tiles.read_tiles
+    start_patches, read_tiles = plain_tiles.start_patches, plain_tiles.read_tiles
 else:
     why_plain = None
-    read_tiles = compiled.read_tiles
+    start_patches, read_tiles = compiled.start_patches, compiled.read_tiles
 
 REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian: gcc, libjpeg62-turbo-dev), then hagmil once more"
 """How to get the compiled kernel."""

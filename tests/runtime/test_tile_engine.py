@@ -29,13 +29,14 @@ NOT_COMPILED = pytest.mark.skipif(tile_kernel.why_plain is not None, reason=f"{t
 @pytest.fixture(
     autouse=True,
     params=[
-        pytest.param(tile_kernel.read_tiles, id="compiled", marks=NOT_COMPILED),
-        pytest.param(plain_tiles.read_tiles, id="plain"),
+        pytest.param(tile_kernel, id="compiled", marks=NOT_COMPILED),
+        pytest.param(plain_tiles, id="plain"),
     ],
 )
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of this holds with the compiled kernel and with its plain twin."""
-    monkeypatch.setattr(jpeg_tiles, "read_tiles", request.param)
+    monkeypatch.setattr(jpeg_tiles, "start_patches", request.param.start_patches)
+    monkeypatch.setattr(jpeg_tiles, "read_tiles", request.param.read_tiles)
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,11 @@ PLAIN = tile_kernel.why_plain is not None
 
 KERNELS = [
     pytest.param(
-        tile_kernel.read_tiles,
+        tile_kernel,
         id="compiled",
         marks=pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}"),
     ),
-    pytest.param(plain_tiles.read_tiles, id="plain"),
+    pytest.param(plain_tiles, id="plain"),
 ]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
@@ -76,7 +76,7 @@ class Level:
         indices = list(range(len(self.sizes))) if indices is None else indices
         memories = [None] * len(indices) if memories is None else memories
         arrays = self.offsets, self.sizes, self.size, self.tile, indices, memories, decoded, corners, patches
-        kernel(self.descriptor, self.head, *arrays, self.memory(), past_cache)
+        kernel.read_tiles(self.descriptor, self.head, *arrays, self.memory(), past_cache)
 
     def memory(self) -> NDArray[np.uint8]:
         return np.full((self.tile[1], self.tile[0], 3), 3, np.uint8)
@@ -144,6 +144,27 @@ def test_patches_get_what_tiles_cover_of_them(
         level.read(kernel, corners, patches, past_cache=past_cache)
         assert (patches == level.expected(corners, height, width)).all()
     os.close(level.descriptor)
+
+
+@each_kernel
+@pytest.mark.parametrize("tile", [(64, 64), (48, 16)])
+def test_tiles_that_patches_need_are_counted_and_what_is_beyond_the_level_is_white(
+    kernel: Any, tile: tuple[int, int]
+) -> None:
+    (width, height), (tile_width, tile_height) = (200, 130), tile
+    corners = np.concatenate([np.random.default_rng(2).integers(-120, 260, (60, 2)), [[0, 0], [64, 64], [150, 100]]])
+    patches = np.full((len(corners), 30, 50, 3), UNTOUCHED, np.uint8)
+    counts = kernel.start_patches((width, height), tile, corners, patches)
+    expected: dict[int, int] = {}
+    for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
+        inside = [(column, row) for row in range(y, y + 30) for column in range(x, x + 50)]
+        inside = [(column, row) for column, row in inside if 0 <= column < width and 0 <= row < height]
+        assert (patch == (UNTOUCHED if len(inside) == 30 * 50 else 255)).all()
+        for index in dict.fromkeys(
+            row // tile_height * -(-width // tile_width) + column // tile_width for column, row in inside
+        ):
+            expected[index] = expected.get(index, 0) + 1
+    assert list(counts.items()) == list(expected.items())
 
 
 @each_kernel
@@ -259,7 +280,6 @@ def test_a_file_that_ends_early_or_cannot_be_read_names_the_tile(level: Level, k
 
 @pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}")
 def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
-    kernel = tile_kernel.read_tiles
     corners, patches = np.zeros((2, 2), np.int64), np.zeros((2, 64, 64, 3), np.uint8)
     for wrong in (
         {"corners": corners[:1]},
@@ -273,10 +293,13 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
         {"indices": ["0"]},
     ):
         with pytest.raises(TypeError):
-            level.read(kernel, **{"corners": corners, "patches": patches, **wrong})
+            level.read(tile_kernel, **{"corners": corners, "patches": patches, **wrong})
     with pytest.raises((BufferError, ValueError), match="contiguous"):
-        level.read(kernel, corners, np.zeros((2, 64, 64, 6), np.uint8)[..., ::2])
-    level.read(kernel, corners, patches)
+        level.read(tile_kernel, corners, np.zeros((2, 64, 64, 6), np.uint8)[..., ::2])
+    for wrong in ((corners[:1], patches), (corners, patches[0]), (corners, patches[..., :1].copy())):
+        with pytest.raises(TypeError):
+            tile_kernel.start_patches(level.size, level.tile, *wrong)
+    level.read(tile_kernel, corners, patches)
 
 
 def test_the_kernel_is_compiled_where_it_can_be() -> None:
