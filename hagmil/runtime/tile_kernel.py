@@ -16,7 +16,7 @@ else:
     why_plain = None
     start_patches, read_tiles = compiled.start_patches, compiled.read_tiles
 
-REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian: gcc, libjpeg62-turbo-dev), then hagmil once more"
+REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian, Ubuntu: gcc, libjpeg-dev), then hagmil once more"
 """How to get the compiled kernel."""
 
 
