@@ -14,6 +14,8 @@
  * past the cache where rows are aligned to its vectors, so a tile that is copied from must NOT be aligned: the caller sees
  * to that. Patches are not read again soon and are many, so they are written past the cache, in whole lines.
  *
+ * Besides, pixels are reduced by whole numbers here, several times as fast as by Pillow, which keeps four bytes a pixel.
+ *
  * There is no state beyond a call, so any number of threads may be in here at once.
  */
 
@@ -44,6 +46,7 @@
 
 #define CHANNELS 3
 #define WHITE 255
+#define MOST_REDUCED 256 /* above, sums do not fit into 16 and 32 bits */
 #define LINE_BYTES 64 /* of the processor's cache */
 
 /* ---- what a call works on ---- */
@@ -520,7 +523,95 @@ end:
     return counts;
 }
 
+/* ---- reduction: what Pillow's Image.reduce gives, to the last bit ---- */
+
+typedef struct {
+    const unsigned char *pixels; /* (height * factor, width * factor, 3) */
+    unsigned char *means;        /* (height, width, 3) */
+    size_t height, width, factor;
+    uint16_t *sums; /* of the columns of `factor` rows: 257 rows of 255 fit */
+} Reduction;
+
+/* The means of one row; `factor` is a constant wherever it is small, for the compiler's sake. */
+static inline void row_of_means(const Reduction *work, size_t row, size_t factor)
+{
+    const size_t values = work->width * factor * CHANNELS;
+    const unsigned char *pixels = work->pixels + row * factor * values;
+    unsigned char *means = work->means + row * work->width * CHANNELS;
+    const uint32_t count = (uint32_t)(factor * factor);
+    const uint32_t share = (1u << 24) / count; /* Pillow's arithmetic: 24 bits behind the point, rounded down */
+
+    for (size_t value = 0; value < values; value++)
+        work->sums[value] = pixels[value];
+    for (size_t line = 1; line < factor; line++)
+        for (size_t value = 0; value < values; value++)
+            work->sums[value] = (uint16_t)(work->sums[value] + pixels[line * values + value]);
+    for (size_t column = 0; column < work->width; column++) {
+        const uint16_t *sums = work->sums + column * factor * CHANNELS;
+        for (size_t channel = 0; channel < CHANNELS; channel++) {
+            uint32_t sum = count / 2;
+            for (size_t pixel = 0; pixel < factor; pixel++)
+                sum += sums[pixel * CHANNELS + channel];
+            means[column * CHANNELS + channel] = (unsigned char)(sum * share >> 24);
+        }
+    }
+}
+
+static void all_means(const Reduction *work)
+{
+    for (size_t row = 0; row < work->height; row++) {
+        if (work->factor == 2)
+            row_of_means(work, row, 2);
+        else if (work->factor == 4)
+            row_of_means(work, row, 4);
+        else
+            row_of_means(work, row, work->factor);
+    }
+}
+
+static PyObject *reduce_pixels(PyObject *module, PyObject *arguments)
+{
+    Py_buffer pixels, means;
+    PyObject *from, *to, *result = NULL;
+    Py_ssize_t factor;
+    Reduction work;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OnO:reduce_pixels", &from, &factor, &to))
+        return NULL;
+    if (PyObject_GetBuffer(from, &pixels, PyBUF_C_CONTIGUOUS) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(to, &means, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
+        goto end;
+    if (factor < 1 || factor > MOST_REDUCED || pixels.ndim != 3 || means.ndim != 3 || pixels.itemsize != 1 ||
+        means.itemsize != 1 || pixels.shape[2] != CHANNELS || means.shape[2] != CHANNELS ||
+        pixels.shape[0] != means.shape[0] * factor || pixels.shape[1] != means.shape[1] * factor) {
+        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        goto close;
+    }
+    work = (Reduction){pixels.buf, means.buf, (size_t)means.shape[0], (size_t)means.shape[1], (size_t)factor, NULL};
+    work.sums = malloc((work.width * work.factor * CHANNELS + 1) * sizeof *work.sums);
+    if (work.sums == NULL) {
+        PyErr_NoMemory();
+        goto close;
+    }
+
+    Py_BEGIN_ALLOW_THREADS
+    all_means(&work);
+    Py_END_ALLOW_THREADS
+
+    free(work.sums);
+    result = Py_NewRef(Py_None);
+
+close:
+    PyBuffer_Release(&means);
+end:
+    PyBuffer_Release(&pixels);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"reduce_pixels", reduce_pixels, METH_VARARGS, "Means of squares of pixels."},
     {"start_patches", start_patches, METH_VARARGS, "What some patches need, and white where there is nothing."},
     {"read_tiles", read_tiles, METH_VARARGS, "Read, decode and hand out the tiles of some patches; see plain_tiles.py."},
     {NULL, NULL, 0, NULL},

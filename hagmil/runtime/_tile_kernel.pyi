@@ -11,6 +11,7 @@ def start_patches(
     patches: NDArray[np.uint8],
     /,
 ) -> dict[int, int]: ...
+def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8], /) -> None: ...
 def read_tiles(
     descriptor: int,
     head: bytes,

@@ -1,4 +1,4 @@
-"""The plain twin of the compiled tile kernel: simplejpeg decodes, NumPy copies.
+"""The plain twin of the compiled tile kernel: simplejpeg decodes, NumPy copies, Pillow reduces.
 
 Same arguments, same pixels, same errors as ``_tile_kernel.c``; one contract test holds both.
 """
@@ -10,6 +10,7 @@ import os
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from hagmil.runtime.slide_base import WHITE
 
@@ -104,6 +105,17 @@ def read_tiles(
         for place, part in pieces:
             if place is not pixels:
                 place[...] = pixels[part]
+
+
+def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8], /) -> None:
+    """Means of squares of pixels, rounded as Pillow rounds them.
+
+    Args:
+        pixels: uint8 (height * factor, width * factor, 3), contiguous.
+        factor: side of a square, 1 to 256.
+        means: uint8 (height, width, 3), contiguous; overwritten.
+    """
+    means[...] = np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 def _pieces(

@@ -5,6 +5,9 @@ Both give the same pixels; docs/decisions/0012-tile-engine.md says what the comp
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hagmil.runtime import plain_tiles
 
 try:
@@ -18,6 +21,22 @@ else:
 
 REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian, Ubuntu: gcc, libjpeg-dev), then hagmil once more"
 """How to get the compiled kernel."""
+
+_COMPILED_UP_TO = 256  # side of a square that is reduced to a pixel
+
+
+def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8]) -> None:
+    """Means of squares of pixels, rounded as Pillow rounds them.
+
+    Args:
+        pixels: uint8 (height * factor, width * factor, 3), contiguous.
+        factor: side of a square.
+        means: uint8 (height, width, 3), contiguous; overwritten.
+    """
+    if why_plain is None and factor <= _COMPILED_UP_TO:
+        compiled.reduce_pixels(pixels, factor, means)
+    else:
+        plain_tiles.reduce_pixels(pixels, factor, means)
 
 
 def kernel_name() -> str:

@@ -168,6 +168,18 @@ def test_tiles_that_patches_need_are_counted_and_what_is_beyond_the_level_is_whi
 
 
 @each_kernel
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 64, 255, 256, 300])
+def test_pixels_are_reduced_as_pillow_reduces_them(kernel: Any, factor: int) -> None:
+    rng = np.random.default_rng(factor)
+    noise = rng.integers(0, 256, (7 * factor, 5 * factor, 3), np.uint8)
+    ramp = np.broadcast_to(np.arange(len(noise))[:, None, None] % 256, noise.shape).astype(np.uint8)
+    for pixels in (noise, ramp, np.full_like(noise, 255), np.zeros_like(noise), noise | 0xFE, noise & 1):
+        means = np.full((7, 5, 3), UNTOUCHED, np.uint8)
+        kernel.reduce_pixels(pixels, factor, means)
+        assert (means == np.asarray(Image.fromarray(pixels).reduce(factor))).all()
+
+
+@each_kernel
 def test_progressive_tiles_are_decoded_too(tmp_path: Path, kernel: Any) -> None:
     level = write_level(tmp_path / "tiles", (128, 64), (64, 64), progressive=True)
     corners, patches = np.array([[5, 0]], np.int64), np.zeros((1, 64, 100, 3), np.uint8)
@@ -299,6 +311,9 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
     for wrong in ((corners[:1], patches), (corners, patches[0]), (corners, patches[..., :1].copy())):
         with pytest.raises(TypeError):
             tile_kernel.start_patches(level.size, level.tile, *wrong)
+    for factor, means in ((3, patches[0]), (0, patches[0]), (1, patches[0, :32]), (1, patches[0, ..., :1].copy())):
+        with pytest.raises(TypeError):
+            tile_kernel.compiled.reduce_pixels(patches[0], factor, means)
     level.read(tile_kernel, corners, patches)
 
 
