@@ -7,6 +7,7 @@ setup(
         Extension(
             "hagmil.runtime._tile_kernel",
             ["hagmil/runtime/_tile_kernel.c"],
+            depends=["hagmil/runtime/_tile_work.h", "hagmil/runtime/_reduction.h"],
             libraries=["jpeg"],
             py_limited_api=True,
             optional=True,  # without a compiler or libjpeg-turbo's headers its plain twin is used
