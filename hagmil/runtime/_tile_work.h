@@ -26,6 +26,12 @@
 
 #define CHANNELS 3
 #define LINE_BYTES 64 /* of the processor's cache */
+#define ROWS_AHEAD 8
+#ifdef __GNUC__
+#define PREFETCH(address) __builtin_prefetch(address, 1)
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
 
 /* ---- what a call works on ---- */
 
@@ -248,6 +254,10 @@ static void copy_part(const Work *work, int64_t tile_x, int64_t tile_y, const un
     unsigned char *to = place_of(work, part);
 
     for (int64_t row = part->upper; row < part->lower; row++, from += from_pitch, to += to_pitch) {
+        if (row + ROWS_AHEAD < part->lower) { /* the lines at both ends are there when their turn comes */
+            PREFETCH(to + ROWS_AHEAD * to_pitch);
+            PREFETCH(to + ROWS_AHEAD * to_pitch + bytes - 1);
+        }
         if (work->past_cache)
             copy_past_cache(to, from, bytes);
         else
