@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from hagmil._versions import versions_of
+from hagmil.runtime.tile_kernel import kernel_name
 
 PACKAGES = (
     "numpy",
@@ -26,7 +27,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, Python, and the versions of whatever is installed."""
+    """Processor, cores, Python, what reads JPEG tiles, and the versions of whatever is installed."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -34,5 +35,6 @@ def machine() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
+        "tile_kernel": kernel_name(),
         "versions": versions_of(*PACKAGES),
     }

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil._optional import require
+from hagmil.runtime.memory import written_once
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.stream import PatchBatch
 
@@ -54,7 +55,7 @@ class Host:
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Plain memory."""
-        return np.empty(shape, np.uint8)
+        return written_once(shape)
 
     def bring(self, batches: Batches) -> Batches:
         """They are here."""

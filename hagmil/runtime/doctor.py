@@ -66,7 +66,7 @@ def examine() -> tuple[Finding, ...]:
         Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("cores", "ok", str(cores)),
     )
-    return (*head, *_onnxruntime(), *(_package(*entry) for entry in _PACKAGES))
+    return (*head, *_onnxruntime(), *(_package(*entry) for entry in _PACKAGES), _tile_kernel())
 
 
 def _package(name: str, purpose: str, remedy: str, needed: bool) -> Finding:
@@ -74,6 +74,16 @@ def _package(name: str, purpose: str, remedy: str, needed: bool) -> Finding:
     if version is not None:
         return Finding(name, "ok", f"{version} ({purpose})")
     return Finding(name, "missing" if needed else "optional", f"not installed; {purpose}: {remedy}")
+
+
+def _tile_kernel() -> Finding:
+    try:
+        from hagmil.runtime.tile_kernel import REMEDY, kernel_name, why_plain
+    except ImportError as error:  # simplejpeg or NumPy, which inference needs
+        return Finding("tile kernel", "missing", f"{error}; reads JPEG tiles: pip install simplejpeg")
+    if why_plain is None:
+        return Finding("tile kernel", "ok", f"{kernel_name()} (reads JPEG tiles)")
+    return Finding("tile kernel", "optional", f"not compiled ({why_plain}); tiles are read more slowly: {REMEDY}")
 
 
 def _onnxruntime() -> tuple[Finding, ...]:

@@ -1,15 +1,34 @@
-"""What a slide may give beside pixels: the encoded tiles of a level, for whoever decodes them himself."""
+"""What a slide may give beside pixels: the encoded tiles of a level, for whoever hands them out to patches himself."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Tile = NDArray[np.uint8]
+"""A decoded tile, uint8 (tile_height, tile_width, 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileLoan:
+    """Some tiles, and memory for them.
+
+    Args:
+        indices: which tiles, counted row after row.
+        memories: what holds each of them; None where nobody else needs a tile, so that it is not to be kept.
+        decoded: how many of them, from the first, are decoded already. The others are for the borrower to decode.
+    """
+
+    indices: list[int]
+    memories: list[Tile | None]
+    decoded: int
+
 
 class EncodedTiles(Protocol):
-    """Encoded tiles of one level, which several threads may decode, one by one."""
+    """Encoded tiles of one level; several threads may read at once."""
 
     width: int
     """Of the level, in pixels."""
@@ -21,10 +40,37 @@ class EncodedTiles(Protocol):
     """Tiles in a row."""
     down: int
 
-    def decode_into(self, tile: int, out: NDArray[np.uint8]) -> None:
-        """Decode a tile, counted row after row, into a contiguous uint8 (tile_height, tile_width, 3).
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """Whiten patches that reach beyond the level, and say which tiles patches need.
 
-        Raises SlideFailed (code ``unreadable``) where it is damaged.
+        Args:
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            patches: uint8 (n, height, width, 3), contiguous.
+
+        Returns:
+            Tiles, counted row after row, in the order of patches, and how many patches touch each.
+        """
+
+    def read(
+        self,
+        loan: TileLoan,
+        corners: NDArray[np.int64],
+        patches: NDArray[np.uint8],
+        scratch: Tile,
+        *,
+        past_cache: bool,
+    ) -> None:
+        """Decode what is not decoded of some tiles, and copy their parts to the patches that they cover.
+
+        Args:
+            loan: the tiles.
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
+            scratch: for tiles that are not kept; overwritten.
+            past_cache: whether patches are so many that they had better not pass through the processor's cache.
+
+        Raises:
+            SlideFailed: a tile is damaged (code ``unreadable``).
         """
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The encoded JPEG tiles of one level of a TIFF file, each decoded by itself, by libjpeg-turbo (simplejpeg).
+"""The encoded JPEG tiles of one level of a TIFF file, each decoded by itself, by libjpeg-turbo.
 
 What is given to the decoder for one tile:
 
@@ -11,16 +11,16 @@ What is given to the decoder for one tile:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed
+from hagmil.runtime.encoded_tiles import Tile, TileLoan
 from hagmil.runtime.slide_base import one_line
 from hagmil.runtime.tiff_tags import TiffDirectory, TiffError, read_tile_index
+from hagmil.runtime.tile_kernel import read_tiles, start_patches
 
 _JPEG, _SIDE_BY_SIDE = 7, 1
 _RGB, _YCBCR = 2, 6
@@ -41,7 +41,7 @@ def holds_jpeg_tiles(directory: TiffDirectory) -> bool:
 
 
 class JpegTiles:
-    """Tiles of one level; several threads may decode at once.
+    """Tiles of one level; several threads may read at once.
 
     Args:
         path: the file.
@@ -71,30 +71,62 @@ class JpegTiles:
         colours = bytes([directory.photometric == _YCBCR])
         self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2]  # steps 1 to 3
 
-    def decode_into(self, tile: int, out: NDArray[np.uint8]) -> None:
-        """Decode one tile.
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """Whiten patches that reach beyond the level, and say which tiles patches need.
 
         Args:
-            tile: its index, row after row.
-            out: uint8 (tile_height, tile_width, 3), contiguous; overwritten.
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            patches: uint8 (n, height, width, 3), contiguous.
+
+        Returns:
+            Tiles, counted row after row, in the order of patches, and how many patches touch each.
+        """
+        return start_patches((self.width, self.height), (self.tile_width, self.tile_height), corners, patches)
+
+    def read(
+        self,
+        loan: TileLoan,
+        corners: NDArray[np.int64],
+        patches: NDArray[np.uint8],
+        scratch: Tile,
+        *,
+        past_cache: bool,
+    ) -> None:
+        """Decode what is not decoded of some tiles, and copy their parts to the patches that they cover.
+
+        Args:
+            loan: the tiles.
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
+            scratch: for tiles that are not kept; overwritten.
+            past_cache: whether patches are so many that they had better not pass through the processor's cache.
 
         Raises:
-            SlideFailed: the tile is damaged (code ``unreadable``).
+            SlideFailed: a tile is damaged (code ``unreadable``).
         """
-        offset, size = int(self._index.offsets[tile]), int(self._index.sizes[tile])
         try:
-            data = os.pread(self._descriptor, size, offset)
-            if len(data) < size or not data.startswith(_START):
-                raise ValueError("its bytes are no JPEG stream")
-            decoded = simplejpeg.decode_jpeg(self._head + data[2:], "RGB", buffer=out)
-            if decoded.shape != out.shape:
-                raise ValueError(f"it holds {decoded.shape[1]} x {decoded.shape[0]} px")
-        except (ValueError, OSError) as error:
+            read_tiles(
+                self._descriptor,
+                self._head,
+                self._index.offsets,
+                self._index.sizes,
+                (self.width, self.height),
+                (self.tile_width, self.tile_height),
+                loan.indices,
+                loan.memories,
+                loan.decoded,
+                corners,
+                patches,
+                scratch,
+                past_cache,
+            )
+        except ValueError as error:
+            tile, problem = error.args
             row, column = divmod(tile, self.across)
             raise SlideFailed(
                 f'slide "{self._path.name}" cannot be decoded at level {self._level}, '
                 f"x {column * self.tile_width}, y {row * self.tile_height}, "
-                f"{self.tile_width} x {self.tile_height} px: {one_line(str(error))}; "
+                f"{self.tile_width} x {self.tile_height} px: {one_line(problem)}; "
                 "the file is damaged, copy or scan it again",
                 code="unreadable",
             ) from error

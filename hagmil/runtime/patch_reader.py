@@ -20,6 +20,7 @@ from PIL import Image
 
 from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.slide import Slide
+from hagmil.runtime.tile_kernel import reduce_pixels
 
 _BAND_PIXELS = 4 << 20
 _SHRINK_FIRST_ABOVE = 4.0
@@ -180,5 +181,5 @@ def _read_reduced(slide: Regions, level: int, x: int, y: int, side: int, shrink:
     for row in range(0, side, band):
         rows = min(band, side - row)
         pixels = slide.read_region(level, x, y + row * shrink, width, rows * shrink)
-        reduced[row : row + rows] = np.asarray(Image.fromarray(pixels).reduce(shrink))
+        reduce_pixels(pixels, shrink, reduced[row : row + rows])
     return reduced

@@ -73,8 +73,8 @@ class Result(_Model):
     stages: tuple[StageResult, ...] = ()
     timing_s: dict[str, float] = Field(
         default_factory=dict,
-        description="wall-clock seconds by step, and in total; `wait` for a slide that is prepared while the one before it runs, "
-        "whose own steps then are no part of the total",
+        description="wall-clock seconds by step, and in total; with `wait` for a slide that was prepared while the one "
+        "before it ran, whose steps until then are no part of the total",
     )
     provider: str | None = None
     precision: str | None = None

@@ -1,6 +1,8 @@
 """Patches in order from several threads, through a bounded number of buffers that are used again and again.
 
-1. Rows are cut to batches, a batch to chunks of neighbouring rows; threads take chunks in order.
+1. Rows are cut to batches, a batch to chunks of neighbouring rows; threads take chunks in order. Large chunks share
+   fewer tiles with others, and spread over more rows what a chunk costs beside decoding. But there are as many as keep
+   all threads busy in the batches that can be read at once, and towards the end they get smaller: threads end together.
 2. Batch b is read into buffer b modulo the number of buffers, once the consumer has let go of what was there.
 3. The consumer gets batch after batch, each when all of its chunks are read; so neither order nor content
    depends on which thread was faster.
@@ -20,10 +22,11 @@ from numpy.typing import NDArray
 
 from hagmil.errors import UsageError
 from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.memory import written_once
 from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
 from hagmil.runtime.slide import Slide
 
-_CHUNK_ROWS = 16
+_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 64
 _RESAMPLED_CHUNK_ROWS = 4  # each may take many pixels, and a thread hears that it shall stop after a chunk
 _THREAD_NAME = "hagmil-reader"
 
@@ -53,10 +56,6 @@ class StreamStalls:
     seconds: float = 0.0
 
 
-def _plain_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.empty(shape, np.uint8)
-
-
 def stream_patches(
     slide: Slide,
     geometry: StageGeometry,
@@ -66,7 +65,7 @@ def stream_patches(
     threads: int,
     buffers: int = 3,
     make_reader: Callable[[Slide, StageGeometry], PatchReader] = SlidePatchReader,
-    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _plain_memory,
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = written_once,
     stalls: StreamStalls | None = None,
 ) -> Generator[PatchBatch, None, None]:
     """Read patches by several threads and give them in order, batch after batch.
@@ -97,7 +96,7 @@ def stream_patches(
             raise UsageError(f"{name} must be at least 1, not {value}")
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
-    work = _Work(geometry, coords, batch_size, buffers, allocate, stalls or StreamStalls())
+    work = _Work(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
     return _stream(work, slide, geometry, threads, make_reader)
 
 
@@ -160,6 +159,7 @@ class _Work:
         coords: NDArray[np.int64],
         batch_size: int,
         buffers: int,
+        threads: int,
         allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]],
         stalls: StreamStalls,
     ) -> None:
@@ -167,8 +167,12 @@ class _Work:
         self._stalls = stalls
         self._batch_size = min(batch_size, max(len(coords), 1))
         self.batches = -(-len(coords) // self._batch_size)
-        self._chunk_rows = _RESAMPLED_CHUNK_ROWS if geometry.resample else _CHUNK_ROWS
-        self.chunks = -(-len(coords) // self._chunk_rows)
+        self._threads = threads
+        self._fewest = self._most = _RESAMPLED_CHUNK_ROWS
+        if not geometry.resample:
+            each = self._batch_size * max(buffers - 1, 1) // threads  # one buffer is the consumer's
+            self._fewest, self._most = _FEWEST_CHUNK_ROWS, min(each, _MOST_CHUNK_ROWS)
+        self.chunks = -(-len(coords) // self._fewest)
         side = geometry.patch_px
         self._buffers = allocate((min(buffers, self.batches), self._batch_size, side, side, 3))
         self._read_rows = [0] * len(self._buffers)
@@ -185,7 +189,9 @@ class _Work:
                 batch = self._next_row // self._batch_size
                 if batch < self._released + len(self._buffers):  # step 2
                     start = self._next_row
-                    self._next_row = min(start + self._chunk_rows, (batch + 1) * self._batch_size, len(self.coords))
+                    rows = min(self._most, (len(self.coords) - start) // (2 * self._threads))
+                    end = start + max(rows, self._fewest)
+                    self._next_row = min(end, (batch + 1) * self._batch_size, len(self.coords))
                     return slice(start, self._next_row)
                 waiting_since = perf_counter()
                 self._changed.wait()

@@ -1,14 +1,15 @@
 """The tile engine: patches at any offset and spacing, from encoded tiles that are decoded once each.
 
 1. A stage's patches are known before the first is read: so is how many of them touch each tile.
-2. Where patches are the level's own pixels, a chunk of patches is read tile by tile: a tile is decoded, and each of
-   its parts copied to the patch that it belongs to, while the processor's cache still holds it. A tile that
-   is a patch is decoded in place.
+2. Where patches are the level's own pixels, a chunk of patches is read tile by tile, in one call of the tile kernel: a
+   tile is decoded, and each of its parts copied to the patch that it belongs to, while the processor's cache still
+   holds it. A tile that lies in one patch is decoded in place.
 3. Where patches are resampled, the pixels that one needs are put together from tiles, and go the way of every
    other reader's pixels.
 4. What lies beyond the level's edge is white; the padding of tiles there is never seen.
 
-Tiles that further patches need are kept in a :class:`TileCache`, which all threads share.
+Tiles that further patches need are kept in a :class:`TileCache`, which all threads share. What it cannot lend at once,
+since another thread is decoding it, is asked for again when the rest is done.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ from numpy.typing import NDArray
 
 from hagmil.runtime.encoded_tiles import EncodedTiles
 from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.memory import read_again
 from hagmil.runtime.patch_reader import Footprint, PatchReader, SlidePatchReader, footprint, read_patch
 from hagmil.runtime.slide import Slide
-from hagmil.runtime.slide_base import WHITE
 from hagmil.runtime.tile_cache import TileCache
 
 CACHE_BYTES = 64 << 20
 """Decoded tiles kept for further patches, all threads together."""
-
-_Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
 
 
 class PatchSource:
@@ -112,13 +111,15 @@ class TilePatchReader:
     def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
         self._tiles, self._cache, self._geometry = tiles, cache, geometry
         self._footprint = footprint(geometry)
+        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
+        self._not_over: list[int] = []
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read patches into an array.
 
         Args:
             coords: int64 (n, 2), level-0 top-left corners (x, y), each among those that were announced.
-            out: uint8 (n, patch_px, patch_px, 3), RGB; overwritten.
+            out: uint8 (n, patch_px, patch_px, 3), RGB, contiguous; overwritten.
 
         Raises:
             SlideFailed: a tile is damaged (code ``unreadable``).
@@ -126,81 +127,40 @@ class TilePatchReader:
         if self._geometry.resample:
             for row, (x, y) in enumerate(coords.tolist()):
                 out[row] = read_patch(self, self._geometry, x, y)  # step 3
-                self._over(x, y)
+                self._cache.use_up(self._not_over)
             return
-        pieces: dict[int, list[_Piece]] = {}
-        for patch, (x, y) in zip(out, self._footprint.corners(coords).tolist(), strict=True):
-            self._cut(pieces, patch, x, y)
-        self._fill(pieces, uses=True)  # step 2
+        corners = self._footprint.corners(coords)
+        self._fill(corners, out, self._tiles.start(corners, out), past_cache=True)  # steps 2 and 4
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Put a rectangle of the level together from tiles: uint8 (height, width, 3)."""
+        """Put a rectangle of the level together from tiles: uint8 (height, width, 3).
+
+        A patch may be read band by band. Its use of a tile is over with the band in which the tile ends; uses of tiles
+        that reach below its last band are over when the patch is.
+        """
         assert level == self._geometry.level
-        region = np.empty((height, width, 3), np.uint8)
-        pieces: dict[int, list[_Piece]] = {}
-        self._cut(pieces, region, x, y)
-        self._fill(pieces, uses=False)
+        region = read_again((height, width, 3))
+        corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
+        touched = self._tiles.start(corners, patches)
+        rows_over = self._tiles.down if y + height >= self._tiles.height else (y + height) // self._tiles.tile_height
+        needs = {tile: int(tile // self._tiles.across < rows_over) for tile in touched}
+        self._not_over = [tile for tile, over in needs.items() if not over]
+        self._fill(corners, patches, needs, past_cache=False)
         return region
 
     def close(self) -> None:
         """The tiles belong to all threads; nothing is held here."""
 
-    def _cut(self, pieces: dict[int, list[_Piece]], target: NDArray[np.uint8], x: int, y: int) -> None:
-        """Say which part of which tile goes where in a target whose corner lies at (x, y) of the level."""
-        tiles = self._tiles
-        height, width = target.shape[:2]
-        columns = _spans(x, width, tiles.width, tiles.tile_width)
-        rows = _spans(y, height, tiles.height, tiles.tile_height)
-        if min(x, y) < 0 or x + width > tiles.width or y + height > tiles.height:
-            target.fill(WHITE)  # step 4
-        for row, to_rows, from_rows in rows:
-            for column, to_columns, from_columns in columns:
-                piece = (target[to_rows, to_columns], (from_rows, from_columns))
-                tile = row * tiles.across + column
-                if tile in pieces:
-                    pieces[tile].append(piece)
-                else:
-                    pieces[tile] = [piece]
-
-    def _fill(self, pieces: dict[int, list[_Piece]], *, uses: bool) -> None:
-        """Decode the tiles, one after the other, and copy their parts to where they go."""
-        cache, whole = self._cache, (self._tiles.tile_height, self._tiles.tile_width, 3)
-        for tile, parts in pieces.items():
-            first = parts[0][0]
-            if first.shape == whole and first.flags.c_contiguous and cache.alone(tile):
-                cache.decode_into(tile, first)
-                continue
-            pixels = cache.borrow(tile)
-            for place, part in parts:
-                place[...] = pixels[part]
-            cache.give_back(tile, len(parts) if uses else 0)
-
-    def _over(self, x: int, y: int) -> None:
-        """Count the uses of a resampled patch as over: only now, since it may have been read band by band."""
-        ((left, upper),) = self._footprint.corners(np.array([[x, y]], np.int64)).tolist()
-        side, tiles = self._footprint.side_px, self._tiles
-        columns = _spans(left, side, tiles.width, tiles.tile_width)
-        rows = _spans(upper, side, tiles.height, tiles.tile_height)
-        self._cache.use_up(row * tiles.across + column for row, _, _ in rows for column, _, _ in columns)
-
-
-def _spans(start: int, length: int, extent: int, tile: int) -> list[tuple[int, slice, slice]]:
-    """A stretch of one axis, cut where tiles meet and where the level ends.
-
-    Args:
-        start: of the stretch, in the level's pixels; it may lie outside.
-        length: of the stretch.
-        extent: of the level.
-        tile: side of a tile.
-
-    Returns:
-        For each tile on the way its row or column, the part of the stretch, and the part of the tile.
-    """
-    spans = []
-    begin, end = max(start, 0), min(start + length, extent)
-    while begin < end:
-        index, inside = divmod(begin, tile)
-        until = min(begin - inside + tile, end)
-        spans.append((index, slice(begin - start, until - start), slice(inside, inside + until - begin)))
-        begin = until
-    return spans
+    def _fill(
+        self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int], *, past_cache: bool
+    ) -> None:
+        """Fill patches from the tiles that they need."""
+        tiles, cache = self._tiles, self._cache
+        while needs:
+            loan = cache.borrow(needs)
+            try:
+                tiles.read(loan, corners, patches, self._scratch, past_cache=past_cache)
+            except BaseException:
+                cache.abandon(loan)
+                raise
+            cache.give_back(loan, needs)

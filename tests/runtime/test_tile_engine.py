@@ -11,7 +11,8 @@ import pyvips
 from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed
-from hagmil.runtime import tile_cache
+from hagmil.runtime import jpeg_tiles, plain_tiles, tile_cache, tile_kernel
+from hagmil.runtime.encoded_tiles import TileLoan
 from hagmil.runtime.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patch_reader import footprint, read_into
 from hagmil.runtime.quadtree import reading_order
@@ -22,6 +23,20 @@ from hagmil.runtime.tile_engine import PatchSource, tile_uses
 from tests.runtime.slide_files import JPEG, RAW, TiffPage, aperio_pages, picture, save_pyramid, write_tiff
 
 SIDE = 64
+NOT_COMPILED = pytest.mark.skipif(tile_kernel.why_plain is not None, reason=f"{tile_kernel.why_plain}")
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        pytest.param(tile_kernel, id="compiled", marks=NOT_COMPILED),
+        pytest.param(plain_tiles, id="plain"),
+    ],
+)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this holds with the compiled kernel and with its plain twin."""
+    monkeypatch.setattr(jpeg_tiles, "start_patches", request.param.start_patches)
+    monkeypatch.setattr(jpeg_tiles, "read_tiles", request.param.read_tiles)
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +159,11 @@ def test_a_small_budget_changes_no_pixel_and_is_kept_to(
     monkeypatch.setattr(tile_cache, "_FEWEST_TILES", 4)
     most = 0
 
-    def counted(cache: TileCache, tile: int) -> NDArray[np.uint8]:
+    def counted(cache: TileCache, wanted: dict[int, int]) -> TileLoan:
         nonlocal most
-        pixels = borrow(cache, tile)
+        loan = borrow(cache, wanted)
         most = max(most, cache.held)
-        return pixels
+        return loan
 
     borrow = TileCache.borrow
     monkeypatch.setattr(TileCache, "borrow", counted)

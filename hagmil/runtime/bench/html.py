@@ -102,6 +102,7 @@ def _head(report: BenchReport) -> str:
     machine, slide, bundle = report.machine, report.slide, report.bundle
     gpus = f", {escape(', '.join(machine.gpus))}" if machine.gpus else ""
     memory = f", {machine.memory_gb:.0f} GB" if machine.memory_gb else ""
+    kernel = f", tile kernel {escape(machine.tile_kernel)}" if machine.tile_kernel else ""
     cores = f"{machine.cores} core{'s' if machine.cores != 1 else ''}"
     phantom = " (a phantom made for this report)" if slide.phantom else ""
     builtin = " (built-in demonstration model)" if bundle.builtin else ""
@@ -111,7 +112,7 @@ def _head(report: BenchReport) -> str:
         f"{slide.spacing_um:.3g} um/px, through <b>{escape(bundle.name)}</b>{builtin}: backbone "
         f"{escape(bundle.backbone)}, {escape(bundle.precision)}, patches of {bundle.patch_px} pixels, "
         f"stages at {', '.join(f'{um:g}' for um in bundle.stages_um.values())} um/px.</p>"
-        f"<p>{escape(machine.cpu)}, {cores}{memory}{gpus}. hagmil {escape(report.hagmil)}, "
+        f"<p>{escape(machine.cpu)}, {cores}{memory}{gpus}{kernel}. hagmil {escape(report.hagmil)}, "
         f"{report.created:%Y-%m-%d %H:%M} UTC.</p></header>"
     )
 

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from hagmil.runtime.bench.report import Machine
+from hagmil.runtime.tile_kernel import kernel_name
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")
@@ -20,6 +21,7 @@ def this_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         memory_gb=_memory_gb(),
         gpus=tuple(_value(card, "Model") or "NVIDIA GPU" for card in sorted(_GPUS.glob("*/information"))),
+        tile_kernel=kernel_name(),
     )
 
 

@@ -31,6 +31,7 @@ class Machine(_Model):
     cores: int = Field(ge=1, description="that this process may use")
     memory_gb: float | None = Field(description="in all; null where the system does not say")
     gpus: tuple[str, ...] = ()
+    tile_kernel: str | None = Field(default=None, description="what read JPEG tiles; null in reports of old")
 
 
 class BenchSlide(_Model):

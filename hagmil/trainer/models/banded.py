@@ -11,7 +11,7 @@ time of a large bag (docs/decisions/0013-equal-landmarks.md).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ def banded(kernels: Tensor) -> Tensor:
     return lines[:, : 2 * block * block].view(-1, block, 2 * block)
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Blocks:
     """How a bag's rows are cut to blocks; said once for all heads, since the exporter writes down each calculation.
 
     Args:

@@ -1,0 +1,298 @@
+/*
+ * The compiled tile kernel: reads, decodes and hands out the JPEG tiles of a chunk of patches in one call.
+ *
+ * hagmil/runtime/plain_tiles.py is its plain twin: same arguments, same pixels, same errors; that module says what
+ * the arguments are. One contract test holds both.
+ *
+ * 1. Arguments are checked and turned into plain C while the interpreter is held. It is let go for all that follows
+ *    (_tile_work.h).
+ * 2. Tile after tile that is not decoded yet is read by pread, behind the head that makes a JPEG stream of it.
+ * 3. It is decoded into the memory that the caller holds for it. Where nothing is held, no other chunk needs it: then
+ *    it is decoded into the scratch tile, or, where all of it goes to one place, right there.
+ * 4. Its parts are copied to the patches at once, while the processor's cache still holds it.
+ *
+ * Two facts about memory make up most of the speed; docs/decisions/0012-tile-engine.md has the figures. libjpeg-turbo
+ * writes past the cache where rows are aligned to its vectors, so a tile that is copied from must NOT be aligned: the
+ * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines.
+ *
+ * Besides, pixels are reduced by whole numbers here (_reduction.h), several times as fast as by Pillow, which keeps
+ * four bytes a pixel.
+ *
+ * There is no state beyond a call, so any number of threads may be in here at once.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000 /* buffers are part of it since Python 3.11: one binary for all later ones */
+#include <Python.h>
+
+#include "_reduction.h"
+#include "_tile_work.h"
+
+#define WHITE 255
+#define TEXT_OF(value) #value
+#define VALUE_TEXT(macro) TEXT_OF(macro)
+
+/* ---- step 1 ---- */
+
+/* The tiles as plain C, their memory held by `buffers`; how many of those are held, all is well only if `*fine`. */
+static Py_ssize_t take_tiles(Work *work, PyObject *indices, PyObject *memories, Py_ssize_t decoded,
+                             Py_ssize_t level_tiles, Py_buffer *buffers, int *fine)
+{
+    const Py_ssize_t bytes = (Py_ssize_t)(work->tile_width * work->tile_height * CHANNELS);
+    Py_ssize_t held = 0;
+
+    *fine = 0;
+    for (Py_ssize_t place = 0; place < work->tile_count; place++) {
+        Tile *tile = &work->tiles[place];
+        PyObject *memory = PyList_GetItem(memories, place);
+        tile->index = PyLong_AsLongLong(PyList_GetItem(indices, place));
+        tile->decoded = place < decoded;
+        tile->pixels = NULL;
+        if (PyErr_Occurred())
+            return held;
+        if (tile->index < 0 || tile->index >= level_tiles || (memory == Py_None && tile->decoded)) {
+            PyErr_Format(PyExc_TypeError, "tile %lld is not there", (long long)tile->index);
+            return held;
+        }
+        if (memory == Py_None)
+            continue;
+        if (PyObject_GetBuffer(memory, &buffers[held], PyBUF_WRITABLE) < 0)
+            return held;
+        tile->pixels = buffers[held].buf;
+        if (buffers[held++].len != bytes) {
+            PyErr_SetString(PyExc_TypeError, "memory of a tile has another size");
+            return held;
+        }
+    }
+    *fine = 1;
+    return held;
+}
+
+/* Take the patches and where they lie; whether their sizes belong together. */
+static int take_patches(Work *work, const Py_buffer *corners, const Py_buffer *patches)
+{
+    if (patches->ndim != 4 || patches->itemsize != 1 || patches->shape[3] != CHANNELS)
+        return 0;
+    work->corners = corners->buf, work->patches = patches->buf;
+    work->patch_count = patches->shape[0];
+    work->patch_height = patches->shape[1], work->patch_width = patches->shape[2];
+    return corners->len == 16 * work->patch_count && work->patch_height > 0 && work->patch_width > 0;
+}
+
+/* Whether the sizes of all other arrays belong together. */
+static int sizes_fit(const Work *work, Py_ssize_t memories, const Py_buffer *offsets, const Py_buffer *sizes,
+                     const Py_buffer *scratch)
+{
+    if (work->width < 1 || work->height < 1 || work->tile_width < 1 || work->tile_height < 1 || work->head_bytes < 2)
+        return 0;
+    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const int64_t down = (work->height + work->tile_height - 1) / work->tile_height;
+    return work->tile_count == memories && offsets->len == sizes->len && offsets->len / 8 >= across * down &&
+           scratch->len == work->tile_width * work->tile_height * CHANNELS;
+}
+
+static PyObject *read_tiles(PyObject *module, PyObject *arguments)
+{
+    Py_buffer head, offsets, sizes, corners, scratch, patches = {0}, *buffers = NULL;
+    PyObject *indices, *memories, *out, *result = NULL;
+    Py_ssize_t width, height, tile_width, tile_height, decoded, done, held = 0;
+    Work work = {0};
+    Decoder *decoder = NULL;
+    int fine = 0;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "iy*y*y*(nn)(nn)O!O!ny*Ow*p:read_tiles", &work.descriptor, &head, &offsets,
+                          &sizes, &width, &height, &tile_width, &tile_height, &PyList_Type, &indices, &PyList_Type,
+                          &memories, &decoded, &corners, &out, &scratch, &work.past_cache))
+        return NULL;
+    if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
+        goto end;
+    work.head = head.buf, work.head_bytes = (size_t)head.len;
+    work.offsets = offsets.buf, work.sizes = sizes.buf;
+    work.width = width, work.height = height;
+    work.tile_width = tile_width, work.tile_height = tile_height;
+    work.tile_count = PyList_Size(indices);
+    work.scratch = scratch.buf;
+    if (!take_patches(&work, &corners, &patches) ||
+        !sizes_fit(&work, PyList_Size(memories), &offsets, &sizes, &scratch)) {
+        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        goto end;
+    }
+    decoder = malloc(sizeof *decoder);
+    work.tiles = malloc(((size_t)work.tile_count + 1) * sizeof *work.tiles);
+    buffers = malloc(((size_t)work.tile_count + 1) * sizeof *buffers);
+    if (decoder == NULL || work.tiles == NULL || buffers == NULL) {
+        PyErr_NoMemory();
+        goto end;
+    }
+    held = take_tiles(&work, indices, memories, decoded, offsets.len / 8, buffers, &fine);
+    if (!fine)
+        goto end;
+
+    Py_BEGIN_ALLOW_THREADS
+    done = do_all(decoder, &work);
+    Py_END_ALLOW_THREADS
+
+    if (done == work.tile_count) {
+        result = Py_NewRef(Py_None);
+    } else {
+        PyObject *text = PyUnicode_DecodeUTF8(decoder->message, (Py_ssize_t)strlen(decoder->message), "replace");
+        PyObject *error = text == NULL ? NULL : Py_BuildValue("(LN)", (long long)work.tiles[done].index, text);
+        if (error != NULL) {
+            PyErr_SetObject(PyExc_ValueError, error);
+            Py_DECREF(error);
+        }
+    }
+
+end:
+    while (held > 0)
+        PyBuffer_Release(&buffers[--held]);
+    free(buffers);
+    free(work.tiles);
+    free(decoder);
+    PyBuffer_Release(&head);
+    PyBuffer_Release(&offsets);
+    PyBuffer_Release(&sizes);
+    PyBuffer_Release(&corners);
+    PyBuffer_Release(&scratch);
+    PyBuffer_Release(&patches); /* nothing happens where there is none */
+    return result;
+}
+
+/* ---- before a chunk is read: what is white, and which tiles are needed ---- */
+
+static int count_tile(PyObject *counts, int64_t index)
+{
+    PyObject *key = PyLong_FromLongLong((long long)index), *before, *after = NULL;
+    int failed = -1;
+
+    if (key == NULL)
+        return -1;
+    before = PyDict_GetItemWithError(counts, key);
+    if (before != NULL || !PyErr_Occurred())
+        after = PyLong_FromLong(before == NULL ? 1 : PyLong_AsLong(before) + 1);
+    if (after != NULL)
+        failed = PyDict_SetItem(counts, key, after);
+    Py_XDECREF(after);
+    Py_DECREF(key);
+    return failed;
+}
+
+/* Whiten a patch that reaches beyond the level, and count the tiles that it touches. */
+static int start_patch(const Work *work, Py_ssize_t patch, PyObject *counts)
+{
+    const int64_t x = work->corners[2 * patch], y = work->corners[2 * patch + 1];
+    const int64_t left = most(x, 0), right = least(x + work->patch_width, work->width);
+    const int64_t upper = most(y, 0), lower = least(y + work->patch_height, work->height);
+    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const size_t bytes = (size_t)(work->patch_height * work->patch_width * CHANNELS);
+
+    if (right - left < work->patch_width || lower - upper < work->patch_height)
+        memset(work->patches + (size_t)patch * bytes, WHITE, bytes);
+    if (left >= right || upper >= lower)
+        return 0;
+    for (int64_t row = upper / work->tile_height; row <= (lower - 1) / work->tile_height; row++)
+        for (int64_t column = left / work->tile_width; column <= (right - 1) / work->tile_width; column++)
+            if (count_tile(counts, row * across + column) < 0)
+                return -1;
+    return 0;
+}
+
+static PyObject *start_patches(PyObject *module, PyObject *arguments)
+{
+    Py_buffer corners, patches;
+    PyObject *out, *counts = NULL;
+    Py_ssize_t width, height, tile_width, tile_height;
+    Work work = {0};
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "(nn)(nn)y*O:start_patches", &width, &height, &tile_width, &tile_height, &corners,
+                          &out))
+        return NULL;
+    if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
+        goto end;
+    work.width = width, work.height = height;
+    work.tile_width = tile_width, work.tile_height = tile_height;
+    if (take_patches(&work, &corners, &patches) && tile_width > 0 && tile_height > 0)
+        counts = PyDict_New();
+    else
+        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+    for (Py_ssize_t patch = 0; counts != NULL && patch < work.patch_count; patch++)
+        if (start_patch(&work, patch, counts) < 0)
+            Py_CLEAR(counts);
+    PyBuffer_Release(&patches);
+
+end:
+    PyBuffer_Release(&corners);
+    return counts;
+}
+
+/* ---- reduction ---- */
+
+static PyObject *reduce_pixels(PyObject *module, PyObject *arguments)
+{
+    Py_buffer pixels, means;
+    PyObject *from, *to, *result = NULL;
+    Py_ssize_t factor;
+    Reduction work;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OnO:reduce_pixels", &from, &factor, &to))
+        return NULL;
+    if (PyObject_GetBuffer(from, &pixels, PyBUF_C_CONTIGUOUS) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(to, &means, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
+        goto end;
+    if (factor < 1 || factor > MOST_REDUCED || pixels.ndim != 3 || means.ndim != 3 || pixels.itemsize != 1 ||
+        means.itemsize != 1 || pixels.shape[2] != CHANNELS || means.shape[2] != CHANNELS ||
+        pixels.shape[0] != means.shape[0] * factor || pixels.shape[1] != means.shape[1] * factor) {
+        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        goto close;
+    }
+    work = (Reduction){pixels.buf, means.buf, (size_t)means.shape[0], (size_t)means.shape[1], (size_t)factor, NULL};
+    work.sums = malloc((work.width * work.factor * CHANNELS + 1) * sizeof *work.sums);
+    if (work.sums == NULL) {
+        PyErr_NoMemory();
+        goto close;
+    }
+
+    Py_BEGIN_ALLOW_THREADS
+    all_means(&work);
+    Py_END_ALLOW_THREADS
+
+    free(work.sums);
+    result = Py_NewRef(Py_None);
+
+close:
+    PyBuffer_Release(&means);
+end:
+    PyBuffer_Release(&pixels);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"reduce_pixels", reduce_pixels, METH_VARARGS, "Means of squares of pixels."},
+    {"start_patches", start_patches, METH_VARARGS, "What some patches need, and white where there is nothing."},
+    {"read_tiles", read_tiles, METH_VARARGS, "Read, decode and hand out tiles; see plain_tiles.py."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_version(PyObject *module)
+{
+    return PyModule_AddStringConstant(module, "LIBJPEG_TURBO", VALUE_TEXT(LIBJPEG_TURBO_VERSION));
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_version}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "hagmil.runtime._tile_kernel",
+    .m_doc = "The compiled tile kernel, with libjpeg-turbo.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__tile_kernel(void)
+{
+    return PyModuleDef_Init(&definition);
+}

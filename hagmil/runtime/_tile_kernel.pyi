@@ -1,0 +1,30 @@
+import numpy as np
+from numpy.typing import NDArray
+
+LIBJPEG_TURBO: str
+"""The version that it was compiled with."""
+
+def start_patches(
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    /,
+) -> dict[int, int]: ...
+def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8], /) -> None: ...
+def read_tiles(
+    descriptor: int,
+    head: bytes,
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    indices: list[int],
+    memories: list[NDArray[np.uint8] | None],
+    decoded: int,
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+    past_cache: bool,
+    /,
+) -> None: ...

@@ -1,0 +1,320 @@
+/*
+ * What the tile kernel does without the interpreter: steps 2 to 4 of _tile_kernel.c, in plain C.
+ */
+
+#ifndef HAGMIL_TILE_WORK_H
+#define HAGMIL_TILE_WORK_H
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <jpeglib.h>
+
+#ifndef LIBJPEG_TURBO_VERSION
+#error "hagmil's tile kernel needs libjpeg-turbo: pixels of other libjpegs differ, and they are several times slower"
+#endif
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define CHANNELS 3
+#define LINE_BYTES 64 /* of the processor's cache */
+#define ROWS_AHEAD 8
+#ifdef __GNUC__
+#define PREFETCH(address) __builtin_prefetch(address, 1)
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
+
+/* ---- what a call works on ---- */
+
+typedef struct {
+    int64_t index;         /* row after row of the level's tiles */
+    unsigned char *pixels; /* memory held for it; NULL where none is */
+    int decoded;           /* whether its pixels are there already */
+} Tile;
+
+typedef struct {
+    int descriptor;
+    const unsigned char *head; /* the start of every tile's JPEG stream */
+    size_t head_bytes;
+    const int64_t *offsets, *sizes; /* of the encoded tiles */
+    int64_t width, height;          /* of the level */
+    int64_t tile_width, tile_height;
+    Tile *tiles;
+    ptrdiff_t tile_count;
+    const int64_t *corners; /* (patch_count, 2): x, y in the level's pixels */
+    unsigned char *patches; /* (patch_count, patch_height, patch_width, 3) */
+    ptrdiff_t patch_count;
+    int64_t patch_width, patch_height;
+    unsigned char *scratch; /* one tile */
+    int past_cache;         /* whether patches are written past the cache */
+} Work;
+
+/* A part of a patch that a tile covers, in the level's pixels. */
+typedef struct {
+    int64_t left, upper, right, lower;
+    ptrdiff_t patch;
+} Part;
+
+typedef struct {
+    struct jpeg_error_mgr errors; /* first, so that libjpeg's pointer to it is a pointer to all of this */
+    jmp_buf failed;
+    char message[JMSG_LENGTH_MAX];
+    struct jpeg_decompress_struct jpeg;
+    unsigned char *stream; /* the encoded tile, its head included */
+    size_t stream_bytes;   /* that there is room for */
+    JSAMPROW *rows;        /* one pointer for each row of a tile */
+} Decoder;
+
+/* ---- libjpeg's errors: its warnings are errors here, for a damaged tile is no tile ---- */
+
+static void on_error(j_common_ptr common)
+{
+    Decoder *decoder = (Decoder *)common->err;
+    decoder->errors.format_message(common, decoder->message);
+    longjmp(decoder->failed, 1);
+}
+
+static void on_message(j_common_ptr common, int level)
+{
+    if (level < 0) /* a warning; the rest are traces */
+        on_error(common);
+}
+
+static void say_nothing(j_common_ptr common)
+{
+    (void)common;
+}
+
+static int decoder_open(Decoder *decoder, int64_t tile_height)
+{
+    memset(decoder, 0, sizeof *decoder);
+    decoder->jpeg.err = jpeg_std_error(&decoder->errors);
+    decoder->errors.error_exit = on_error;
+    decoder->errors.emit_message = on_message;
+    decoder->errors.output_message = say_nothing;
+    decoder->rows = malloc((size_t)tile_height * sizeof *decoder->rows);
+    if (decoder->rows == NULL) {
+        strcpy(decoder->message, "out of memory");
+        return -1;
+    }
+    if (setjmp(decoder->failed))
+        return -1;
+    jpeg_create_decompress(&decoder->jpeg);
+    return 0;
+}
+
+static void decoder_close(Decoder *decoder)
+{
+    jpeg_destroy_decompress(&decoder->jpeg); /* nothing happens where it was never created */
+    free(decoder->rows);
+    free(decoder->stream);
+}
+
+/* ---- steps 2 and 3 ---- */
+
+/* Put the tile's JPEG stream together; its length, or 0 and a message. */
+static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
+{
+    const size_t size = (size_t)work->sizes[tile];
+    const size_t length = work->head_bytes + size - 2; /* the head has a start of its own */
+    unsigned char *data;
+    size_t had = 0;
+
+    if (work->sizes[tile] < 2)
+        goto no_stream;
+    if (length > decoder->stream_bytes) {
+        unsigned char *larger = realloc(decoder->stream, length);
+        if (larger == NULL) {
+            strcpy(decoder->message, "out of memory");
+            return 0;
+        }
+        decoder->stream = larger;
+        decoder->stream_bytes = length;
+    }
+    data = decoder->stream + work->head_bytes - 2;
+    while (had < size) {
+        ssize_t got = pread(work->descriptor, data + had, size - had, (off_t)(work->offsets[tile] + (int64_t)had));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0) {
+            snprintf(decoder->message, sizeof decoder->message, "its bytes cannot be read (errno %d)", errno);
+            return 0;
+        }
+        if (got == 0)
+            goto no_stream;
+        had += (size_t)got;
+    }
+    if (data[0] != 0xff || data[1] != 0xd8)
+        goto no_stream;
+    memcpy(decoder->stream, work->head, work->head_bytes); /* its last two bytes take the place of the tile's start */
+    return length;
+
+no_stream:
+    strcpy(decoder->message, "its bytes are no JPEG stream");
+    return 0;
+}
+
+/* Decode a tile to rows that lie `pitch` bytes apart; 0, or -1 and a message. */
+static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned char *to, size_t pitch)
+{
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+    size_t length = read_stream(decoder, work, tile);
+
+    if (length == 0)
+        return -1;
+    for (int64_t row = 0; row < work->tile_height; row++)
+        decoder->rows[row] = to + (size_t)row * pitch;
+    if (setjmp(decoder->failed)) {
+        jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
+        return -1;
+    }
+    jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
+    jpeg_read_header(jpeg, TRUE);
+    if (jpeg->image_width != work->tile_width || jpeg->image_height != work->tile_height) {
+        snprintf(decoder->message, sizeof decoder->message, "it holds %u x %u px", jpeg->image_width,
+                 jpeg->image_height);
+        longjmp(decoder->failed, 1);
+    }
+    if (jpeg->num_components != CHANNELS) {
+        strcpy(decoder->message, "it does not hold three channels");
+        longjmp(decoder->failed, 1);
+    }
+    jpeg->out_color_space = JCS_RGB; /* all else stays at the defaults: the accurate transform, smooth chroma */
+    jpeg_start_decompress(jpeg);
+    while (jpeg->output_scanline < jpeg->output_height)
+        jpeg_read_scanlines(jpeg, decoder->rows + jpeg->output_scanline, jpeg->output_height - jpeg->output_scanline);
+    jpeg_finish_decompress(jpeg);
+    return 0;
+}
+
+/* ---- step 4 ---- */
+
+static void copy_past_cache(unsigned char *to, const unsigned char *from, size_t count)
+{
+#ifdef __SSE2__
+    /* Only whole lines: a line that is written past the cache in parts costs more than it saves. */
+    size_t before = (size_t)(-(uintptr_t)to) % LINE_BYTES;
+    before = before < count ? before : count;
+    memcpy(to, from, before);
+    to += before, from += before, count -= before;
+    for (; count >= LINE_BYTES; to += LINE_BYTES, from += LINE_BYTES, count -= LINE_BYTES)
+        for (int part = 0; part < LINE_BYTES; part += 16)
+            _mm_stream_si128((__m128i *)(to + part), _mm_loadu_si128((const __m128i *)(from + part)));
+#endif
+    memcpy(to, from, count);
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The part of a patch that a tile covers; whether there is any. */
+static int part_of(const Work *work, int64_t tile_x, int64_t tile_y, ptrdiff_t patch, Part *part)
+{
+    const int64_t x = work->corners[2 * patch], y = work->corners[2 * patch + 1];
+
+    part->patch = patch;
+    part->left = most(tile_x, x);
+    part->upper = most(tile_y, y);
+    part->right = least(least(tile_x + work->tile_width, work->width), x + work->patch_width);
+    part->lower = least(least(tile_y + work->tile_height, work->height), y + work->patch_height);
+    return part->left < part->right && part->upper < part->lower;
+}
+
+static unsigned char *place_of(const Work *work, const Part *part)
+{
+    const int64_t column = part->left - work->corners[2 * part->patch];
+    const int64_t row = part->upper - work->corners[2 * part->patch + 1];
+
+    return work->patches +
+           CHANNELS * ((part->patch * work->patch_height + row) * work->patch_width + column);
+}
+
+static void copy_part(const Work *work, int64_t tile_x, int64_t tile_y, const unsigned char *pixels, const Part *part)
+{
+    const size_t bytes = (size_t)(part->right - part->left) * CHANNELS;
+    const size_t from_pitch = (size_t)work->tile_width * CHANNELS, to_pitch = (size_t)work->patch_width * CHANNELS;
+    const unsigned char *from =
+        pixels + CHANNELS * ((part->upper - tile_y) * work->tile_width + part->left - tile_x);
+    unsigned char *to = place_of(work, part);
+
+    for (int64_t row = part->upper; row < part->lower; row++, from += from_pitch, to += to_pitch) {
+        if (row + ROWS_AHEAD < part->lower) { /* the lines at both ends are there when their turn comes */
+            PREFETCH(to + ROWS_AHEAD * to_pitch);
+            PREFETCH(to + ROWS_AHEAD * to_pitch + bytes - 1);
+        }
+        if (work->past_cache)
+            copy_past_cache(to, from, bytes);
+        else
+            memcpy(to, from, bytes);
+    }
+}
+
+/* Where all of a tile goes to one patch, its place there; else NULL. */
+static unsigned char *whole_place(const Work *work, int64_t tile_x, int64_t tile_y)
+{
+    unsigned char *place = NULL;
+    Part part;
+
+    for (ptrdiff_t patch = 0; patch < work->patch_count; patch++) {
+        if (!part_of(work, tile_x, tile_y, patch, &part))
+            continue;
+        if (place != NULL || part.right - part.left < work->tile_width || part.lower - part.upper < work->tile_height)
+            return NULL;
+        place = place_of(work, &part);
+    }
+    return place;
+}
+
+static int do_tile(Decoder *decoder, const Work *work, const Tile *tile)
+{
+    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const int64_t tile_x = tile->index % across * work->tile_width, tile_y = tile->index / across * work->tile_height;
+    unsigned char *pixels = tile->pixels;
+    Part part;
+
+    if (pixels == NULL) {
+        unsigned char *place = whole_place(work, tile_x, tile_y);
+        if (place != NULL)
+            return decode(decoder, work, tile->index, place, (size_t)work->patch_width * CHANNELS);
+        pixels = work->scratch;
+    }
+    if (!tile->decoded && decode(decoder, work, tile->index, pixels, (size_t)work->tile_width * CHANNELS) < 0)
+        return -1;
+    for (ptrdiff_t patch = 0; patch < work->patch_count; patch++)
+        if (part_of(work, tile_x, tile_y, patch, &part))
+            copy_part(work, tile_x, tile_y, pixels, &part);
+    return 0;
+}
+
+/* All tiles in order: how many were done before the first that failed. */
+static ptrdiff_t do_all(Decoder *decoder, const Work *work)
+{
+    ptrdiff_t done = 0;
+
+    if (decoder_open(decoder, work->tile_height) == 0)
+        while (done < work->tile_count && do_tile(decoder, work, &work->tiles[done]) == 0)
+            done++;
+    decoder_close(decoder);
+#ifdef __SSE2__
+    _mm_sfence(); /* what went past the cache is there before another thread is told so */
+#endif
+    return done;
+}
+
+#endif

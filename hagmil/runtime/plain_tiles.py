@@ -1,0 +1,155 @@
+"""The plain twin of the compiled tile kernel: simplejpeg decodes, NumPy copies, Pillow reduces.
+
+Same arguments, same pixels, same errors as ``_tile_kernel.c``; one contract test holds both.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from hagmil.runtime.slide_base import WHITE
+
+_START = b"\xff\xd8"
+_THREE_CHANNELS = ("RGB", "YCbCr")
+
+_Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
+
+
+def start_patches(
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    /,
+) -> dict[int, int]:
+    """Whiten patches that reach beyond the level, and say which tiles patches need.
+
+    Args:
+        level: width and height of the level, in pixels.
+        tile: width and height of a tile, in pixels.
+        corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
+        patches: uint8 (n, height, width, 3), contiguous.
+
+    Returns:
+        Tiles, counted row after row, in the order of patches, and how many patches touch each.
+    """
+    counts: dict[int, int] = {}
+    (level_width, level_height), (tile_width, tile_height) = level, tile
+    height, width = patches.shape[1:3]
+    across = -(-level_width // tile_width)
+    for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
+        left, right = max(x, 0), min(x + width, level_width)
+        upper, lower = max(y, 0), min(y + height, level_height)
+        if right - left < width or lower - upper < height:
+            patch.fill(WHITE)
+        if left < right and upper < lower:
+            for row in range(upper // tile_height, -(-lower // tile_height)):
+                for index in range(row * across + left // tile_width, row * across - (-right // tile_width)):
+                    counts[index] = counts.get(index, 0) + 1
+    return counts
+
+
+def read_tiles(
+    descriptor: int,
+    head: bytes,
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    indices: list[int],
+    memories: list[NDArray[np.uint8] | None],
+    decoded: int,
+    corners: NDArray[np.int64],
+    patches: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+    past_cache: bool,  # noqa: ARG001 - NumPy cannot
+    /,
+) -> None:
+    """Read, decode and hand out tiles to the patches that they cover; nothing else of the patches is written.
+
+    Args:
+        descriptor: of the file.
+        head: what stands before each tile's bytes, instead of its first two, to make a JPEG stream of them.
+        offsets: int64 (tiles of the level,), where each encoded tile lies in the file.
+        sizes: int64 (tiles of the level,), bytes of each.
+        level: width and height of the level, in pixels.
+        tile: width and height of a tile, in pixels.
+        indices: which tiles, counted row after row, each once.
+        memories: uint8 (tile_height, tile_width, 3), contiguous, that hold each of them; None where nothing is to be
+            kept of a tile.
+        decoded: how many of them, from the first, are in their memory already. The others are decoded to there.
+        corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
+        patches: uint8 (n, height, width, 3), contiguous.
+        scratch: uint8 (tile_height, tile_width, 3), for tiles of which nothing is to be kept; overwritten.
+        past_cache: whether patches are so many that they had better not pass through the processor's cache.
+
+    Raises:
+        ValueError: a tile is damaged, or cannot be read; the index of the first such, and what is wrong with it.
+    """
+    starts: list[list[int]] = corners.tolist()
+    for number, (index, memory) in enumerate(zip(indices, memories, strict=True)):
+        pieces = _pieces(index, level, tile, starts, patches)
+        pixels = scratch if memory is None else memory
+        if memory is None and len(pieces) == 1 and _takes_whole(pieces[0][0], scratch):
+            pixels = pieces[0][0]
+        if number >= decoded:
+            try:
+                _decode(descriptor, head, int(offsets[index]), int(sizes[index]), pixels)
+            except (ValueError, OSError) as error:
+                raise ValueError(index, str(error)) from error
+        for place, part in pieces:
+            if place is not pixels:
+                place[...] = pixels[part]
+
+
+def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8], /) -> None:
+    """Means of squares of pixels, rounded as Pillow rounds them.
+
+    Args:
+        pixels: uint8 (height * factor, width * factor, 3), contiguous.
+        factor: side of a square, 1 to 256.
+        means: uint8 (height, width, 3), contiguous; overwritten.
+    """
+    means[...] = np.asarray(Image.fromarray(pixels).reduce(factor))
+
+
+def _pieces(
+    index: int, level: tuple[int, int], tile: tuple[int, int], starts: list[list[int]], patches: NDArray[np.uint8]
+) -> list[_Piece]:
+    """Which parts of a tile go where."""
+    (width, height), (tile_width, tile_height) = level, tile
+    row, column = divmod(index, -(-width // tile_width))
+    left, upper = column * tile_width, row * tile_height
+    right, lower = min(left + tile_width, width), min(upper + tile_height, height)
+    pieces = []
+    for patch, (x, y) in zip(patches, starts, strict=True):
+        begin_x, end_x = max(left, x), min(right, x + patch.shape[1])
+        begin_y, end_y = max(upper, y), min(lower, y + patch.shape[0])
+        if begin_x < end_x and begin_y < end_y:
+            place = patch[begin_y - y : end_y - y, begin_x - x : end_x - x]
+            pieces.append((place, (slice(begin_y - upper, end_y - upper), slice(begin_x - left, end_x - left))))
+    return pieces
+
+
+def _takes_whole(place: NDArray[np.uint8], tile: NDArray[np.uint8]) -> bool:
+    """Whether a tile can be decoded right where it goes."""
+    return place.shape == tile.shape and place.flags.c_contiguous
+
+
+def _decode(descriptor: int, head: bytes, offset: int, size: int, out: NDArray[np.uint8]) -> None:
+    """Decode one tile; raises ValueError or OSError."""
+    data = os.pread(descriptor, size, offset)
+    if len(data) < size or not data.startswith(_START):
+        raise ValueError("its bytes are no JPEG stream")
+    stream = head + data[len(_START) :]
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(stream)
+    if (height, width) != out.shape[:2]:
+        raise ValueError(f"it holds {width} x {height} px")
+    if colours not in _THREE_CHANNELS:
+        raise ValueError("it does not hold three channels")
+    simplejpeg.decode_jpeg(stream, "RGB", buffer=out)

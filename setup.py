@@ -1,0 +1,17 @@
+"""The compiled part of hagmil; everything else of the package is described in pyproject.toml."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "hagmil.runtime._tile_kernel",
+            ["hagmil/runtime/_tile_kernel.c"],
+            depends=["hagmil/runtime/_tile_work.h", "hagmil/runtime/_reduction.h"],
+            libraries=["jpeg"],
+            py_limited_api=True,
+            optional=True,  # without a compiler or libjpeg-turbo's headers its plain twin is used
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
