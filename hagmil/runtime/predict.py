@@ -40,6 +40,7 @@ from hagmil.runtime.result import (
     write_regions,
     write_result,
 )
+from hagmil.runtime.tile_kernel import kernel_name
 from hagmil.runtime.verdict import Verdict, class_attentions, stage_logits
 
 _log = logging.getLogger(__name__)
@@ -349,6 +350,7 @@ def versions() -> dict[str, str]:
     """Versions of everything that a number may depend on."""
     return {
         "python": platform.python_version(),
+        "tile kernel": kernel_name(),
         **versions_of(
             "numpy",
             "onnxruntime",
