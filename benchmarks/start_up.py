@@ -155,15 +155,15 @@ def driver() -> None:
     import hagmil.cli.app
 
     marks.done("command line")
-    predict = importlib.import_module("hagmil.runtime.predict")
+    look = importlib.import_module("hagmil.runtime.look")
     model = importlib.import_module("hagmil.runtime.model")
     marks.done("runtime")
     onnxruntime = importlib.import_module("onnxruntime")
     marks.done("ONNX Runtime")
     marks.after(model, "load_model", "model")
-    marks.after(predict, "open_slide", "slide")
-    marks.after(predict, "read_overview", "overview")
-    marks.after(predict, "find_tissue", "mask")
+    marks.after(look, "open_slide", "slide")
+    marks.after(look, "read_overview", "overview")
+    marks.after(look, "find_tissue", "mask")
     onnxruntime.InferenceSession.run = marks.end
     onnxruntime.InferenceSession.run_with_iobinding = marks.end
     hagmil.cli.main()

@@ -6,25 +6,25 @@ import errno
 import functools
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hagmil._files import write_text
 from hagmil._versions import versions_of
-from hagmil.bundle import RESEARCH_USE_ONLY, Manifest
+from hagmil.bundle import RESEARCH_USE_ONLY
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
-from hagmil.runtime.cascade import StageOutcome, first_candidates, plan_slide, run_cascade, stage_specs
 from hagmil.runtime.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.encode import EncodeOptions, Progress
-from hagmil.runtime.geometry import TOLERANCE, finest_ratio
-from hagmil.runtime.heatmap import PANEL_PX, Caption, draw_heatmap
+from hagmil.runtime.heatmap import Caption, draw_heatmap
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.kernels import MaskKernels
+from hagmil.runtime.look import Prepared, Seen, look, prepare
+from hagmil.runtime.look_ahead import LookAhead
 from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
-from hagmil.runtime.overview import Overview, read_overview, shrunk
 from hagmil.runtime.result import (
     ATTENTION_NAME,
     HEATMAP_NAME,
@@ -40,9 +40,7 @@ from hagmil.runtime.result import (
     write_regions,
     write_result,
 )
-from hagmil.runtime.slide import Slide, open_slide
-from hagmil.runtime.tissue import find_tissue
-from hagmil.runtime.verdict import Verdict, class_attentions, stage_logits, verdict_of
+from hagmil.runtime.verdict import Verdict, class_attentions, stage_logits
 
 _log = logging.getLogger(__name__)
 DEFAULT_OUT = Path("hagmil-results")
@@ -50,6 +48,8 @@ DEFAULT_OUT = Path("hagmil-results")
 
 _TABLE_EVERY = 25
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+Take = Callable[[SlideRequest, StepClock], Prepared]
+"""Gives a slide, prepared; the clock gets the seconds of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +132,19 @@ def predict_many(
         EnvironmentLacks: the disk is full, or the device is lost: no next slide could do better.
     """
     results: list[Result] = []
+    earlier = [_earlier_result(request, model, out, options) if options.resume else None for request in requests]
+    wanted = [request for request, result in zip(requests, earlier, strict=True) if result is None]
     try:
-        for request in requests:
-            result = _earlier_result(request, model, out, options) if options.resume else None
-            if result is None:
-                result = predict_one(request, model, out / request.slide_id, options, progress=progress)
-            results.append(result)
-            if on_result is not None:
-                on_result(result)
-            if len(results) % _TABLE_EVERY == 0:
-                _write_table(out, results, model)
+        with _ahead(wanted, model, options) as take:
+            for request, found in zip(requests, earlier, strict=True):
+                result = found or predict_one(
+                    request, model, out / request.slide_id, options, progress=progress, take=take
+                )
+                results.append(result)
+                if on_result is not None:
+                    on_result(result)
+                if len(results) % _TABLE_EVERY == 0:
+                    _write_table(out, results, model)
     except KeyboardInterrupt as error:
         _write_table(out, results, model)
         raise Interrupted(
@@ -166,6 +169,7 @@ def predict_one(
     options: PredictOptions,
     *,
     progress: Progress | None = None,
+    take: Take | None = None,
 ) -> Result:
     """Take one slide through a model and write its result, whatever becomes of it.
 
@@ -175,6 +179,7 @@ def predict_one(
         folder: where result.json, attention.h5, heatmap.png and regions.geojson go.
         options: how.
         progress: called after every batch of patches.
+        take: gives the slide, prepared; it is prepared here where None.
 
     Returns:
         The result that was written; ``status`` says whether there is a verdict.
@@ -190,7 +195,8 @@ def predict_one(
     clock = StepClock()
     report = _report(request, model, options)
     try:
-        seen = _look(request, model, options, clock, progress)
+        prepared = (take or _in_turn(model, options))(request, clock)
+        seen = look(prepared, model, options.encode, keep=options.keep, clock=clock, progress=progress)
     except Exception as error:
         if not _concerns_one_slide(error):
             raise
@@ -203,61 +209,19 @@ def predict_one(
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What was found on a slide, before it is written."""
-
-    verdict: Verdict
-    outcomes: tuple[StageOutcome, ...]
-    picture: Overview
-    spacing_source: str | None
-    warnings: tuple[str, ...]
+def _in_turn(model: LoadedModel, options: PredictOptions) -> Take:
+    """Slides prepared when they are asked for."""
+    return lambda request, clock: prepare(request, model.bundle.manifest, options.mask_kernels, clock)
 
 
-def _look(
-    request: SlideRequest,
-    model: LoadedModel,
-    options: PredictOptions,
-    clock: StepClock,
-    progress: Progress | None,
-) -> _Seen:
-    manifest = model.bundle.manifest
-    with clock.step("open"):
-        slide = open_slide(request.path, spacing_um=request.spacing_um)
-    with slide:
-        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-        with clock.step("tissue"):
-            overview = read_overview(slide, manifest.tissue.spacing_um)
-            mask = find_tissue(overview, manifest.tissue, options.mask_kernels)
-            coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
-        with clock.step("picture"):
-            picture = _picture(slide, overview)
-        del overview, mask  # of a large slide they are tens of megabytes, and nothing needs them any more
-        outcomes = run_cascade(
-            slide, coords, model, plan, options.encode, clock=clock, keep=options.keep, progress=progress
-        )
-        verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
-        return _Seen(verdict, outcomes, picture, slide.spacing_source, _warnings(manifest, picture.slide_spacing_um))
-
-
-def _picture(slide: Slide, overview: Overview) -> Overview:
-    """What the heatmap is drawn on: the overview, no larger than it needs be, or a finer one where a small slide would
-    look blurred."""
-    if max(overview.pixels.shape) >= PANEL_PX:
-        return shrunk(overview, max(overview.pixels.shape) // PANEL_PX)
-    finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
-    return finer if finer.downsample < overview.downsample else overview
-
-
-def _warnings(manifest: Manifest, slide_spacing_um: float) -> tuple[str, ...]:
-    ratio = finest_ratio(slide_spacing_um, stage_specs(manifest))
-    if ratio > 1 - TOLERANCE:
-        return ()
-    finest = manifest.stages[-1]
-    return (
-        f"stage {finest.name} was read at the slide's own {slide_spacing_um:.4g} um/px, "
-        f"{1 / ratio - 1:.1%} coarser than the model's {finest.spacing_um:g}",
-    )
+@contextmanager
+def _ahead(requests: Sequence[SlideRequest], model: LoadedModel, options: PredictOptions) -> Iterator[Take]:
+    """Slides prepared one ahead where a device works meanwhile."""
+    if not model.backbone.on_device:
+        yield _in_turn(model, options)
+        return
+    with LookAhead(requests, model.bundle.manifest, options.mask_kernels) as ahead:
+        yield ahead.take
 
 
 def _concerns_one_slide(error: Exception) -> bool:
@@ -282,7 +246,7 @@ def _failure(request: SlideRequest, error: Exception) -> dict[str, Any]:
     return {"status": "failed", "code": "internal", "message": message}
 
 
-def _success(model: LoadedModel, seen: _Seen) -> dict[str, Any]:
+def _success(model: LoadedModel, seen: Seen) -> dict[str, Any]:
     return {
         "status": "ok",
         "prediction": seen.verdict.prediction,
@@ -338,7 +302,7 @@ def _report(request: SlideRequest, model: LoadedModel, options: PredictOptions) 
     return _make
 
 
-def _write_pictures(folder: Path, request: SlideRequest, model: LoadedModel, seen: _Seen) -> None:
+def _write_pictures(folder: Path, request: SlideRequest, model: LoadedModel, seen: Seen) -> None:
     ranked = sorted(seen.verdict.probabilities.items(), key=lambda item: -item[1])
     caption = Caption(
         title=request.slide_id,

@@ -71,7 +71,11 @@ class Result(_Model):
         default=None, description="that the verdict's logits were divided by; null: the bundle is not calibrated"
     )
     stages: tuple[StageResult, ...] = ()
-    timing_s: dict[str, float] = Field(default_factory=dict, description="wall-clock seconds by step, and in total")
+    timing_s: dict[str, float] = Field(
+        default_factory=dict,
+        description="wall-clock seconds by step, and in total; `wait` for a slide that is prepared while the one before it runs, "
+        "whose own steps then are no part of the total",
+    )
     provider: str | None = None
     precision: str | None = None
     spacing_um: float | None = Field(default=None, description="micrometres per level-0 pixel")

@@ -198,9 +198,12 @@ class OnnxSession:
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         # Measured on the full-size transformer: the arena takes up to twice the memory and saves no time; nor does the
         # priority-based order, which keeps more tensors at a time. Patterns of memory take 300 MB more at 1,000 patches
-        # and 200 MB more at 10,000, and save no time either. docs/decisions/0009-pseudo-inverse.md
+        # and 200 MB more at 10,000, and save no time either. Reuse lets a tensor's memory wait for the next one of
+        # its shape, through whole blocks of another width: 290 MB more at 10,000 patches, and 100 MB more in
+        # resnet50-trunc. docs/decisions/0009-pseudo-inverse.md
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+        options.enable_mem_reuse = False
         try:
             providers = [(provider_name, dict(provider_options))]
             return self._onnxruntime.InferenceSession(str(self._path), options, providers=providers)

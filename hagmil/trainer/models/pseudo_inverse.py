@@ -12,6 +12,10 @@ matrices. Fewer do, since only Z·W is wanted and W is thin:
 3. Of the last step only p(X)/4 · W is wanted: W + EW + E²W + E³W/4 with E = I - X, in which nothing cancels.
 4. Z, of the last early step, times what has become of W.
 
+Where a landmark counts several times, the matrix has equal rows and equal columns. Products of such matrices have them,
+too, so each is written once: a column times how often it counts. Written so, a product of two is the plain product of
+what is written, and no step knows of it but the first, which transposes.
+
 Only products and multiples are used, no identity matrix: a traced graph would keep it. Why two late steps and not
 five, and why none in half precision: docs/decisions/0009-pseudo-inverse.md.
 """
@@ -24,11 +28,12 @@ from torch import Tensor
 _LATE_STEPS = 2
 
 
-def apply_pseudo_inverse(matrix: Tensor, thin: Tensor, iterations: int) -> Tensor:
+def apply_pseudo_inverse(matrix: Tensor, counts: Tensor, thin: Tensor, iterations: int) -> Tensor:
     """Multiply a matrix by the Moore-Penrose inverse of another, by iteration.
 
     Args:
-        matrix: float (heads, m, m), not negative; what is inverted.
+        matrix: float (heads, m, m), not negative; what is inverted, each column times how often it counts.
+        counts: float (m,), how often each row and column counts; 0 where it does not.
         thin: float (heads, m, k).
         iterations: Newton-Schulz steps, at least 1.
 
@@ -36,9 +41,9 @@ def apply_pseudo_inverse(matrix: Tensor, thin: Tensor, iterations: int) -> Tenso
         float (heads, m, k).
     """
     if matrix.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(matrix.device.type):
-        return torch.bmm(pseudo_inverse(matrix, iterations), thin)
+        return torch.bmm(pseudo_inverse(matrix, counts, iterations), thin)
     early = max(iterations - 1 - _LATE_STEPS, 0)
-    inverse = pseudo_inverse(matrix, early)  # step 1
+    inverse = pseudo_inverse(matrix, counts, early)  # step 1
     product = torch.bmm(matrix, inverse)
     for _ in range(early, iterations - 1):  # step 2
         square = torch.bmm(product, product)
@@ -51,18 +56,21 @@ def apply_pseudo_inverse(matrix: Tensor, thin: Tensor, iterations: int) -> Tenso
     return torch.bmm(inverse, thin + once + twice + 0.25 * thrice)  # step 4
 
 
-def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
+def pseudo_inverse(matrix: Tensor, counts: Tensor, iterations: int) -> Tensor:
     """The Moore-Penrose inverse itself, each step as the paper has it, with the identities multiplied out.
 
     Args:
-        matrix: float (heads, m, m), not negative.
+        matrix: float (heads, m, m), not negative, each column times how often it counts.
+        counts: float (m,).
         iterations: Newton-Schulz steps.
 
     Returns:
-        float (heads, m, m).
+        float (heads, m, m), each column times how often it counts.
     """
-    largest = matrix.sum(dim=-1).amax(dim=(0, 1)) * matrix.sum(dim=-2).amax(dim=(0, 1))
-    inverse = matrix.mT / largest
+    plain = matrix / counts.clamp(min=1)  # a column that does not count is zero, and stays so
+    column_sums = (counts.unsqueeze(-1) * plain).sum(dim=-2)  # (heads, m)
+    largest = matrix.sum(dim=-1).amax(dim=(0, 1)) * column_sums.amax(dim=(0, 1))
+    inverse = plain.mT * (counts / largest)
     for _ in range(iterations):
         product = torch.bmm(matrix, inverse)
         inner = 15 * product - torch.bmm(product, 7 * product - torch.bmm(product, product))

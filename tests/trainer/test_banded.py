@@ -1,0 +1,35 @@
+"""The convolution by banded matrices against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hagmil.trainer.models.banded import banded, convolve
+
+HEADS, WIDTH = 3, 5
+
+
+@pytest.mark.parametrize("taps", [1, 3, 33, 47])
+@pytest.mark.parametrize("length", [1, 2, 16, 31, 32, 33, 64, 65, 100])
+def test_it_equals_the_convolution(taps: int, length: int) -> None:
+    kernels, rows = _numbers(taps, length)
+    expected = F.conv2d(rows.unsqueeze(0), kernels.view(HEADS, 1, taps, 1), padding=(taps // 2, 0), groups=HEADS)[0]
+    bands = banded(kernels)
+    torch.testing.assert_close(convolve(rows, bands, taps), expected, rtol=0, atol=1e-12)
+    for head in range(HEADS):
+        torch.testing.assert_close(convolve(rows[head], bands[head], taps), expected[head], rtol=0, atol=1e-12)
+
+
+def test_its_gradients_are_right() -> None:
+    kernels, rows = _numbers(3, 40)
+    kernels.requires_grad_()
+    rows.requires_grad_()
+    assert torch.autograd.gradcheck(lambda kernel, row: convolve(row, banded(kernel), 3), (kernels, rows))
+
+
+def _numbers(taps: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(taps * 1000 + length)
+    kernels = torch.randn(HEADS, taps, dtype=torch.float64, generator=generator)
+    return kernels, torch.randn(HEADS, length, WIDTH, dtype=torch.float64, generator=generator)
