@@ -184,14 +184,15 @@ class OnnxSession:
                 run.set_exception(error)
 
         worker = threading.Thread(target=_work, name="hagmil-run", daemon=True)
-        worker.start()
         try:
+            worker.start()
             return run.result()
-        except KeyboardInterrupt:
+        except BaseException:  # an interrupt, at whatever moment, or the run's own error
             options.terminate = True
             raise
         finally:
-            worker.join()
+            if worker.is_alive():
+                worker.join()
 
     def _load(
         self, provider_name: str, threads: int | None, provider_options: Mapping[str, str], many_runs: bool
