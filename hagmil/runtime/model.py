@@ -68,8 +68,7 @@ def load_model(
 
 
 def _open_graph(bundle: Bundle, provider: str, threads: int | None, graph: str) -> Session:
-    many_runs = graph == bundle.manifest.backbone.onnx
-    return open_session(bundle.file(graph), provider=provider, threads=threads, many_runs=many_runs)
+    return open_session(bundle.file(graph), provider=provider, threads=threads)
 
 
 def builtin_bundle() -> Path:

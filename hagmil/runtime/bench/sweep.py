@@ -88,7 +88,7 @@ def _batches(provider: str, model: LoadedModel, patches: NDArray[np.uint8], repe
 def _threads(model: LoadedModel, patches: NDArray[np.uint8], how: Measuring) -> Iterator[SweepPoint]:
     backbone = model.bundle.manifest.backbone
     for threads in thread_counts():
-        session = open_session(model.bundle.file(backbone.onnx), threads=threads, many_runs=True)
+        session = open_session(model.bundle.file(backbone.onnx), threads=threads)
         found = measure_backbone(session, patches, how.batch, how.repeats, 0.0)
         yield SweepPoint(
             what="backbone_threads",

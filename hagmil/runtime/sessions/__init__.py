@@ -47,15 +47,13 @@ class Session(Protocol):
         """
 
 
-def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = None, many_runs: bool = False) -> Session:
+def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = None) -> Session:
     """Load a graph on the provider that was asked for.
 
     Args:
         onnx: the graph's file.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: threads inside one run on the CPU; as many as there are cores where none are given.
-        many_runs: whether it will run again and again on inputs of one shape, as backbones do: then it keeps the memory
-            of a run for the next.
 
     Raises:
         UsageError: no such provider.
@@ -66,4 +64,4 @@ def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = Non
         raise UsageError(f'no provider "{provider}"; choose one of {", ".join(PROVIDERS)}')
     from hagmil.runtime.sessions.onnx import OnnxSession  # onnxruntime is imported only where a graph is run
 
-    return OnnxSession(onnx, provider=provider, threads=threads, many_runs=many_runs)
+    return OnnxSession(onnx, provider=provider, threads=threads)

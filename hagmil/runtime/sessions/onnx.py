@@ -73,7 +73,6 @@ class OnnxSession:
         provider: str = "cpu",
         threads: int | None = None,
         options: Mapping[str, str] | None = None,
-        many_runs: bool = False,
     ) -> None:
         self._onnxruntime = _onnxruntime()
         keep_one_heap()
@@ -86,7 +85,7 @@ class OnnxSession:
                 'pip uninstall onnxruntime; pip install "hagmil[gpu]"',
                 code="provider_missing",
             )
-        self._session = self._load(name, threads, options or {}, many_runs)
+        self._session = self._load(name, threads, options or {})
         if self._session.get_providers()[0] != name:
             raise EnvironmentLacks(
                 f'provider "{provider}" is installed but did not start on this machine (no device, or no driver?); '
@@ -194,9 +193,7 @@ class OnnxSession:
             if worker.is_alive():
                 worker.join()
 
-    def _load(
-        self, provider_name: str, threads: int | None, provider_options: Mapping[str, str], many_runs: bool
-    ) -> Any:
+    def _load(self, provider_name: str, threads: int | None, provider_options: Mapping[str, str]) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -205,9 +202,7 @@ class OnnxSession:
         # and 200 MB more at 10,000, and save no time either. Reuse lets a tensor's memory wait for the next one of
         # its shape, through whole blocks of another width: 290 MB more at 10,000 patches, and 100 MB more in
         # resnet50-trunc. docs/decisions/0009-pseudo-inverse.md
-        # A backbone's runs are all of one shape: the arena keeps their memory, which the system would have to clear
-        # page by page for every run, a sixth of resnet50-trunc's time; and it is smaller than what malloc keeps.
-        options.enable_cpu_mem_arena = many_runs
+        options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.enable_mem_reuse = False
         try:
