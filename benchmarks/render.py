@@ -87,9 +87,7 @@ SECTIONS = (
     Section(
         "How the cost grows",
         "growth",
-        "Other work was on the machine, so seconds are too many; memory is not touched by that. The backbone "
-        "takes 96 % of a slide's time and more, full-size level models included. A slide of 65,536 pixels was not "
-        "measured.",
+        "Measured before decision 0013 and on another machine; a slide of 65,536 pixels was not measured.",
     ),
     Section(
         "What --keep buys",
