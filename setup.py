@@ -7,8 +7,12 @@ setup(
         Extension(
             "hagmil.runtime._tile_kernel",
             ["hagmil/runtime/_tile_kernel.c"],
-            depends=["hagmil/runtime/_tile_work.h", "hagmil/runtime/_reduction.h"],
-            libraries=["jpeg"],
+            depends=[
+                "hagmil/runtime/_libjpeg.h",
+                "hagmil/runtime/_tile_work.h",
+                "hagmil/runtime/_reduction.h",
+            ],
+            libraries=["dl"],  # libjpeg-turbo itself is opened at run time
             py_limited_api=True,
             optional=True,  # without a compiler or libjpeg-turbo's headers its plain twin is used
         )

@@ -18,7 +18,8 @@
  * Besides, pixels are reduced by whole numbers here (_reduction.h), several times as fast as by Pillow, which keeps
  * four bytes a pixel.
  *
- * There is no state beyond a call, so any number of threads may be in here at once.
+ * There is no state beyond a call but the library's functions (_libjpeg.h), which are set before the first, so any
+ * number of threads may be in here at once.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -29,8 +30,22 @@
 #include "_tile_work.h"
 
 #define WHITE 255
-#define TEXT_OF(value) #value
-#define VALUE_TEXT(macro) TEXT_OF(macro)
+
+/* ---- before the first call ---- */
+
+static PyObject *open_library(PyObject *module, PyObject *argument)
+{
+    char message[512];
+    PyObject *path;
+
+    (void)module;
+    if (!PyUnicode_FSConverter(argument, &path))
+        return NULL;
+    if (open_libjpeg(PyBytes_AsString(path), message, sizeof message) < 0)
+        PyErr_SetString(PyExc_OSError, message);
+    Py_DECREF(path);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
 
 /* ---- step 1 ---- */
 
@@ -101,6 +116,10 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
     int fine = 0;
 
     (void)module;
+    if (libjpeg.jpeg_std_error == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "no library is open");
+        return NULL;
+    }
     if (!PyArg_ParseTuple(arguments, "iy*y*y*(nn)(nn)O!O!ny*Ow*p:read_tiles", &work.descriptor, &head, &offsets,
                           &sizes, &width, &height, &tile_width, &tile_height, &PyList_Type, &indices, &PyList_Type,
                           &memories, &decoded, &corners, &out, &scratch, &work.past_cache))
@@ -271,18 +290,14 @@ end:
 }
 
 static PyMethodDef methods[] = {
+    {"open_library", open_library, METH_O, "Decode with the libjpeg-turbo of this file, from now on."},
     {"reduce_pixels", reduce_pixels, METH_VARARGS, "Means of squares of pixels."},
     {"start_patches", start_patches, METH_VARARGS, "What some patches need, and white where there is nothing."},
     {"read_tiles", read_tiles, METH_VARARGS, "Read, decode and hand out tiles; see plain_tiles.py."},
     {NULL, NULL, 0, NULL},
 };
 
-static int add_version(PyObject *module)
-{
-    return PyModule_AddStringConstant(module, "LIBJPEG_TURBO", VALUE_TEXT(LIBJPEG_TURBO_VERSION));
-}
-
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_version}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,

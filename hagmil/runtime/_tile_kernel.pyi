@@ -1,9 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-LIBJPEG_TURBO: str
-"""The version that it was compiled with."""
-
+def open_library(path: str, /) -> None: ...
 def start_patches(
     level: tuple[int, int],
     tile: tuple[int, int],

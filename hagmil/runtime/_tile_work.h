@@ -14,11 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <jpeglib.h>
-
-#ifndef LIBJPEG_TURBO_VERSION
-#error "hagmil's tile kernel needs libjpeg-turbo: pixels of other libjpegs differ, and they are several times slower"
-#endif
+#include "_libjpeg.h"
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -97,7 +93,7 @@ static void say_nothing(j_common_ptr common)
 static int decoder_open(Decoder *decoder, int64_t tile_height)
 {
     memset(decoder, 0, sizeof *decoder);
-    decoder->jpeg.err = jpeg_std_error(&decoder->errors);
+    decoder->jpeg.err = libjpeg.jpeg_std_error(&decoder->errors);
     decoder->errors.error_exit = on_error;
     decoder->errors.emit_message = on_message;
     decoder->errors.output_message = say_nothing;
@@ -108,13 +104,13 @@ static int decoder_open(Decoder *decoder, int64_t tile_height)
     }
     if (setjmp(decoder->failed))
         return -1;
-    jpeg_create_decompress(&decoder->jpeg);
+    libjpeg.jpeg_CreateDecompress(&decoder->jpeg, JPEG_LIB_VERSION, sizeof decoder->jpeg);
     return 0;
 }
 
 static void decoder_close(Decoder *decoder)
 {
-    jpeg_destroy_decompress(&decoder->jpeg); /* nothing happens where it was never created */
+    libjpeg.jpeg_destroy_decompress(&decoder->jpeg); /* nothing happens where it was never created */
     free(decoder->rows);
     free(decoder->stream);
 }
@@ -174,11 +170,11 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned cha
     for (int64_t row = 0; row < work->tile_height; row++)
         decoder->rows[row] = to + (size_t)row * pitch;
     if (setjmp(decoder->failed)) {
-        jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
+        libjpeg.jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
         return -1;
     }
-    jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
-    jpeg_read_header(jpeg, TRUE);
+    libjpeg.jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
+    libjpeg.jpeg_read_header(jpeg, TRUE);
     if (jpeg->image_width != work->tile_width || jpeg->image_height != work->tile_height) {
         snprintf(decoder->message, sizeof decoder->message, "it holds %u x %u px", jpeg->image_width,
                  jpeg->image_height);
@@ -189,10 +185,11 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned cha
         longjmp(decoder->failed, 1);
     }
     jpeg->out_color_space = JCS_RGB; /* all else stays at the defaults: the accurate transform, smooth chroma */
-    jpeg_start_decompress(jpeg);
+    libjpeg.jpeg_start_decompress(jpeg);
     while (jpeg->output_scanline < jpeg->output_height)
-        jpeg_read_scanlines(jpeg, decoder->rows + jpeg->output_scanline, jpeg->output_height - jpeg->output_scanline);
-    jpeg_finish_decompress(jpeg);
+        libjpeg.jpeg_read_scanlines(jpeg, decoder->rows + jpeg->output_scanline,
+                                    jpeg->output_height - jpeg->output_scanline);
+    libjpeg.jpeg_finish_decompress(jpeg);
     return 0;
 }
 

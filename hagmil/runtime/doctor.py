@@ -83,7 +83,7 @@ def _tile_kernel() -> Finding:
         return Finding("tile kernel", "missing", f"{error}; reads JPEG tiles: pip install simplejpeg")
     if why_plain is None:
         return Finding("tile kernel", "ok", f"{kernel_name()} (reads JPEG tiles)")
-    return Finding("tile kernel", "optional", f"not compiled ({why_plain}); tiles are read more slowly: {REMEDY}")
+    return Finding("tile kernel", "optional", f"{why_plain}; tiles are read more slowly: {REMEDY}")
 
 
 def _onnxruntime() -> tuple[Finding, ...]:

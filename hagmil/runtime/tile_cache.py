@@ -67,17 +67,21 @@ class TileCache:
         Returns:
             The tiles, each to be given back or to be abandoned before anything else is borrowed.
         """
+        held, uses_left = self._held, self._uses
         with self._changed:
             while True:
-                decoded = [tile for tile in wanted if (held := self._held.get(tile)) is not None and held.ready]
-                for tile in decoded:  # all of them before room is made for others
-                    self._held[tile].users += 1
-                memories: list[Tile | None] = [self._held[tile].pixels for tile in decoded]
-                missing = []
+                indices: list[int] = []
+                memories: list[Tile | None] = []
+                for tile in wanted:  # all that are decoded, before room is made for others
+                    if tile in held and held[tile].ready:
+                        held[tile].users += 1
+                        indices.append(tile)
+                        memories.append(held[tile].pixels)
+                decoded = len(indices)
                 for tile, uses in wanted.items():
-                    if tile in self._held:
+                    if tile in held:
                         continue  # it is decoded, or being decoded: step 3
-                    if self._uses[tile] <= uses:
+                    if uses_left[tile] <= uses:
                         memories.append(None)
                     elif self._has_room():
                         try:
@@ -88,9 +92,9 @@ class TileCache:
                             raise
                     else:
                         continue
-                    missing.append(tile)
+                    indices.append(tile)
                 if memories:
-                    return TileLoan(decoded + missing, memories, len(decoded))
+                    return TileLoan(indices, memories, decoded)
                 self._waiting += 1
                 self._changed.wait()
                 self._waiting -= 1
@@ -105,11 +109,14 @@ class TileCache:
         with self._changed:
             self.decoded += len(loan.indices) - loan.decoded
             for tile, memory in zip(loan.indices, loan.memories, strict=True):
-                if memory is not None:
-                    held = self._held[tile]
-                    held.users -= 1
-                    held.ready = True
-                self._count(tile, wanted.pop(tile))
+                uses = wanted.pop(tile)
+                if memory is None:
+                    self._uses[tile] -= uses  # nothing is held, so nothing is to be let go
+                    continue
+                held = self._held[tile]
+                held.users -= 1
+                held.ready = True
+                self._count(tile, uses)
             self._tell()
 
     def abandon(self, loan: TileLoan) -> None:

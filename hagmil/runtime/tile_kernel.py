@@ -1,23 +1,73 @@
-"""Which tile kernel is used: the compiled one where it was built, else its plain twin.
+"""Which tile kernel is used, and which libjpeg-turbo: the compiled one where it was built, else its plain twin.
 
-Both give the same pixels; docs/decisions/0012-tile-engine.md says what the compiled one saves.
+Both give the same pixels; docs/decisions/0012-tile-engine.md says what the compiled one saves. It decodes by the
+libjpeg-turbo that lies in Pillow's wheel, which is a new one, or else by the system's.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import PIL
 from numpy.typing import NDArray
+from PIL import features
 
 from hagmil.runtime import plain_tiles
+
+_SYSTEM_LIBRARIES = ("libjpeg.so.62", "libjpeg.so.8")  # of the two interfaces in use: Debian's and Ubuntu's
 
 try:
     from hagmil.runtime import _tile_kernel as compiled
 except ImportError as error:
-    why_plain: str | None = str(error)
-    start_patches, read_tiles = plain_tiles.start_patches, plain_tiles.read_tiles
+    compiled_error: str | None = f"not compiled ({error})"
 else:
-    why_plain = None
+    compiled_error = None
+
+
+def libraries() -> list[str]:
+    """Where libjpeg-turbo may be, the one to be preferred first: Pillow's own, then the system's."""
+    package = Path(PIL.__file__).parent
+    own = [*package.parent.glob("pillow.libs/libjpeg*"), *package.glob(".dylibs/libjpeg*")]
+    return [*sorted(map(str, own)), *_SYSTEM_LIBRARIES]
+
+
+def open_first(paths: list[str]) -> str:
+    """Have the compiled kernel decode by the first of some libraries that has the interface it was compiled for.
+
+    Args:
+        paths: of shared libraries, or their names.
+
+    Returns:
+        The one that was taken.
+
+    Raises:
+        OSError: none will do.
+    """
+    errors = []
+    for path in paths:
+        try:
+            compiled.open_library(path)
+        except OSError as error:
+            errors.append(str(error))
+        else:
+            return path
+    raise OSError("; ".join(errors))
+
+
+library: str | None = None
+"""The libjpeg-turbo of the compiled kernel, where that is used."""
+why_plain = compiled_error
+"""Why it is not used; None where it is."""
+if why_plain is None:
+    try:
+        library = open_first(libraries())
+    except OSError as error:
+        why_plain = f"no libjpeg-turbo for it ({error})"
+if why_plain is None:
     start_patches, read_tiles = compiled.start_patches, compiled.read_tiles
+else:
+    start_patches, read_tiles = plain_tiles.start_patches, plain_tiles.read_tiles
 
 REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian, Ubuntu: gcc, libjpeg-dev), then hagmil once more"
 """How to get the compiled kernel."""
@@ -41,6 +91,8 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
 
 def kernel_name() -> str:
     """What reads JPEG tiles here, for reports."""
-    if why_plain is not None:
+    if library is None:
         return "plain, simplejpeg"
-    return f"compiled, libjpeg-turbo {compiled.LIBJPEG_TURBO}"
+    if library in _SYSTEM_LIBRARIES:
+        return f"compiled, libjpeg-turbo of the system ({library})"
+    return f"compiled, libjpeg-turbo {features.version('libjpeg_turbo')} of Pillow"

@@ -6,9 +6,12 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hagmil.runtime.memory import read_again, written_once
 
@@ -68,3 +71,35 @@ def test_memory_begins_with_a_line_of_the_cache_or_off_its_vectors(shape: tuple[
         assert again.ctypes.data % 16 == 8
         assert once.flags.c_contiguous
         assert again.flags.c_contiguous
+
+
+def test_memory_is_used_again_when_no_view_of_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hagmil.runtime.memory._kept", deque(maxlen=1))
+    first = written_once((50, 64, 64, 3))
+    place, view = first.ctypes.data, first[3]
+    view[:] = 7
+    del first
+    second = written_once((50, 64, 64, 3))
+    second[:] = 9
+    assert (view == 7).all()  # still seen, so it is not lent
+    del view
+    third = written_once((40, 64, 64, 3))  # a smaller one will do
+    assert third.ctypes.data == place
+    fourth = written_once((40, 64, 64, 3))
+    assert not np.shares_memory(third, fourth)
+
+
+def test_memory_that_is_much_too_large_or_too_small_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: deque[NDArray[np.uint8]] = deque(maxlen=1)
+    monkeypatch.setattr("hagmil.runtime.memory._kept", kept)
+    for before, after in ((50, 20), (20, 50)):
+        kept.clear()
+        del_me = written_once((before, 64, 64, 3))
+        del del_me
+        (memory,) = kept
+        array = written_once((after, 64, 64, 3))
+        assert not np.shares_memory(array, memory)
+
+
+def test_no_patches_need_no_memory() -> None:
+    assert written_once((0, 64, 64, 3)).shape == (0, 64, 64, 3)

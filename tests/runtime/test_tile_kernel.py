@@ -335,6 +335,47 @@ def test_the_doctor_and_reports_name_what_reads_tiles() -> None:
     assert tile_kernel.kernel_name().startswith("plain" if PLAIN else "compiled, libjpeg-turbo ")
 
 
+@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
+def test_every_libjpeg_turbo_gives_the_same_pixels(level: Level) -> None:
+    corners, chosen = np.array([[-5, 3], [70, 70]], np.int64), tile_kernel.library
+    assert chosen is not None
+    try:
+        for path in tile_kernel.libraries():
+            try:
+                tile_kernel.open_first([path])
+            except OSError:
+                continue  # this machine has another
+            patches = np.full((2, 64, 64, 3), UNTOUCHED, np.uint8)
+            level.read(tile_kernel, corners, patches)
+            np.testing.assert_array_equal(patches, level.expected(corners, 64, 64))
+    finally:
+        tile_kernel.open_first([chosen])
+
+
+@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
+def test_what_is_no_libjpeg_turbo_is_refused_and_the_next_is_tried(tmp_path: Path) -> None:
+    chosen, text = tile_kernel.library, tmp_path / "text.so"
+    assert chosen is not None
+    text.write_text("no library")
+    assert tile_kernel.open_first([str(text), "libc.so.6", chosen]) == chosen
+    with pytest.raises(OSError, match=r"text\.so.*; libc\.so\.6 has no jpeg_std_error"):
+        tile_kernel.open_first([str(text), "libc.so.6"])
+
+
+@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
+def test_pillows_libjpeg_turbo_is_preferred_and_named_and_without_any_the_twin_is_used() -> None:
+    code = (
+        "import sys; from pathlib import Path; from unittest import mock\n"
+        "with mock.patch.object(Path, 'glob', lambda *_: iter(['/nowhere.so'])):\n"
+        "    from hagmil.runtime import tile_kernel\n"
+        "print(tile_kernel.kernel_name(), tile_kernel.why_plain)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(("compiled, libjpeg-turbo of the system", "plain, simplejpeg"))
+    wheel = any("pillow.libs" in path for path in tile_kernel.libraries())
+    assert tile_kernel.kernel_name().endswith("of Pillow") is wheel
+
+
 def test_without_the_compiled_kernel_its_twin_is_used_and_the_doctor_says_how_to_get_it() -> None:
     code = (
         "import sys; sys.modules['hagmil.runtime._tile_kernel'] = None\n"

@@ -1,0 +1,102 @@
+/*
+ * libjpeg-turbo's functions, from a shared library that is opened when the kernel is loaded.
+ *
+ * Not linked: the library that is there when hagmil is built is often an old one, and a newer one lies in Pillow's own
+ * wheel. Which are tried, hagmil/runtime/tile_kernel.py says.
+ */
+
+#ifndef HAGMIL_LIBJPEG_H
+#define HAGMIL_LIBJPEG_H
+
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdio.h>
+
+#include <jpeglib.h>
+
+#ifndef LIBJPEG_TURBO_VERSION
+#error "hagmil's tile kernel needs libjpeg-turbo: pixels of other libjpegs differ, and they are several times slower"
+#endif
+
+/* The last is not called; only libjpeg-turbo has it. */
+#define EACH_FUNCTION(DO) \
+    DO(jpeg_std_error) \
+    DO(jpeg_CreateDecompress) \
+    DO(jpeg_destroy_decompress) \
+    DO(jpeg_mem_src) \
+    DO(jpeg_read_header) \
+    DO(jpeg_start_decompress) \
+    DO(jpeg_read_scanlines) \
+    DO(jpeg_finish_decompress) \
+    DO(jpeg_abort_decompress) \
+    DO(jpeg_crop_scanline)
+
+#define MEMBER_OF(name) __typeof__(&name) name;
+typedef struct {
+    EACH_FUNCTION(MEMBER_OF)
+} Libjpeg;
+#undef MEMBER_OF
+
+/* Of the whole process: set once, under the interpreter's lock, before any thread decodes. */
+static Libjpeg libjpeg;
+
+typedef struct {
+    struct jpeg_error_mgr errors; /* first, so that libjpeg's pointer to it is a pointer to all of this */
+    jmp_buf failed;
+    char message[JMSG_LENGTH_MAX];
+} Trial;
+
+static void on_failed_trial(j_common_ptr common)
+{
+    Trial *trial = (Trial *)common->err;
+    trial->errors.format_message(common, trial->message);
+    longjmp(trial->failed, 1);
+}
+
+/* Whether the library has the interface that this was compiled for; else 0 and a message. */
+static int interface_fits(const Libjpeg *found, Trial *trial)
+{
+    struct jpeg_decompress_struct jpeg = {0};
+
+    jpeg.err = found->jpeg_std_error(&trial->errors);
+    trial->errors.error_exit = on_failed_trial;
+    if (setjmp(trial->failed))
+        return 0;
+    found->jpeg_CreateDecompress(&jpeg, JPEG_LIB_VERSION, sizeof jpeg); /* it compares both */
+    found->jpeg_destroy_decompress(&jpeg);
+    return 1;
+}
+
+/* Take the functions of a shared library; 0, or -1 and a message, with those of before still there. */
+static int open_libjpeg(const char *path, char *message, size_t message_bytes)
+{
+    Libjpeg found;
+    Trial trial;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+
+    if (library == NULL) {
+        snprintf(message, message_bytes, "%s", dlerror());
+        return -1;
+    }
+#define FIND(name) \
+    *(void **)&found.name = dlsym(library, #name); \
+    if (found.name == NULL) { \
+        snprintf(message, message_bytes, "%s has no " #name, path); \
+        goto useless; \
+    }
+    EACH_FUNCTION(FIND)
+#undef FIND
+    if (!interface_fits(&found, &trial)) {
+        snprintf(message, message_bytes, "%s: %s", path, trial.message);
+        goto useless;
+    }
+    libjpeg = found; /* the library stays open */
+    return 0;
+
+useless:
+    dlclose(library);
+    return -1;
+}
+
+#endif
