@@ -56,6 +56,7 @@ from hagmil.export.reference import TorchStage
 from hagmil.export.selftest import backbone_case, stage_case
 from hagmil.export.slide_parity import Sessions, SlideRunner, compare_slides, enforce_slides
 from hagmil.export.stages import ParityForm, hold_stage, stage_case_count, stage_graph, structure_sha256
+from hagmil.export.tracing import Captures
 from hagmil.export.versions import export_versions
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.selftest import BACKBONE, write_selftest
@@ -247,9 +248,10 @@ def _export_graphs(source: _Source, folder: Path, tell: Progress) -> tuple[list[
     """Step 2; gives the digest of each stage's nodes, and what became of a backbone in int8."""
     stages = source.stages
     structures: list[str] = []
+    card, captures = source.checkpoint, Captures()
     for stage, model in zip(stages, source.models, strict=True):
         tell("export", len(structures), len(stages))
-        graph = stage_graph(model, source.checkpoint.feature_dim, source.checkpoint.kind, source.stage_precision)
+        graph = stage_graph(model, card.feature_dim, card.kind, source.stage_precision, captures)
         save(graph, folder / stage.onnx)
         structures.append(structure_sha256(graph))
     quantization = None

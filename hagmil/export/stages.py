@@ -26,7 +26,7 @@ from hagmil.export.parity import TOLERANCES, Case, ParityRow, Source, compare
 from hagmil.export.precision import reduce
 from hagmil.export.reference import torch_run
 from hagmil.export.samples import BAG_SAMPLES, sample_bag
-from hagmil.export.tracing import trace
+from hagmil.export.tracing import Captures, trace
 from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, STAGE_OUTPUTS, Kind
 from hagmil.trainer.models.nystrom import NystromAttention
 
@@ -53,7 +53,13 @@ def parse_form(text: str) -> ParityForm:
     raise UsageError(f'no form of parity "{text}"; choose one of {", ".join(FORMS)}')
 
 
-def stage_graph(model: nn.Module, feature_dim: int, kind: Kind, precision: Precision = "fp32") -> onnx.ModelProto:
+def stage_graph(
+    model: nn.Module,
+    feature_dim: int,
+    kind: Kind,
+    precision: Precision = "fp32",
+    captures: Captures | None = None,
+) -> onnx.ModelProto:
     """Export a stage's model with any number of patches.
 
     Args:
@@ -61,12 +67,14 @@ def stage_graph(model: nn.Module, feature_dim: int, kind: Kind, precision: Preci
         feature_dim: length of a feature vector.
         kind: which tensors those are.
         precision: of the graph's insides; its inputs and outputs are float32.
+        captures: of stages of the same kind and feature length, which may differ in their weights alone.
 
     Raises:
         BundleError: the model cannot be exported so.
     """
     example = {"patches": _EXAMPLE_PATCHES, "dim": feature_dim}
-    return trace(reduce(model.eval(), precision), STAGE_INPUTS, STAGE_OUTPUTS[kind], example=example)
+    reduced = reduce(model.eval(), precision)
+    return trace(reduced, STAGE_INPUTS, STAGE_OUTPUTS[kind], example=example, captures=captures)
 
 
 def structure_sha256(model: onnx.ModelProto) -> str:

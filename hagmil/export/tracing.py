@@ -4,6 +4,9 @@ Dynamic axes are *named* dimensions: where torch would have to fix the length of
 instead of writing a graph that is right for some lengths and wrong for others. That refusal is torch.export's. Given a
 module, torch.onnx.export catches it, takes the narrower lengths that torch.export suggests, and goes on in silence;
 therefore the module is captured here, and the ONNX exporter gets what was captured.
+
+Modules that differ in their weights alone, as a cascade's stages do, are captured once (:class:`Captures`): capturing
+and converting the full-size transformer takes most of its export.
 """
 
 from __future__ import annotations
@@ -29,6 +32,22 @@ from hagmil.spec import DYNAMIC_AXES, TensorSpec
 OPSET = 20
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 _LONGEST = 1 << 20
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class Captures:
+    """Graphs that were made of modules, to be used again for others that differ from those in their weights alone."""
+
+    def __init__(self) -> None:
+        self._converted: list[tuple[str, torch.onnx.ONNXProgram]] = []
+
+    def find(self, key: str) -> torch.onnx.ONNXProgram | None:
+        """The graph of a module with this structure, not optimised; None where there is none yet."""
+        return next((program for known, program in self._converted if known == key), None)
+
+    def keep(self, key: str, program: torch.onnx.ONNXProgram) -> None:
+        """Keep a graph before it is optimised."""
+        self._converted.append((key, program))
 
 
 def trace(
@@ -38,6 +57,7 @@ def trace(
     *,
     example: Mapping[str, int],
     least: Mapping[str, int] | None = None,
+    captures: Captures | None = None,
 ) -> onnx.ModelProto:
     """Export a module to a graph that keeps the contract.
 
@@ -49,6 +69,7 @@ def trace(
         outputs: the graph's outputs.
         example: a length for every axis that is a word; none of the dynamic ones may be 0 or 1.
         least: the smallest length of a dynamic axis; 1 where none is given.
+        captures: of modules that were exported with the same inputs, outputs and lengths; gets this one's.
 
     Returns:
         The graph, without a trace of the machine that made it.
@@ -56,8 +77,46 @@ def trace(
     Raises:
         BundleError: the module cannot be exported with its axes dynamic, or the graph breaks the contract.
     """
+    captures = captures or Captures()
+    key = structure_of(module)
+    converted = captures.find(key)
+    if converted is None:
+        converted = _convert(module, inputs, outputs, example, least or {})
+        captures.keep(key, converted)
+    model = _optimised(converted, module).model_proto
+    strip_metadata(model)
+    check_contract(model, inputs, outputs)
+    if opset_of(model) != OPSET:
+        raise BundleError(f"the exporter left opset {opset_of(model)}, not {OPSET}", code="export_failed")
+    return model
+
+
+def structure_of(module: nn.Module) -> str:
+    """All of a module but the values of its weights: what its parts are, the numbers they hold, and shapes.
+
+    Modules of the same structure compute the same of their weights; of different structures they may as well, for what
+    is written with its place in memory differs each time.
+    """
+    lines = []
+    for name, part in module.named_modules():
+        plain = {key: value for key, value in vars(part).items() if key not in _OF_EVERY_MODULE}
+        held = [f"tensor at {id(value)}" if isinstance(value, Tensor) else repr(value) for value in plain.values()]
+        lines.append(f"{name}: {type(part).__module__}.{type(part).__qualname__} {part.training} {list(plain)} {held}")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        lines.append(f"{name}: {tuple(tensor.shape)} {tensor.dtype}")
+    return "\n".join(lines)
+
+
+def _convert(
+    module: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    example: Mapping[str, int],
+    least: Mapping[str, int],
+) -> torch.onnx.ONNXProgram:
+    """Capture a module, and make a graph of it that is not optimised: its weights have their names in the module."""
     names = {axis for spec in inputs for axis in spec.axes if isinstance(axis, str) and axis in DYNAMIC_AXES}
-    dims = {name: torch.export.Dim(name, min=(least or {}).get(name, 1), max=_LONGEST) for name in names}
+    dims = {name: torch.export.Dim(name, min=least.get(name, 1), max=_LONGEST) for name in names}
     dynamic = tuple(
         {index: dims[axis] for index, axis in enumerate(spec.axes) if isinstance(axis, str) and axis in dims}
         for spec in inputs
@@ -75,6 +134,7 @@ def trace(
                 dynamo=True,
                 external_data=False,
                 verbose=False,
+                optimize=False,
             )
         except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.UserError, ValueError) as error:
             raise BundleError(
@@ -83,13 +143,18 @@ def trace(
                 code="export_failed",
             ) from error
     assert program is not None  # the exporter gives None only for its legacy form
+    return program
+
+
+def _optimised(converted: torch.onnx.ONNXProgram, module: nn.Module) -> torch.onnx.ONNXProgram:
+    """A graph with a module's weights, optimised."""
+    program = torch.onnx.ONNXProgram(converted.model.clone(), None)
+    weights = program.model.graph.initializers
+    program.apply_weights({name: tensor for name, tensor in module.state_dict().items() if name in weights})
+    fold_constants(program.model)  # first: the exporter's patterns are tried on each node that is left
+    program.optimize()
     fold_constants(program.model)
-    model = program.model_proto
-    strip_metadata(model)
-    check_contract(model, inputs, outputs)
-    if opset_of(model) != OPSET:
-        raise BundleError(f"the exporter left opset {opset_of(model)}, not {OPSET}", code="export_failed")
-    return model
+    return program
 
 
 def _capture(

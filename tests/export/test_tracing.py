@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from hagmil.errors import BundleError
+from hagmil.export import tracing
 from hagmil.export.graph import axes_of, opset_of
 from hagmil.export.passes.check_contract import check_contract
-from hagmil.export.tracing import trace
+from hagmil.export.tracing import Captures, structure_of, trace
 from hagmil.spec import BACKBONE_FEATURES, PATCHES, TensorSpec
 
 ROWS = TensorSpec("features", "float32", ("patches", "dim"))
@@ -36,6 +38,48 @@ def test_an_export_says_and_warns_of_nothing(caplog: pytest.LogCaptureFixture) -
         trace(_Sum().eval(), (ROWS,), (SUM,), example={"patches": 5, "dim": 4})
 
     assert caplog.records == []
+
+
+class _Scaled(nn.Module):
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, features: Tensor) -> _Output:
+        return _Output(self.times * self.linear(self.norm(features)).sum(dim=0))
+
+
+def test_modules_that_differ_in_their_weights_are_captured_once_and_get_their_own_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captured, captures = list[nn.Module](), Captures()
+    real = tracing._capture
+    monkeypatch.setattr(tracing, "_capture", lambda module, *rest: captured.append(module) or real(module, *rest))
+    modules = [_Scaled(2.0).eval(), _Scaled(2.0).eval(), _Scaled(3.0).eval(), _Scaled(2.0).eval()]
+    lengths = {"patches": 5, "dim": 4}
+    rows = TensorSpec("features", "float32", ("patches", 4))
+
+    shared = [trace(module, (rows,), (SUM,), example=lengths, captures=captures) for module in modules]
+
+    assert captured == [modules[0], modules[2]]
+    for module, graph in zip(modules, shared, strict=True):
+        alone = trace(module, (rows,), (SUM,), example=lengths)
+        assert graph.SerializeToString(deterministic=True) == alone.SerializeToString(deterministic=True)
+    assert len({graph.SerializeToString(deterministic=True) for graph in shared}) == 4
+
+
+def test_a_structure_is_all_but_the_values_of_weights() -> None:
+    first = structure_of(_Scaled(2.0).eval())
+    other_shape, held = _Scaled(2.0).eval(), _Scaled(2.0).eval()
+    other_shape.linear = nn.Linear(4, 2)
+    held.offset = torch.zeros(2)  # a plain tensor, which becomes part of the graph
+
+    assert structure_of(_Scaled(2.0).eval()) == first
+    for other in (_Scaled(2.5).eval(), _Scaled(2.0).train(), _Scaled(2.0).eval().half(), other_shape, held):
+        assert structure_of(other) != first
 
 
 def _graph(
