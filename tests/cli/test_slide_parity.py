@@ -24,6 +24,8 @@ from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.export.stages import stage_graph
 from tests.export.checkpoints import write_small_checkpoint
 
+pytestmark = pytest.mark.timeout(900)  # each test exports a cascade
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_phantoms() -> Iterator[None]:

@@ -38,6 +38,7 @@ from tests.fakes.gpu import Gpu
 from tests.fakes.tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, fake_tensorrt
 
 GraphOf = Callable[[str, EnginePrecision], Path]
+pytestmark = pytest.mark.timeout(900)  # full-size engines are built
 TESTED = [name for name in EXAMPLES if name != "ViT-S/16"]  # the 4 blocks of it that the tests build are like all 12
 
 

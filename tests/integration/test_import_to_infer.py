@@ -31,6 +31,8 @@ from tests.integration.published_files import (
 from tests.runtime.slide_files import save_pyramid, tissue_picture
 from tests.trainer.published import Official, features, load_official
 
+pytestmark = pytest.mark.timeout(900)  # a full-size cascade is exported
+
 
 @pytest.fixture(scope="module")
 def official(shared: Path) -> Official:
