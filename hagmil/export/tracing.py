@@ -69,7 +69,8 @@ def trace(
         outputs: the graph's outputs.
         example: a length for every axis that is a word; none of the dynamic ones may be 0 or 1.
         least: the smallest length of a dynamic axis; 1 where none is given.
-        captures: of modules that were exported with the same inputs, outputs and lengths; gets this one's.
+        captures: of modules that were exported with the same inputs, outputs and lengths; gets this one's. Nodes get
+            other names than without, so that the graph has another digest; a backbone's must not change.
 
     Returns:
         The graph, without a trace of the machine that made it.
@@ -77,13 +78,17 @@ def trace(
     Raises:
         BundleError: the module cannot be exported with its axes dynamic, or the graph breaks the contract.
     """
-    captures = captures or Captures()
-    key = structure_of(module)
-    converted = captures.find(key)
-    if converted is None:
-        converted = _convert(module, inputs, outputs, example, least or {})
-        captures.keep(key, converted)
-    model = _optimised(converted, module).model_proto
+    if captures is None:
+        program = _convert(module, inputs, outputs, example, least or {}, optimise=True)
+    else:
+        key = structure_of(module)
+        converted = captures.find(key)
+        if converted is None:
+            converted = _convert(module, inputs, outputs, example, least or {}, optimise=False)
+            captures.keep(key, converted)
+        program = _optimised(converted, module)
+    fold_constants(program.model)
+    model = program.model_proto
     strip_metadata(model)
     check_contract(model, inputs, outputs)
     if opset_of(model) != OPSET:
@@ -113,8 +118,10 @@ def _convert(
     outputs: tuple[TensorSpec, ...],
     example: Mapping[str, int],
     least: Mapping[str, int],
+    *,
+    optimise: bool,
 ) -> torch.onnx.ONNXProgram:
-    """Capture a module, and make a graph of it that is not optimised: its weights have their names in the module."""
+    """Capture a module, and make a graph of it; unless it is optimised, weights have their names in the module."""
     names = {axis for spec in inputs for axis in spec.axes if isinstance(axis, str) and axis in DYNAMIC_AXES}
     dims = {name: torch.export.Dim(name, min=least.get(name, 1), max=_LONGEST) for name in names}
     dynamic = tuple(
@@ -134,7 +141,7 @@ def _convert(
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                optimize=False,
+                optimize=optimise,
             )
         except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.UserError, ValueError) as error:
             raise BundleError(
@@ -153,7 +160,6 @@ def _optimised(converted: torch.onnx.ONNXProgram, module: nn.Module) -> torch.on
     program.apply_weights({name: tensor for name, tensor in module.state_dict().items() if name in weights})
     fold_constants(program.model)  # first: the exporter's patterns are tried on each node that is left
     program.optimize()
-    fold_constants(program.model)
     return program
 
 
