@@ -54,6 +54,6 @@ class TorchStage:
         """The shape of its input as the contract has it."""
         return {spec.name: spec.axes for spec in STAGE_INPUTS}
 
-    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the model once."""
+    def run(self, inputs: dict[str, NDArray[Any]], *, last: bool = False) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """Run the model once; nothing is kept between runs."""
         return dict(self._run(inputs))

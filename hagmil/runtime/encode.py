@@ -89,7 +89,7 @@ def encode_patches(
                 batch = next(batches, None)
             with clock.step("backbone"):
                 if batch is not None:
-                    encoder.encode(*batch)
+                    encoder.encode(*batch, last=encoded + len(batch[0]) == len(coords))
                 place.pace()
             if batch is None:
                 return encoder.features
@@ -164,12 +164,13 @@ class _Encoder:
         self._backbone = backbone
         self._most: int | None = None
 
-    def encode(self, rows: NDArray[np.int64], patches: Any) -> None:
+    def encode(self, rows: NDArray[np.int64], patches: Any, *, last: bool) -> None:
         """Features of a batch.
 
         Args:
             rows: int64 (n,), the rows that they are for.
             patches: uint8 (n, height, width, 3), in the backbone's place.
+            last: whether no batch comes after it.
 
         Raises:
             EnvironmentLacks: the device's memory is too small for one patch (code ``out_of_memory``).
@@ -179,7 +180,7 @@ class _Encoder:
             part = slice(done, done + (self._most or len(rows)))
             count = len(rows[part])
             try:
-                outputs = self._backbone.run({PATCHES.name: patches[part]})
+                outputs = self._backbone.run({PATCHES.name: patches[part]}, last=last and done + count == len(rows))
             except EnvironmentLacks as error:
                 if error.code != "out_of_memory" or count == 1:
                     raise

@@ -104,7 +104,7 @@ class Extractor:
         patch_px = options.patch_px or card.patch_px
         if patch_px is None:
             raise UsageError(f'backbone "{card.name}" takes patches of any size; say which with --patch-px')
-        session = open_session(backbone / card.onnx, provider=provider, threads=threads)
+        session = open_session(backbone / card.onnx, provider=provider, threads=threads, many_runs=True)
         return cls(card=card, session=session, options=options, patch_px=patch_px)
 
 

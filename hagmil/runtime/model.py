@@ -68,7 +68,8 @@ def load_model(
 
 
 def _open_graph(bundle: Bundle, provider: str, threads: int | None, graph: str) -> Session:
-    return open_session(bundle.file(graph), provider=provider, threads=threads)
+    many_runs = graph == bundle.manifest.backbone.onnx
+    return open_session(bundle.file(graph), provider=provider, threads=threads, many_runs=many_runs)
 
 
 def builtin_bundle() -> Path:

@@ -27,12 +27,14 @@ class MeanColour:
     def __init__(self, room: int = 1000, code: str = "out_of_memory") -> None:
         self.room, self.code = room, code
         self.batches: list[int] = []
+        self.last: list[bool] = []
 
-    def run(self, inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: dict[str, NDArray[np.generic]], *, last: bool = False) -> dict[str, NDArray[np.generic]]:
         patches = inputs["patches"]
         if len(patches) > self.room:
             raise EnvironmentLacks("too large", code=self.code)
         self.batches.append(len(patches))
+        self.last.append(last)
         return {"features": patches.mean(axis=(1, 2)).astype(np.float32)}
 
 
@@ -66,6 +68,7 @@ def test_features_stand_in_the_order_of_the_coordinates(pyramid_path: Path, batc
     backbone = MeanColour()
     _, told = encode(pyramid_path, backbone, EncodeOptions(batch_size=batch_size, reader_threads=threads))
     assert told == np.cumsum(backbone.batches).tolist()
+    assert backbone.last == [False] * (len(backbone.batches) - 1) + [True]
     assert max(backbone.batches) == min(batch_size, 35)
 
 
@@ -77,6 +80,7 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits(
         encode(pyramid_path, backbone, EncodeOptions(batch_size=16))
     assert max(backbone.batches) == 4
     assert sum(backbone.batches) == 35
+    assert backbone.last == [False] * (len(backbone.batches) - 1) + [True]
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with a batch of 16 patches; going on with 8",
         "out of memory with a batch of 8 patches; going on with 4",

@@ -109,3 +109,26 @@ def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:
     thread.start()
     thread.join()
     assert (found[0] == session.run({"patches": patches})["features"]).all()
+
+
+def resident_mb() -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_is_kept_between_many_runs_and_given_back_after_the_last(backbone: Path) -> None:
+    patches = np.full((8, 1024, 1024, 3), 51, np.uint8)  # 96 MB as floats
+    once, often = open_session(backbone), open_session(backbone, many_runs=True)
+    before = resident_mb()
+    once.run({"patches": patches})
+    after_once = resident_mb()
+    often.run({"patches": patches})
+    kept = resident_mb()
+    (features,) = often.run({"patches": patches}, last=True).values()
+    given_back = resident_mb()
+    once.run({"patches": patches}, last=True)  # nothing was kept, and that is no error
+    np.testing.assert_allclose(features, 0.2, rtol=1e-6)
+    assert after_once - before < 30
+    assert kept - after_once > 80
+    assert given_back - after_once < 30

@@ -61,7 +61,9 @@ def thread_counts() -> tuple[int, ...]:
 
 def _readers(subject: Subject, how: Measuring) -> Iterator[SweepPoint]:
     for threads in thread_counts():
-        found = measure_reading(subject, replace(how, encode=replace(how.encode, reader_threads=threads)))
+        found = measure_reading(
+            subject, replace(how, encode=replace(how.encode, reader_threads=threads, many_runs=True))
+        )
         yield SweepPoint(
             what="read_threads",
             provider=None,

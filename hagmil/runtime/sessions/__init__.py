@@ -32,11 +32,12 @@ class Session(Protocol):
     def on_device(self) -> bool:
         """Whether cupy's arrays go in where they are, and the outputs then are cupy's, too."""
 
-    def run(self, inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: dict[str, NDArray[np.generic]], *, last: bool = False) -> dict[str, NDArray[np.generic]]:
         """Run the graph once.
 
         Args:
             inputs: an array for every input, by its name; where ``on_device`` is true they may all be cupy's.
+            last: whether the next run is long in coming: memory that was kept for it is given back.
 
         Returns:
             An array for every output, by its name: of NumPy where the inputs are, else of cupy.
@@ -47,13 +48,15 @@ class Session(Protocol):
         """
 
 
-def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = None) -> Session:
+def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = None, many_runs: bool = False) -> Session:
     """Load a graph on the provider that was asked for.
 
     Args:
         onnx: the graph's file.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: threads inside one run on the CPU; as many as there are cores where none are given.
+        many_runs: whether it will run again and again on inputs of one shape: then memory is kept from one run to the
+            next, up to one that is said to be the last.
 
     Raises:
         UsageError: no such provider.
@@ -64,4 +67,4 @@ def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = Non
         raise UsageError(f'no provider "{provider}"; choose one of {", ".join(PROVIDERS)}')
     from hagmil.runtime.sessions.onnx import OnnxSession  # onnxruntime is imported only where a graph is run
 
-    return OnnxSession(onnx, provider=provider, threads=threads)
+    return OnnxSession(onnx, provider=provider, threads=threads, many_runs=many_runs)

@@ -36,6 +36,7 @@ _PROVIDER_NAMES = {
 }
 _ERRORS_ONLY = 3
 _DEVICE = "cuda"  # as I/O binding calls it
+_GIVE_BACK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 _OUT_OF_MEMORY_SIGNS = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 Result = TypeVar("Result")
 
@@ -73,6 +74,7 @@ class OnnxSession:
         provider: str = "cpu",
         threads: int | None = None,
         options: Mapping[str, str] | None = None,
+        many_runs: bool = False,
     ) -> None:
         self._onnxruntime = _onnxruntime()
         keep_one_heap()
@@ -85,6 +87,7 @@ class OnnxSession:
                 'pip uninstall onnxruntime; pip install "hagmil[gpu]"',
                 code="provider_missing",
             )
+        self._keeps_memory = many_runs and provider == "cpu"
         self._session = self._load(name, threads, options or {})
         if self._session.get_providers()[0] != name:
             raise EnvironmentLacks(
@@ -119,12 +122,13 @@ class OnnxSession:
         )
         return inputs, outputs
 
-    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: dict[str, Any], *, last: bool = False) -> dict[str, Any]:
         """Run the graph once.
 
         Args:
             inputs: an array for every input, by its name: all of NumPy, or all on the device (cupy's, or any others
                 with ``__cuda_array_interface__`` that cupy's present stream may read).
+            last: whether memory that is kept between runs is given back after this one.
 
         Returns:
             An array for every output, by its name: of NumPy where the inputs are; of cupy where they are on the device,
@@ -137,15 +141,20 @@ class OnnxSession:
         given = any(hasattr(array, "__cuda_array_interface__") for array in inputs.values())
         cupy = require("cupy", extra="gpu") if given and self.on_device else None
         try:
-            return self._run_on_host(inputs) if cupy is None else self._run_on_device(cupy, inputs)
+            return self._run_on_host(inputs, last) if cupy is None else self._run_on_device(cupy, inputs)
         except Exception as error:
             text = str(error)
             if any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS):
                 raise EnvironmentLacks(f"{self._path.name}: out of memory: {text}", code="out_of_memory") from error
             raise BundleError(f"{self._path.name} cannot run on these inputs: {text}", code="graph_failed") from error
 
-    def _run_on_host(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        values = self._interruptibly(lambda options: self._session.run(self._outputs, inputs, options))
+    def _run_on_host(self, inputs: dict[str, Any], last: bool) -> dict[str, Any]:
+        def _run(options: Any) -> Any:
+            if last and self._keeps_memory:
+                options.add_run_config_entry(*_GIVE_BACK)
+            return self._session.run(self._outputs, inputs, options)
+
+        values = self._interruptibly(_run)
         return dict(zip(self._outputs, values, strict=True))
 
     def _run_on_device(self, cupy: ModuleType, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -197,12 +206,13 @@ class OnnxSession:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        # Measured on the full-size transformer: the arena takes up to twice the memory and saves no time; nor does the
-        # priority-based order, which keeps more tensors at a time. Patterns of memory take 300 MB more at 1,000 patches
-        # and 200 MB more at 10,000, and save no time either. Reuse lets a tensor's memory wait for the next one of
-        # its shape, through whole blocks of another width: 290 MB more at 10,000 patches, and 100 MB more in
-        # resnet50-trunc. docs/decisions/0009-pseudo-inverse.md
-        options.enable_cpu_mem_arena = False
+        # Measured on the full-size transformer, which runs once a bag: the arena takes up to twice the memory and saves
+        # no time; nor does the priority-based order, which keeps more tensors at a time. Patterns of memory take 300 MB
+        # more at 1,000 patches and 200 MB more at 10,000, and save no time. Reuse lets a tensor's memory wait for
+        # the next one of its shape, through whole blocks of another width: 290 MB more at 10,000 patches, and 100 MB
+        # more in resnet50-trunc. A backbone runs again and again on one shape: there the arena takes less memory, and
+        # saves the time in which the system clears what each run asks for anew. docs/decisions/0009-pseudo-inverse.md
+        options.enable_cpu_mem_arena = self._keeps_memory
         options.enable_mem_pattern = False
         options.enable_mem_reuse = False
         try:

@@ -86,12 +86,13 @@ class TensorRtSession:
         """Arrays may stay on the device."""
         return True
 
-    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: dict[str, Any], *, last: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Run the engine once.
 
         Args:
             inputs: an array for every input, by its name: all of NumPy, or all on the device (cupy's, or any others
                 with ``__cuda_array_interface__`` that cupy's present stream may read).
+            last: of no meaning here; an engine's memory stays with its context.
 
         Returns:
             An array for every output, by its name: of NumPy where the inputs are; of cupy where they are on the device,
