@@ -140,7 +140,7 @@ def measure_alone(bundle: Path, patches: list[int]) -> dict[str, int]:
     model = load_model(bundle)
     side, dim = model.bundle.manifest.patch_px, model.bundle.manifest.backbone.features
     batch = np.full((default_batch_size(model.backbone), side, side, 3), 200, np.uint8)
-    model.backbone.run({PATCHES.name: batch})
+    model.backbone.run({PATCHES.name: batch}, last=True)
     for session, count in zip(model.stages, patches, strict=True):
         give_back_free_memory()
         session.run({BAG.name: np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)})
