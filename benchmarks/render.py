@@ -54,7 +54,8 @@ SECTIONS = (
         "faster than every peer, and 9 times OpenSlide. Two threads over one: 1.96 and 1.90. With two threads across "
         "tiles it is 0.945. Before it opened Pillow's libjpeg-turbo and used batches' memory again, the same run on "
         "the same machine gave 0.80 and 0.76 with one thread, 0.93 and 0.92 with two.\n\n"
-        "A patch of aperio-half is the mean of 512 px: it needs 4.7 tiles. Its share, 0.84, has the reduction in it.",
+        "A patch of aperio-half is the mean of 512 px: it needs 4.7 tiles. Its share, 0.84, pays for the reduction "
+        "too.",
     ),
     Section(
         "Tissue masks",
@@ -86,7 +87,9 @@ SECTIONS = (
     Section(
         "How the cost grows",
         "growth",
-        "Measured before decision 0013 and on another machine; a slide of 65,536 pixels was not measured.",
+        "The backbone's share of a slide's time is 0.955 to 0.970. Peak resident memory is the same within 6.1 %. What "
+        "is above the loaded models is within 3 % up to 32,768 pixels; on the largest slide the peak moves from the "
+        "backbone to the coarsest stage's model, whose bag has 2,341 patches there, and is 16 % higher.",
     ),
     Section(
         "What --keep buys",

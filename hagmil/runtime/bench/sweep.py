@@ -61,9 +61,7 @@ def thread_counts() -> tuple[int, ...]:
 
 def _readers(subject: Subject, how: Measuring) -> Iterator[SweepPoint]:
     for threads in thread_counts():
-        found = measure_reading(
-            subject, replace(how, encode=replace(how.encode, reader_threads=threads, many_runs=True))
-        )
+        found = measure_reading(subject, replace(how, encode=replace(how.encode, reader_threads=threads)))
         yield SweepPoint(
             what="read_threads",
             provider=None,
@@ -90,7 +88,7 @@ def _batches(provider: str, model: LoadedModel, patches: NDArray[np.uint8], repe
 def _threads(model: LoadedModel, patches: NDArray[np.uint8], how: Measuring) -> Iterator[SweepPoint]:
     backbone = model.bundle.manifest.backbone
     for threads in thread_counts():
-        session = open_session(model.bundle.file(backbone.onnx), threads=threads)
+        session = open_session(model.bundle.file(backbone.onnx), threads=threads, many_runs=True)
         found = measure_backbone(session, patches, how.batch, how.repeats, 0.0)
         yield SweepPoint(
             what="backbone_threads",
