@@ -291,11 +291,11 @@ def test_a_batch_too_large_for_the_gpu_is_halved_where_it_is(
     session = open_session(backbone, provider="cuda")
     run, sizes = session.run, list[int]()
 
-    def small(inputs: dict[str, Any]) -> dict[str, Any]:
+    def small(inputs: dict[str, Any], *, last: bool) -> dict[str, Any]:
         if len(inputs["patches"]) > 5:
             raise EnvironmentLacks("too large", code="out_of_memory")
         sizes.append(len(inputs["patches"]))
-        return run(inputs)
+        return run(inputs, last=last)
 
     session.run = small  # type: ignore[method-assign]
     features = encode(pyramid_path, session, 16)
