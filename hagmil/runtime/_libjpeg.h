@@ -41,27 +41,51 @@ typedef struct {
 /* Of the whole process: set once, under the interpreter's lock, before any thread decodes. */
 static Libjpeg libjpeg;
 
+/* ---- libjpeg's errors: its warnings are errors here, for a damaged tile is no tile ---- */
+
 typedef struct {
     struct jpeg_error_mgr errors; /* first, so that libjpeg's pointer to it is a pointer to all of this */
     jmp_buf failed;
     char message[JMSG_LENGTH_MAX];
-} Trial;
+} Failure;
 
-static void on_failed_trial(j_common_ptr common)
+static void on_error(j_common_ptr common)
 {
-    Trial *trial = (Trial *)common->err;
-    trial->errors.format_message(common, trial->message);
-    longjmp(trial->failed, 1);
+    Failure *failure = (Failure *)common->err;
+    failure->errors.format_message(common, failure->message);
+    longjmp(failure->failed, 1);
 }
 
+static void on_message(j_common_ptr common, int level)
+{
+    if (level < 0) /* a warning; the rest are traces */
+        on_error(common);
+}
+
+static void say_nothing(j_common_ptr common)
+{
+    (void)common;
+}
+
+/* What libjpeg is given to report by: an error jumps to `failed`, which must be set, and leaves its message. */
+static struct jpeg_error_mgr *report_to(const Libjpeg *library, Failure *failure)
+{
+    library->jpeg_std_error(&failure->errors);
+    failure->errors.error_exit = on_error;
+    failure->errors.emit_message = on_message;
+    failure->errors.output_message = say_nothing;
+    return &failure->errors;
+}
+
+/* ---- opening ---- */
+
 /* Whether the library has the interface that this was compiled for; else 0 and a message. */
-static int interface_fits(const Libjpeg *found, Trial *trial)
+static int interface_fits(const Libjpeg *found, Failure *failure)
 {
     struct jpeg_decompress_struct jpeg = {0};
 
-    jpeg.err = found->jpeg_std_error(&trial->errors);
-    trial->errors.error_exit = on_failed_trial;
-    if (setjmp(trial->failed))
+    jpeg.err = report_to(found, failure);
+    if (setjmp(failure->failed))
         return 0;
     found->jpeg_CreateDecompress(&jpeg, JPEG_LIB_VERSION, sizeof jpeg); /* it compares both */
     found->jpeg_destroy_decompress(&jpeg);
@@ -72,7 +96,7 @@ static int interface_fits(const Libjpeg *found, Trial *trial)
 static int open_libjpeg(const char *path, char *message, size_t message_bytes)
 {
     Libjpeg found;
-    Trial trial;
+    Failure failure;
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
     if (library == NULL) {
@@ -87,8 +111,8 @@ static int open_libjpeg(const char *path, char *message, size_t message_bytes)
     }
     EACH_FUNCTION(FIND)
 #undef FIND
-    if (!interface_fits(&found, &trial)) {
-        snprintf(message, message_bytes, "%s: %s", path, trial.message);
+    if (!interface_fits(&found, &failure)) {
+        snprintf(message, message_bytes, "%s: %s", path, failure.message);
         goto useless;
     }
     libjpeg = found; /* the library stays open */

@@ -155,7 +155,8 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
     if (done == work.tile_count) {
         result = Py_NewRef(Py_None);
     } else {
-        PyObject *text = PyUnicode_DecodeUTF8(decoder->message, (Py_ssize_t)strlen(decoder->message), "replace");
+        const char *message = decoder->failure.message;
+        PyObject *text = PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "replace");
         PyObject *error = text == NULL ? NULL : Py_BuildValue("(LN)", (long long)work.tiles[done].index, text);
         if (error != NULL) {
             PyErr_SetObject(PyExc_ValueError, error);

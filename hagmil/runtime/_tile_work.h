@@ -6,7 +6,6 @@
 #define HAGMIL_TILE_WORK_H
 
 #include <errno.h>
-#include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -61,48 +60,23 @@ typedef struct {
 } Part;
 
 typedef struct {
-    struct jpeg_error_mgr errors; /* first, so that libjpeg's pointer to it is a pointer to all of this */
-    jmp_buf failed;
-    char message[JMSG_LENGTH_MAX];
+    Failure failure;
     struct jpeg_decompress_struct jpeg;
     unsigned char *stream; /* the encoded tile, its head included */
     size_t stream_bytes;   /* that there is room for */
     JSAMPROW *rows;        /* one pointer for each row of a tile */
 } Decoder;
 
-/* ---- libjpeg's errors: its warnings are errors here, for a damaged tile is no tile ---- */
-
-static void on_error(j_common_ptr common)
-{
-    Decoder *decoder = (Decoder *)common->err;
-    decoder->errors.format_message(common, decoder->message);
-    longjmp(decoder->failed, 1);
-}
-
-static void on_message(j_common_ptr common, int level)
-{
-    if (level < 0) /* a warning; the rest are traces */
-        on_error(common);
-}
-
-static void say_nothing(j_common_ptr common)
-{
-    (void)common;
-}
-
 static int decoder_open(Decoder *decoder, int64_t tile_height)
 {
     memset(decoder, 0, sizeof *decoder);
-    decoder->jpeg.err = libjpeg.jpeg_std_error(&decoder->errors);
-    decoder->errors.error_exit = on_error;
-    decoder->errors.emit_message = on_message;
-    decoder->errors.output_message = say_nothing;
+    decoder->jpeg.err = report_to(&libjpeg, &decoder->failure);
     decoder->rows = malloc((size_t)tile_height * sizeof *decoder->rows);
     if (decoder->rows == NULL) {
-        strcpy(decoder->message, "out of memory");
+        strcpy(decoder->failure.message, "out of memory");
         return -1;
     }
-    if (setjmp(decoder->failed))
+    if (setjmp(decoder->failure.failed))
         return -1;
     libjpeg.jpeg_CreateDecompress(&decoder->jpeg, JPEG_LIB_VERSION, sizeof decoder->jpeg);
     return 0;
@@ -130,7 +104,7 @@ static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
     if (length > decoder->stream_bytes) {
         unsigned char *larger = realloc(decoder->stream, length);
         if (larger == NULL) {
-            strcpy(decoder->message, "out of memory");
+            strcpy(decoder->failure.message, "out of memory");
             return 0;
         }
         decoder->stream = larger;
@@ -142,7 +116,8 @@ static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0) {
-            snprintf(decoder->message, sizeof decoder->message, "its bytes cannot be read (errno %d)", errno);
+            snprintf(decoder->failure.message, sizeof decoder->failure.message, "its bytes cannot be read (errno %d)",
+                     errno);
             return 0;
         }
         if (got == 0)
@@ -155,7 +130,7 @@ static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
     return length;
 
 no_stream:
-    strcpy(decoder->message, "its bytes are no JPEG stream");
+    strcpy(decoder->failure.message, "its bytes are no JPEG stream");
     return 0;
 }
 
@@ -169,20 +144,20 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned cha
         return -1;
     for (int64_t row = 0; row < work->tile_height; row++)
         decoder->rows[row] = to + (size_t)row * pitch;
-    if (setjmp(decoder->failed)) {
+    if (setjmp(decoder->failure.failed)) {
         libjpeg.jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
         return -1;
     }
     libjpeg.jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
     libjpeg.jpeg_read_header(jpeg, TRUE);
     if (jpeg->image_width != work->tile_width || jpeg->image_height != work->tile_height) {
-        snprintf(decoder->message, sizeof decoder->message, "it holds %u x %u px", jpeg->image_width,
+        snprintf(decoder->failure.message, sizeof decoder->failure.message, "it holds %u x %u px", jpeg->image_width,
                  jpeg->image_height);
-        longjmp(decoder->failed, 1);
+        longjmp(decoder->failure.failed, 1);
     }
     if (jpeg->num_components != CHANNELS) {
-        strcpy(decoder->message, "it does not hold three channels");
-        longjmp(decoder->failed, 1);
+        strcpy(decoder->failure.message, "it does not hold three channels");
+        longjmp(decoder->failure.failed, 1);
     }
     jpeg->out_color_space = JCS_RGB; /* all else stays at the defaults: the accurate transform, smooth chroma */
     libjpeg.jpeg_start_decompress(jpeg);
