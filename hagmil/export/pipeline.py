@@ -248,7 +248,8 @@ def _export_graphs(source: _Source, folder: Path, tell: Progress) -> tuple[list[
     """Step 2; gives the digest of each stage's nodes, and what became of a backbone in int8."""
     stages = source.stages
     structures: list[str] = []
-    card, captures = source.checkpoint, Captures()
+    card = source.checkpoint
+    captures: Captures = {}
     for stage, model in zip(stages, source.models, strict=True):
         tell("export", len(structures), len(stages))
         graph = stage_graph(model, card.feature_dim, card.kind, source.stage_precision, captures)

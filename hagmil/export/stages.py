@@ -74,7 +74,8 @@ def stage_graph(
     """
     example = {"patches": _EXAMPLE_PATCHES, "dim": feature_dim}
     reduced = reduce(model.eval(), precision)
-    return trace(reduced, STAGE_INPUTS, STAGE_OUTPUTS[kind], example=example, captures=captures or Captures())
+    captures = {} if captures is None else captures
+    return trace(reduced, STAGE_INPUTS, STAGE_OUTPUTS[kind], example=example, captures=captures)
 
 
 def structure_sha256(model: onnx.ModelProto) -> str:

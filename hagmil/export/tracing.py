@@ -5,7 +5,7 @@ instead of writing a graph that is right for some lengths and wrong for others. 
 module, torch.onnx.export catches it, takes the narrower lengths that torch.export suggests, and goes on in silence;
 therefore the module is captured here, and the ONNX exporter gets what was captured.
 
-Modules that differ in their weights alone, as a cascade's stages do, are captured once (:class:`Captures`): capturing
+Modules that differ in their weights alone, as a cascade's stages do, are captured once (:data:`Captures`): capturing
 and converting the full-size transformer takes most of its export.
 """
 
@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import onnx
@@ -35,19 +36,9 @@ _LONGEST = 1 << 20
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-class Captures:
-    """Graphs that were made of modules, to be used again for others that differ from those in their weights alone."""
-
-    def __init__(self) -> None:
-        self._converted: list[tuple[str, torch.onnx.ONNXProgram]] = []
-
-    def find(self, key: str) -> torch.onnx.ONNXProgram | None:
-        """The graph of a module with this structure, not optimised; None where there is none yet."""
-        return next((program for known, program in self._converted if known == key), None)
-
-    def keep(self, key: str, program: torch.onnx.ONNXProgram) -> None:
-        """Keep a graph before it is optimised."""
-        self._converted.append((key, program))
+Captures = dict[str, torch.onnx.ONNXProgram]
+"""Graphs of modules before they are optimised, by :func:`structure_of` the module: to be used again for others that
+differ from it in their weights alone."""
 
 
 def trace(
@@ -78,15 +69,14 @@ def trace(
     Raises:
         BundleError: the module cannot be exported with its axes dynamic, or the graph breaks the contract.
     """
+    convert = partial(_convert, module, inputs, outputs, example, least or {})
     if captures is None:
-        program = _convert(module, inputs, outputs, example, least or {}, optimise=True)
+        program = convert(optimise=True)
     else:
         key = structure_of(module)
-        converted = captures.find(key)
-        if converted is None:
-            converted = _convert(module, inputs, outputs, example, least or {}, optimise=False)
-            captures.keep(key, converted)
-        program = _optimised(converted, module)
+        if key not in captures:
+            captures[key] = convert(optimise=False)
+        program = _optimised(captures[key], module)
     fold_constants(program.model)
     model = program.model_proto
     strip_metadata(model)

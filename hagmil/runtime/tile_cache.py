@@ -73,10 +73,11 @@ class TileCache:
                 indices: list[int] = []
                 memories: list[Tile | None] = []
                 for tile in wanted:  # all that are decoded, before room is made for others
-                    if tile in held and held[tile].ready:
-                        held[tile].users += 1
+                    found = held.get(tile)
+                    if found is not None and found.ready:
+                        found.users += 1
                         indices.append(tile)
-                        memories.append(held[tile].pixels)
+                        memories.append(found.pixels)
                 decoded = len(indices)
                 for tile, uses in wanted.items():
                     if tile in held:
@@ -109,14 +110,11 @@ class TileCache:
         with self._changed:
             self.decoded += len(loan.indices) - loan.decoded
             for tile, memory in zip(loan.indices, loan.memories, strict=True):
-                uses = wanted.pop(tile)
-                if memory is None:
-                    self._uses[tile] -= uses  # nothing is held, so nothing is to be let go
-                    continue
-                held = self._held[tile]
-                held.users -= 1
-                held.ready = True
-                self._count(tile, uses)
+                if memory is not None:
+                    held = self._held[tile]
+                    held.users -= 1
+                    held.ready = True
+                self._count(tile, wanted.pop(tile))
             self._tell()
 
     def abandon(self, loan: TileLoan) -> None:

@@ -17,12 +17,12 @@ from hagmil.runtime import plain_tiles
 
 _SYSTEM_LIBRARIES = ("libjpeg.so.62", "libjpeg.so.8")  # of the two interfaces in use: Debian's and Ubuntu's
 
+why_plain: str | None = None
+"""Why the compiled kernel is not used; None where it is."""
 try:
     from hagmil.runtime import _tile_kernel as compiled
 except ImportError as error:
-    compiled_error: str | None = f"not compiled ({error})"
-else:
-    compiled_error = None
+    why_plain = f"not compiled ({error})"
 
 
 def libraries() -> list[str]:
@@ -57,8 +57,6 @@ def open_first(paths: list[str]) -> str:
 
 library: str | None = None
 """The libjpeg-turbo of the compiled kernel, where that is used."""
-why_plain = compiled_error
-"""Why it is not used; None where it is."""
 if why_plain is None:
     try:
         library = open_first(libraries())

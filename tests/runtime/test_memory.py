@@ -94,8 +94,7 @@ def test_memory_that_is_much_too_large_or_too_small_is_not_used_again(monkeypatc
     monkeypatch.setattr("hagmil.runtime.memory._kept", kept)
     for before, after in ((50, 20), (20, 50)):
         kept.clear()
-        del_me = written_once((before, 64, 64, 3))
-        del del_me
+        written_once((before, 64, 64, 3))  # gone at once
         (memory,) = kept
         array = written_once((after, 64, 64, 3))
         assert not np.shares_memory(array, memory)

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
+from hagmil.runtime.bench.machine import rss_mb
 from hagmil.runtime.memory import give_back_free_memory
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.onnx import available_providers
@@ -115,8 +116,7 @@ def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:
 def resident_mb() -> float:
     """What this process has, without what is free in its heap."""
     give_back_free_memory()
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    return rss_mb()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
@@ -134,5 +134,5 @@ def test_memory_is_kept_between_many_runs_and_given_back_after_the_last(backbone
     once.run({"patches": patches}, last=True)  # nothing was kept, and that is no error
     np.testing.assert_allclose(features, 0.2, rtol=1e-2)  # a sum of a million floats
     assert after_once - before < 30
-    assert kept - after_once > 80
+    assert kept - after_once > 84
     assert given_back - after_once < 30
