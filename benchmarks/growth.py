@@ -139,7 +139,7 @@ def measure_alone(bundle: Path, patches: list[int]) -> dict[str, int]:
     """The models' own peak: the backbone on one batch, each stage's model on a bag of so many patches."""
     model = load_model(bundle)
     side, dim = model.bundle.manifest.patch_px, model.bundle.manifest.backbone.features
-    batch = np.full((default_batch_size(model.backbone), side, side, 3), 200, np.uint8)
+    batch = np.full((default_batch_size(model.backbone, side), side, side, 3), 200, np.uint8)
     model.backbone.run({PATCHES.name: batch}, last=True)
     for session, count in zip(model.stages, patches, strict=True):
         give_back_free_memory()

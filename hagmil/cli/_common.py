@@ -30,7 +30,7 @@ BatchSize = Annotated[
     typer.Option(
         "--batch-size",
         min=1,
-        help="Patches given to the backbone at once; default: 16 on a CPU, 64 elsewhere.",
+        help="Patches given to the backbone at once; default: 16 to 64 on a CPU, by their size; else 64.",
         show_default=False,
     ),
 ]

@@ -39,7 +39,7 @@ def bench(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, help="Patches a batch; default: what suits the provider.", show_default=False
+            "--batch-size", min=1, help="Patches a batch; default: what suits provider and patches.", show_default=False
         ),
     ] = None,
     readers: common.Readers = 2,

@@ -22,7 +22,9 @@ from hagmil.runtime.stream import StreamStalls, stream_patches
 from hagmil.runtime.tile_engine import CACHE_BYTES, PatchSource
 from hagmil.spec import BACKBONE_FEATURES, PATCHES
 
-_CPU_BATCH, _DEVICE_BATCH = 16, 64
+_DEVICE_BATCH = 64
+_CPU_PIXELS = 1 << 20
+_LEAST_CPU_BATCH, _MOST_CPU_BATCH = 16, 64
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -34,8 +36,8 @@ class EncodeOptions:
     """How patches are read and encoded; none of it changes a number beyond rounding.
 
     Args:
-        batch_size: patches given to the backbone at once; None for what suits the provider: on a CPU sixteen, whose
-            activations its cache still holds, sixty-four elsewhere.
+        batch_size: patches given to the backbone at once; None for what suits the provider and the patches: see
+            :func:`default_batch_size`.
         reader_threads: threads that read patches.
         tile_cache_bytes: decoded tiles kept while further patches need them; for one slide, all threads together.
     """
@@ -79,7 +81,7 @@ def encode_patches(
     """
     place = place_of(backbone)
     encoder = _Encoder(backbone, place.empty((len(coords), feature_dim)))
-    batch_size = options.batch_size or default_batch_size(backbone)
+    batch_size = options.batch_size or default_batch_size(backbone, geometry.patch_px)
     encoded = 0
     with closing(
         read_batches(slide, geometry, coords, options, batch_size=batch_size, place=place, stalls=stalls)
@@ -146,9 +148,19 @@ def read_batches(
                 yield order[batch.rows], batch.patches
 
 
-def default_batch_size(backbone: Session) -> int:
-    """Patches given at once to a backbone, where nobody says."""
-    return _DEVICE_BATCH if backbone.on_device else _CPU_BATCH
+def default_batch_size(backbone: Session, patch_px: int) -> int:
+    """Patches given at once to a backbone, where nobody says.
+
+    On a CPU about a million pixels, whose activations its cache still holds: 16 patches of 256, but 64 of 128 and
+    smaller ones, so that what a batch costs beside its patches does not show. On a device 64.
+
+    Args:
+        backbone: the patch encoder.
+        patch_px: side of a patch.
+    """
+    if backbone.on_device:
+        return _DEVICE_BATCH
+    return min(max(_CPU_PIXELS // patch_px**2, _LEAST_CPU_BATCH), _MOST_CPU_BATCH)
 
 
 class _Encoder:

@@ -230,7 +230,7 @@ def test_a_sweep_of_one_core_is_one_dot_in_the_middle(report: BenchReport) -> No
 
 def test_the_sweep_tries_every_setting(tissue_path: Path, small_bundle: Path) -> None:
     model = load_model(small_bundle, threads=1)
-    how = measure.measuring(EncodeOptions(batch_size=4, reader_threads=1), model.backbone, 1)
+    how = measure.measuring(EncodeOptions(batch_size=4, reader_threads=1), model, 1)
     with open_slide(tissue_path) as slide:
         subject = subject_of(slide, model.bundle.manifest, 20)
         assert len(subject.coords) == 20
@@ -251,7 +251,7 @@ def test_resident_patches_are_the_subject_s(tissue_path: Path, small_bundle: Pat
     model = load_model(small_bundle, threads=1)
     with open_slide(tissue_path) as slide:
         subject = subject_of(slide, model.bundle.manifest, 30)
-        how = measure.measuring(EncodeOptions(batch_size=7, reader_threads=2), model.backbone, 1)
+        how = measure.measuring(EncodeOptions(batch_size=7, reader_threads=2), model, 1)
         patches = measure.resident_patches(subject, how)
         for row, (x, y) in enumerate(subject.coords.tolist()):
             assert np.array_equal(patches[row], slide.read_region(0, x, y, 16, 16))
@@ -274,7 +274,7 @@ def test_without_a_slide_a_phantom_is_made_and_taken_away(small_bundle: Path, tm
     assert report.slide.spacing_um == pytest.approx(0.5)
     assert report.read.patches == 64
     assert report.settings.batch is None
-    assert report.backbone["cpu"].batch == default_batch_size(load_model(small_bundle, threads=1).backbone)
+    assert report.backbone["cpu"].batch == default_batch_size(load_model(small_bundle, threads=1).backbone, 16)
     assert list(tmp_path.iterdir()) == []
     if "cuda" not in available_providers():
         assert "cuda" in report.skipped

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions, encode_patches
+from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches
 from hagmil.runtime.geometry import plan_stages
 from hagmil.runtime.patch_reader import read_patch
 from hagmil.runtime.slide import open_slide
@@ -85,6 +85,11 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits(
         "out of memory with a batch of 16 patches; going on with 8",
         "out of memory with a batch of 8 patches; going on with 4",
     ]
+
+
+@pytest.mark.parametrize(("patch_px", "on_a_cpu"), [(512, 16), (256, 16), (224, 20), (128, 64), (64, 64)])
+def test_a_batch_on_a_cpu_is_about_a_million_pixels(patch_px: int, on_a_cpu: int) -> None:
+    assert default_batch_size(MeanColour(), patch_px) == on_a_cpu
 
 
 def test_a_device_without_room_for_one_patch_is_an_error(pyramid_path: Path) -> None:

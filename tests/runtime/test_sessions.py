@@ -92,15 +92,31 @@ def endless_graph() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
-def test_an_interrupt_ends_a_run_that_would_go_on_and_leaves_no_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many_runs", [False, True])
+def test_an_interrupt_ends_a_run_that_would_go_on_and_leaves_no_thread(tmp_path: Path, many_runs: bool) -> None:
     onnx.save(endless_graph(), tmp_path / "endless.onnx")
-    session = open_session(tmp_path / "endless.onnx", threads=1)
+    session = open_session(tmp_path / "endless.onnx", threads=1, many_runs=many_runs)
     interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         session.run({"start": np.zeros(1, np.float32)})
     interrupt.join()
     assert [thread.name for thread in threading.enumerate() if thread.name == "hagmil-run"] == []
+
+
+def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to_be(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread)))
+    patches = np.zeros((1, 8, 8, 3), np.uint8)
+    often, once = open_session(backbone, threads=1, many_runs=True), open_session(backbone, threads=1)
+    for session, names in ((often, ["hagmil-run"]), (once, ["hagmil-run"] * 3)):
+        started.clear()
+        for _ in range(3):
+            session.run({"patches": patches})
+        assert started == names
 
 
 def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:

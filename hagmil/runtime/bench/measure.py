@@ -62,9 +62,9 @@ class Measuring:
     repeats: int
 
 
-def measuring(encode: EncodeOptions, backbone: Session, repeats: int) -> Measuring:
-    """Settle the batch size: the one that was asked for, else what suits the backbone's provider."""
-    batch = encode.batch_size or default_batch_size(backbone)
+def measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> Measuring:
+    """Settle the batch size: the one that was asked for, else what suits the provider and the bundle's patches."""
+    batch = encode.batch_size or default_batch_size(model.backbone, model.bundle.manifest.patch_px)
     return Measuring(replace(encode, batch_size=batch), batch, repeats)
 
 

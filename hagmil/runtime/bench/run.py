@@ -231,7 +231,7 @@ class _Bench:
         }
 
     def _how(self, provider: str) -> Measuring:
-        return measuring(self.options.encode, self.loaded[provider].model.backbone, self.options.repeats)
+        return measuring(self.options.encode, self.loaded[provider].model, self.options.repeats)
 
     def _with_provider(self, name: str, patches: NDArray[np.uint8], read: ReadFigures) -> _Figures:
         model, how, what = self.loaded[name].model, self._how(name), f"models on {name}"

@@ -55,8 +55,9 @@ def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = Non
         onnx: the graph's file.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: threads inside one run on the CPU; as many as there are cores where none are given.
-        many_runs: whether it will run again and again on inputs of one shape: then memory is kept from one run to the
-            next, up to one that is said to be the last.
+        many_runs: whether it will run again and again on inputs of one shape, while other threads prepare the next:
+            then memory is kept from one run to the next, up to one that is said to be the last, and no core is kept
+            busy by waiting.
 
     Raises:
         UsageError: no such provider.

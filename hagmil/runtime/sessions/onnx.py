@@ -2,7 +2,8 @@
 
 A run is C code that hears no signal: Ctrl-C would be obeyed when the run is over, after half a minute in a large bag.
 So the main thread, which gets the signals, leaves its runs to another one, waits, and ends the run when it is
-interrupted.
+interrupted. A run of a backbone that is expected to be over before anyone would notice is done where it is asked for:
+a thread a run costs a small backbone a third of its throughput.
 
 Arrays on a GPU are bound where they are, and outputs stay where ONNX Runtime puts them. It works on a stream of its
 own, so the order is kept by waiting: before a run for the caller's stream, which also frees the outputs of the run
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -36,6 +38,8 @@ _PROVIDER_NAMES = {
 }
 _ERRORS_ONLY = 3
 _DEVICE = "cuda"  # as I/O binding calls it
+_NOT_NOTICED_S = 0.2  # what Ctrl-C may wait for the end of a run
+_WITHOUT_SPINNING = ("session.intra_op.allow_spinning", "0")
 _GIVE_BACK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 _OUT_OF_MEMORY_SIGNS = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 Result = TypeVar("Result")
@@ -87,6 +91,8 @@ class OnnxSession:
                 'pip uninstall onnxruntime; pip install "hagmil[gpu]"',
                 code="provider_missing",
             )
+        self._many_runs = many_runs
+        self._last_run_s = math.inf
         self._keeps_memory = many_runs and provider == "cpu"
         self._session = self._load(name, threads, options or {})
         if self._session.get_providers()[0] != name:
@@ -179,10 +185,17 @@ class OnnxSession:
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
 
     def _interruptibly(self, work: Callable[[Any], Result]) -> Result:
-        """Do a run, which gets its options, so that Ctrl-C ends it."""
+        """Do a run, which gets its options, so that Ctrl-C ends it, or is heard in a moment."""
         options = self._onnxruntime.RunOptions()
-        if threading.current_thread() is not threading.main_thread():
-            return work(options)
+        started = perf_counter()
+        short = self._many_runs and self._last_run_s < _NOT_NOTICED_S
+        on_main = threading.current_thread() is threading.main_thread()
+        result = self._by_another_thread(work, options) if on_main and not short else work(options)
+        self._last_run_s = perf_counter() - started
+        return result
+
+    def _by_another_thread(self, work: Callable[[Any], Result], options: Any) -> Result:
+        """Do a run, and end it when this thread, the main one, is interrupted."""
         run: Future[Result] = Future()
 
         def _work() -> None:
@@ -212,6 +225,10 @@ class OnnxSession:
         # the next one of its shape, through whole blocks of another width: 290 MB more at 10,000 patches, and 100 MB
         # more in resnet50-trunc. A backbone runs again and again on one shape: there the arena takes less memory, and
         # saves the time in which the system clears what each run asks for anew. docs/decisions/0009-pseudo-inverse.md
+        # Threads that wait for the next node of a backbone keep the cores from those that read its patches: it runs
+        # slower alone when they sleep, and faster beside readers.
+        if self._keeps_memory:
+            options.add_session_config_entry(*_WITHOUT_SPINNING)
         options.enable_cpu_mem_arena = self._keeps_memory
         options.enable_mem_pattern = False
         options.enable_mem_reuse = False
