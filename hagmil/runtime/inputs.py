@@ -77,7 +77,10 @@ def _expand(argument: str) -> list[tuple[str, Path]]:
         inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SLIDE_SUFFIXES)
         slides = _one_of_each_series(inside)
         if not slides:
-            raise UsageError(f'folder "{argument}" holds no slide ({", ".join(sorted(SLIDE_SUFFIXES))})')
+            raise UsageError(
+                f'folder "{argument}" holds no slide ({", ".join(sorted(SLIDE_SUFFIXES))}); '
+                f'its subfolders are read where a glob asks for it: "{path / "**" / "*.svs"}"'
+            )
         return [(str(slide), slide) for slide in slides]
     if _GLOB_SIGNS & set(argument) and not path.exists():
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - the pattern may be absolute

@@ -115,6 +115,12 @@ def make_splits(
     val, test = (int(share * pieces_needed) for share in shares)
     if val + test >= pieces_needed:
         raise UsageError(f"shares {val_share:g} and {test_share:g} leave nothing to train on")
+    cases = len({label.case_id for label in rest.values()})
+    if cases < pieces_needed:
+        raise DataError(
+            f"{cases} cases are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each at "
+            f"the least; ask for simpler ones such as 0.2 (parts of 1/5), or for folds"
+        )
     splits = []
     for index in range(count):  # step 4
         pieces = _pieces(rest, pieces_needed, seed + index)
@@ -203,7 +209,7 @@ def _pieces(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tup
     cases = [labels[slide_id].case_id for slide_id in slides]
     if len(set(cases)) < count:
         raise DataError(
-            f"{len(set(cases))} cases cannot be shared out to {count} pieces; ask for fewer folds or larger shares"
+            f"{len(set(cases))} cases cannot be shared out to {count} folds; ask for fewer"
         )
     if count == 1:
         return [tuple(slides)]

@@ -119,6 +119,14 @@ def test_fewer_cases_than_folds_is_an_error() -> None:
         make_folds(_cohort(4, 10), 5)
 
 
+def test_fewer_cases_than_the_shares_count_in_is_an_error_that_says_what_would_do() -> None:
+    labels = _cohort(18, 1)
+    with pytest.raises(DataError, match=r"18 cases are too few .* 1/20, .* 0\.2"):
+        make_splits(labels, val_share=0.15, test_share=0.15)
+    (split,) = make_splits(labels, val_share=0.2, test_share=0.2)
+    assert len(split.val) + len(split.test) in range(6, 10)
+
+
 @pytest.mark.parametrize("folds", [0, 1, 2])
 def test_too_few_folds_are_refused(folds: int) -> None:
     with pytest.raises(UsageError, match="at least 3"):
