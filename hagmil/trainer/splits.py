@@ -118,8 +118,8 @@ def make_splits(
     cases = len({label.case_id for label in rest.values()})
     if cases < pieces_needed:
         raise DataError(
-            f"{cases} cases are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each at "
-            f"the least; ask for simpler ones such as 0.2 (parts of 1/5), or for folds"
+            f"{cases} cases are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each "
+            "at the least; ask for simpler ones such as 0.2 (parts of 1/5), or for folds"
         )
     splits = []
     for index in range(count):  # step 4
@@ -208,9 +208,7 @@ def _pieces(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tup
     slides = sorted(labels)
     cases = [labels[slide_id].case_id for slide_id in slides]
     if len(set(cases)) < count:
-        raise DataError(
-            f"{len(set(cases))} cases cannot be shared out to {count} folds; ask for fewer"
-        )
+        raise DataError(f"{len(set(cases))} cases cannot be shared out to {count} folds; ask for fewer")
     if count == 1:
         return [tuple(slides)]
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
