@@ -20,8 +20,46 @@ _LINE_BYTES = 64  # of the processor's cache
 _OFF_VECTORS_BYTES = 8  # aligned to no vector of any processor
 
 
-_kept: deque[NDArray[np.uint8]] = deque(maxlen=1)
-"""The memory of :func:`written_once` that was used last and is used by nobody now."""
+class _Lent:
+    """Memory that goes to where it is kept once no array has it as its base."""
+
+    def __init__(self, memory: NDArray[np.uint8], kept: deque[NDArray[np.uint8]]) -> None:
+        self._memory, self._kept = memory, kept
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        self._kept.append(self._memory)
+
+
+class _Lender:
+    """Lends memory, and keeps some of what nobody uses any more for those who ask next.
+
+    Args:
+        place: where memory begins, in bytes behind the beginning of a line of the cache.
+        most: pieces of memory that are kept.
+        largest_bytes: a larger piece is not kept.
+    """
+
+    def __init__(self, place: int, most: int, largest_bytes: float = math.inf) -> None:
+        self._place, self._largest_bytes = place, largest_bytes
+        self.kept: deque[NDArray[np.uint8]] = deque(maxlen=most)
+
+    def lend(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Memory of this shape, not initialised."""
+        count = math.prod(shape)
+        if count > self._largest_bytes:
+            return _beginning_at((count,), self._place).reshape(shape)
+        try:
+            memory = self.kept.pop()
+        except IndexError:
+            memory = None
+        if memory is None or not count <= memory.size <= 2 * count:
+            memory = _beginning_at((count,), self._place)
+        return np.asarray(_Lent(memory, self.kept))[:count].reshape(shape)
+
+
+_batches = _Lender(place=0, most=1)
+_tiles = _Lender(place=_OFF_VECTORS_BYTES, most=96, largest_bytes=256 << 10)
 
 
 def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -37,32 +75,15 @@ def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     Returns:
         uint8 of this shape, not initialised.
     """
-    count = math.prod(shape)
-    try:
-        memory = _kept.pop()
-    except IndexError:
-        memory = None
-    if memory is None or not count <= memory.size <= 2 * count:
-        memory = _beginning_at((count,), 0)
-    return np.asarray(_Lent(memory))[:count].reshape(shape)
-
-
-class _Lent:
-    """Memory that is kept for the next once no array has it as its base."""
-
-    def __init__(self, memory: NDArray[np.uint8]) -> None:
-        self._memory = memory
-        self.__array_interface__ = memory.__array_interface__
-
-    def __del__(self) -> None:
-        _kept.append(self._memory)
+    return _batches.lend(shape)
 
 
 def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Memory for pixels that are copied from as soon as they are there: off the vectors.
 
     libjpeg-turbo writes rows that are aligned to its vectors past the processor's cache, from where they must be
-    fetched again: 70 microseconds for a tile of 256 px that takes 220 to decode.
+    fetched again: 70 microseconds for a tile of 256 px that takes 220 to decode. What a stage had is used again by the
+    next, up to 24 MB of it: for patches across tiles 17 MB would else be cleared anew, a fortieth of their time.
 
     Args:
         shape: of which a row takes a multiple of 16 bytes, as those of TIFF tiles do.
@@ -70,7 +91,7 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     Returns:
         uint8 of this shape, not initialised.
     """
-    return _beginning_at(shape, _OFF_VECTORS_BYTES)
+    return _tiles.lend(shape)
 
 
 def _beginning_at(shape: tuple[int, ...], place: int) -> NDArray[np.uint8]:

@@ -74,7 +74,7 @@ def test_memory_begins_with_a_line_of_the_cache_or_off_its_vectors(shape: tuple[
 
 
 def test_memory_is_used_again_when_no_view_of_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hagmil.runtime.memory._kept", deque(maxlen=1))
+    monkeypatch.setattr("hagmil.runtime.memory._batches.kept", deque(maxlen=1))
     first = written_once((50, 64, 64, 3))
     place, view = first.ctypes.data, first[3]
     view[:] = 7
@@ -91,13 +91,27 @@ def test_memory_is_used_again_when_no_view_of_it_is_left(monkeypatch: pytest.Mon
 
 def test_memory_that_is_much_too_large_or_too_small_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: deque[NDArray[np.uint8]] = deque(maxlen=1)
-    monkeypatch.setattr("hagmil.runtime.memory._kept", kept)
+    monkeypatch.setattr("hagmil.runtime.memory._batches.kept", kept)
     for before, after in ((50, 20), (20, 50)):
         kept.clear()
         written_once((before, 64, 64, 3))  # gone at once
         (memory,) = kept
         array = written_once((after, 64, 64, 3))
         assert not np.shares_memory(array, memory)
+
+
+def test_memory_of_tiles_is_used_again_up_to_a_number_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: deque[NDArray[np.uint8]] = deque(maxlen=2)
+    monkeypatch.setattr("hagmil.runtime.memory._tiles.kept", kept)
+    tiles = [read_again((256, 256, 3)) for _ in range(3)]
+    places = {tile.ctypes.data for tile in tiles}
+    assert len(places) == 3
+    tiles.clear()
+    assert len(kept) == 2
+    assert read_again((256, 256, 3)).ctypes.data in places
+    kept.clear()
+    read_again((512, 512, 3))  # gone at once
+    assert not kept
 
 
 def test_no_patches_need_no_memory() -> None:
