@@ -119,6 +119,23 @@ def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to
         assert started == names
 
 
+def test_a_short_run_on_a_few_rows_says_nothing_of_a_run_on_many(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stage's last batch, which may be small, says nothing of the next stage's first."""
+    times = iter([0.0, 0.01, 1.0, 1.01, 2.0, 2.5])  # two runs on one row, and one on fifty
+    monkeypatch.setattr("hagmil.runtime.sessions.onnx.perf_counter", lambda: next(times))
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread)))
+    session = open_session(backbone, threads=1, many_runs=True)
+    counts = []
+    for rows in (1, 1, 50):
+        session.run({"patches": np.zeros((rows, 8, 8, 3), np.uint8)})
+        counts.append(len(started))
+    assert counts == [1, 1, 2]
+
+
 def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:
     patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     session = open_session(backbone)

@@ -92,7 +92,7 @@ class OnnxSession:
                 code="provider_missing",
             )
         self._many_runs = many_runs
-        self._last_run_s = math.inf
+        self._seconds_a_row = math.inf
         self._keeps_memory = many_runs and provider == "cpu"
         self._session = self._load(name, threads, options or {})
         if self._session.get_providers()[0] != name:
@@ -160,7 +160,7 @@ class OnnxSession:
                 options.add_run_config_entry(*_GIVE_BACK)
             return self._session.run(self._outputs, inputs, options)
 
-        values = self._interruptibly(_run)
+        values = self._interruptibly(_run, _rows(inputs))
         return dict(zip(self._outputs, values, strict=True))
 
     def _run_on_device(self, cupy: ModuleType, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class OnnxSession:
         for name in self._outputs:
             binding.bind_output(name, _DEVICE, self._device_id)
         cupy.cuda.get_current_stream().synchronize()  # of this thread: another one has another
-        self._interruptibly(lambda options: self._session.run_with_iobinding(binding, options))
+        self._interruptibly(lambda options: self._session.run_with_iobinding(binding, options), _rows(inputs))
         return {
             name: self._as_array(cupy, binding, value)
             for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
@@ -184,14 +184,14 @@ class OnnxSession:
         memory = cupy.cuda.UnownedMemory(value.data_ptr(), size_bytes, (binding, value), self._device_id)
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
 
-    def _interruptibly(self, work: Callable[[Any], Result]) -> Result:
-        """Do a run, which gets its options, so that Ctrl-C ends it, or is heard in a moment."""
+    def _interruptibly(self, work: Callable[[Any], Result], rows: int) -> Result:
+        """Do a run on so many rows, which gets its options, so that Ctrl-C ends it, or is heard in a moment."""
         options = self._onnxruntime.RunOptions()
         started = perf_counter()
-        short = self._many_runs and self._last_run_s < _NOT_NOTICED_S
+        short = self._many_runs and self._seconds_a_row * rows < _NOT_NOTICED_S
         on_main = threading.current_thread() is threading.main_thread()
         result = self._by_another_thread(work, options) if on_main and not short else work(options)
-        self._last_run_s = perf_counter() - started
+        self._seconds_a_row = (perf_counter() - started) / max(rows, 1)
         return result
 
     def _by_another_thread(self, work: Callable[[Any], Result], options: Any) -> Result:
@@ -237,6 +237,11 @@ class OnnxSession:
             return self._onnxruntime.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:
             raise BundleError(f'"{self._path}" cannot be loaded: {error}', code="graph_invalid") from error
+
+
+def _rows(inputs: Mapping[str, Any]) -> int:
+    """Of the longest input."""
+    return max((array.shape[0] for array in inputs.values() if array.shape), default=1)
 
 
 def _dtype(words: str) -> str:
