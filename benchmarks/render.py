@@ -53,9 +53,9 @@ SECTIONS = (
         "aligned and 0.87 across tiles (each tile counted once). On the same machine, quieter, the code before its "
         "last change gave 0.947 and 0.951. Alone with the bare decoders, medians of 20 repeats were 0.90 to 0.96 with "
         "this code in two runs, and 1.01 and 1.03 with that before in the next minute, aligned too, where nothing had "
-        "changed: the machine moves the shares by 0.05 and more. On Aperio's tiles of 240 px the share is above 1, since the "
-        "bare decoders are slower there than on 256 px, for a reason not looked for. hagmil is faster than every "
-        "peer, and 8 to 10 times OpenSlide. Two threads over one: 1.96 and 1.89.\n\n"
+        "changed: the machine moves the shares by 0.05 and more. On Aperio's tiles of 240 px the share is above 1, "
+        "since the bare decoders are slower there than on 256 px, for a reason not looked for. hagmil is faster than "
+        "every peer, and 8 to 10 times OpenSlide. Two threads over one: 1.96 and 1.89.\n\n"
         "A patch of aperio-half is the mean of 512 px: it needs 4.7 tiles. Its share, 0.90, pays for the reduction "
         "too.",
     ),
