@@ -83,7 +83,7 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
     libjpeg-turbo writes rows that are aligned to its vectors past the processor's cache, from where they must be
     fetched again: 70 microseconds for a tile of 256 px that takes 220 to decode. What a stage had is used again by the
-    next, up to 24 MB of it: for patches across tiles 17 MB would else be cleared anew, a fortieth of their time.
+    next, up to 24 MB of it: for patches across tiles the system would else clear 17 MB anew.
 
     Args:
         shape: of which a row takes a multiple of 16 bytes, as those of TIFF tiles do.

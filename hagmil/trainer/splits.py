@@ -66,6 +66,7 @@ def make_folds(
     if folds < least:
         raise UsageError(f"{folds} folds; training, validation and test need at least {least}")
     rest, test = _hold_out(labels, sites, held_out_sites)  # step 1
+    _need_cases(rest, folds, f"cannot be shared out to {folds} folds; ask for fewer")
     pieces = _pieces(rest, folds, seed)  # step 2
     splits = []
     for fold in range(folds):  # step 3
@@ -115,12 +116,12 @@ def make_splits(
     val, test = (int(share * pieces_needed) for share in shares)
     if val + test >= pieces_needed:
         raise UsageError(f"shares {val_share:g} and {test_share:g} leave nothing to train on")
-    cases = len({label.case_id for label in rest.values()})
-    if cases < pieces_needed:
-        raise DataError(
-            f"{cases} cases are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each "
-            "at the least; ask for simpler ones such as 0.2 (parts of 1/5), or for folds"
-        )
+    _need_cases(
+        rest,
+        pieces_needed,
+        f"are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each at the least; "
+        "ask for simpler ones such as 0.2 (parts of 1/5), or for folds",
+    )
     splits = []
     for index in range(count):  # step 4
         pieces = _pieces(rest, pieces_needed, seed + index)
@@ -203,12 +204,16 @@ def _hold_out(
     return rest, test
 
 
+def _need_cases(labels: Mapping[str, SlideLabel], least: int, complaint: str) -> None:
+    cases = len({label.case_id for label in labels.values()})
+    if cases < least:
+        raise DataError(f"{cases} cases {complaint}")
+
+
 def _pieces(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tuple[str, ...]]:
-    """Step 2: slide names of each piece, sorted."""
+    """Step 2: slide names of each piece, sorted; of as many cases as pieces at the least."""
     slides = sorted(labels)
     cases = [labels[slide_id].case_id for slide_id in slides]
-    if len(set(cases)) < count:
-        raise DataError(f"{len(set(cases))} cases cannot be shared out to {count} folds; ask for fewer")
     if count == 1:
         return [tuple(slides)]
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)

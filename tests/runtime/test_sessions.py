@@ -104,12 +104,23 @@ def test_an_interrupt_ends_a_run_that_would_go_on_and_leaves_no_thread(tmp_path:
     assert [thread.name for thread in threading.enumerate() if thread.name == "hagmil-run"] == []
 
 
-def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to_be(
-    backbone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = []
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of threads, as they are started."""
+    names: list[str] = []
     start = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread)))
+
+    def note(thread: threading.Thread) -> None:
+        names.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    return names
+
+
+def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to_be(
+    backbone: Path, started: list[str]
+) -> None:
     patches = np.zeros((1, 8, 8, 3), np.uint8)
     often, once = open_session(backbone, threads=1, many_runs=True), open_session(backbone, threads=1)
     for session, names in ((often, ["hagmil-run"]), (once, ["hagmil-run"] * 3)):
@@ -120,14 +131,11 @@ def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to
 
 
 def test_a_short_run_on_a_few_rows_says_nothing_of_a_run_on_many(
-    backbone: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a stage's last batch, which may be small, says nothing of the next stage's first."""
     times = iter([0.0, 0.01, 1.0, 1.01, 2.0, 2.5])  # two runs on one row, and one on fifty
     monkeypatch.setattr("hagmil.runtime.sessions.onnx.perf_counter", lambda: next(times))
-    started = []
-    start = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread)))
     session = open_session(backbone, threads=1, many_runs=True)
     counts = []
     for rows in (1, 1, 50):
