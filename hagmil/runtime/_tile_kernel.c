@@ -6,7 +6,8 @@
  *
  * 1. Arguments are checked and turned into plain C while the interpreter is held. It is let go for all that follows
  *    (_tile_work.h).
- * 2. Tile after tile that is not decoded yet is read by pread, behind the head that makes a JPEG stream of it.
+ * 2. Tile after tile that is not decoded yet is read by pread. The tables that tiles share are read once: the decoder
+ *    keeps them.
  * 3. It is decoded into the memory that the caller holds for it. Where nothing is held, no other chunk needs it: then
  *    it is decoded into the scratch tile, or, where all of it goes to one place, right there.
  * 4. Its parts are copied to the patches at once, while the processor's cache still holds it.

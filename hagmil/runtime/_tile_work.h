@@ -22,6 +22,20 @@
 #define CHANNELS 3
 #define LINE_BYTES 64 /* of the processor's cache */
 #define ROWS_AHEAD 8
+#define ADOBE_YCBCR 1 /* the transform that an Adobe marker names */
+
+/* Markers of a JPEG stream, each behind the byte MARKER. */
+enum {
+    MARKER = 0xff,
+    BASELINE = 0xc0,
+    START = 0xd8,
+    SCAN = 0xda,
+    RESTARTS = 0xdd,
+    FIRST_APPLICATION = 0xe0,
+    LAST_APPLICATION = 0xef,
+    COMMENT = 0xfe
+};
+
 #ifdef __GNUC__
 #define PREFETCH(address) __builtin_prefetch(address, 1)
 #else
@@ -38,7 +52,7 @@ typedef struct {
 
 typedef struct {
     int descriptor;
-    const unsigned char *head; /* the start of every tile's JPEG stream */
+    const unsigned char *head; /* a JPEG stream of what all tiles share: tables, and an Adobe marker for colours */
     size_t head_bytes;
     const int64_t *offsets, *sizes; /* of the encoded tiles */
     int64_t width, height;          /* of the level */
@@ -62,7 +76,9 @@ typedef struct {
 typedef struct {
     Failure failure;
     struct jpeg_decompress_struct jpeg;
-    unsigned char *stream; /* the encoded tile, its head included */
+    int has_head;          /* whether it holds the tables of the head, and no others */
+    J_COLOR_SPACE colours; /* of tiles that do not say it themselves */
+    unsigned char *stream; /* the encoded tile */
     size_t stream_bytes;   /* that there is room for */
     JSAMPROW *rows;        /* one pointer for each row of a tile */
 } Decoder;
@@ -91,28 +107,26 @@ static void decoder_close(Decoder *decoder)
 
 /* ---- steps 2 and 3 ---- */
 
-/* Put the tile's JPEG stream together; its length, or 0 and a message. */
+/* Read the tile's JPEG stream; its length, or 0 and a message. */
 static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
 {
     const size_t size = (size_t)work->sizes[tile];
-    const size_t length = work->head_bytes + size - 2; /* the head has a start of its own */
-    unsigned char *data;
     size_t had = 0;
 
     if (work->sizes[tile] < 2)
         goto no_stream;
-    if (length > decoder->stream_bytes) {
-        unsigned char *larger = realloc(decoder->stream, length);
+    if (size > decoder->stream_bytes) {
+        unsigned char *larger = realloc(decoder->stream, size);
         if (larger == NULL) {
             strcpy(decoder->failure.message, "out of memory");
             return 0;
         }
         decoder->stream = larger;
-        decoder->stream_bytes = length;
+        decoder->stream_bytes = size;
     }
-    data = decoder->stream + work->head_bytes - 2;
     while (had < size) {
-        ssize_t got = pread(work->descriptor, data + had, size - had, (off_t)(work->offsets[tile] + (int64_t)had));
+        ssize_t got = pread(work->descriptor, decoder->stream + had, size - had,
+                            (off_t)(work->offsets[tile] + (int64_t)had));
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0) {
@@ -124,13 +138,52 @@ static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
             goto no_stream;
         had += (size_t)got;
     }
-    if (data[0] != 0xff || data[1] != 0xd8)
-        goto no_stream;
-    memcpy(decoder->stream, work->head, work->head_bytes); /* its last two bytes take the place of the tile's start */
-    return length;
+    if (decoder->stream[0] == MARKER && decoder->stream[1] == START)
+        return size;
 
 no_stream:
     strcpy(decoder->failure.message, "its bytes are no JPEG stream");
+    return 0;
+}
+
+/* Have the decoder hold the head's tables and no others; errors jump. */
+static void read_head(Decoder *decoder, const Work *work)
+{
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+
+    if (decoder->has_head)
+        return;
+    for (int table = 0; table < NUM_QUANT_TBLS; table++)
+        jpeg->quant_tbl_ptrs[table] = NULL;
+    for (int table = 0; table < NUM_HUFF_TBLS; table++)
+        jpeg->dc_huff_tbl_ptrs[table] = jpeg->ac_huff_tbl_ptrs[table] = NULL;
+    libjpeg.jpeg_mem_src(jpeg, work->head, (unsigned long)work->head_bytes);
+    if (libjpeg.jpeg_read_header(jpeg, FALSE) != JPEG_HEADER_TABLES_ONLY) {
+        strcpy(decoder->failure.message, "the tables that it shares with others hold an image");
+        longjmp(decoder->failure.failed, 1);
+    }
+    decoder->colours = jpeg->Adobe_transform == ADOBE_YCBCR ? JCS_YCbCr : JCS_RGB;
+    decoder->has_head = 1;
+}
+
+/*
+ * Whether a tile surely leaves the decoder's tables as they are: nothing comes before its only scan but what ends with
+ * the tile. Where another marker is met, it is taken to bring tables.
+ */
+static int leaves_tables(const unsigned char *stream, size_t length)
+{
+    size_t at = 2;
+
+    while (at + 5 <= length && stream[at] == MARKER) {
+        const int kind = stream[at + 1];
+        if (kind == SCAN)
+            return stream[at + 4] == CHANNELS; /* all of them in one scan, so no other follows */
+        const int harmless = kind == BASELINE || kind == COMMENT || kind == RESTARTS ||
+                             (kind >= FIRST_APPLICATION && kind <= LAST_APPLICATION);
+        if (!harmless)
+            return 0;
+        at += 2 + (size_t)(stream[at + 2] << 8 | stream[at + 3]);
+    }
     return 0;
 }
 
@@ -148,6 +201,8 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned cha
         libjpeg.jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
         return -1;
     }
+    read_head(decoder, work);
+    decoder->has_head = leaves_tables(decoder->stream, length);
     libjpeg.jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
     libjpeg.jpeg_read_header(jpeg, TRUE);
     if (jpeg->image_width != work->tile_width || jpeg->image_height != work->tile_height) {
@@ -159,6 +214,8 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned cha
         strcpy(decoder->failure.message, "it does not hold three channels");
         longjmp(decoder->failure.failed, 1);
     }
+    if (!jpeg->saw_JFIF_marker && !jpeg->saw_Adobe_marker)
+        jpeg->jpeg_color_space = decoder->colours;
     jpeg->out_color_space = JCS_RGB; /* all else stays at the defaults: the accurate transform, smooth chroma */
     libjpeg.jpeg_start_decompress(jpeg);
     while (jpeg->output_scanline < jpeg->output_height)

@@ -1,12 +1,10 @@
 """The encoded JPEG tiles of one level of a TIFF file, each decoded by itself, by libjpeg-turbo.
 
-What is given to the decoder for one tile:
+What is given to the decoder beside a tile's own bytes, as a JPEG stream without an image, the head of all tiles:
 
-1. The start of a JPEG stream.
-2. An Adobe marker that says whether the three channels are YCbCr or RGB, as the TIFF tags say it. Many files
-   leave that to the tags, and a decoder would take them for YCbCr.
-3. The tables that all tiles of the level share, where they do.
-4. The tile's own bytes.
+1. An Adobe marker that says whether the three channels are YCbCr or RGB, as the TIFF tags say it. Many files
+   leave that to the tags, and a decoder would take them for YCbCr. What a tile itself says comes first.
+2. The tables that all tiles of the level share, where they do.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from hagmil.runtime.tile_kernel import read_tiles, start_patches
 
 _JPEG, _SIDE_BY_SIDE = 7, 1
 _RGB, _YCBCR = 2, 6
-_START = b"\xff\xd8"
+_START, _END = b"\xff\xd8", b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and one byte: 0 for RGB, 1 for YCbCr
 
 
@@ -69,7 +67,7 @@ class JpegTiles:
         self._descriptor = self._file.fileno()
         self._index = index
         colours = bytes([directory.photometric == _YCBCR])
-        self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2]  # steps 1 to 3
+        self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2] + _END
 
     def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
         """Whiten patches that reach beyond the level, and say which tiles patches need.

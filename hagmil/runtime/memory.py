@@ -35,36 +35,34 @@ class _Lender:
     """Lends memory, and keeps some of what nobody uses any more for those who ask next.
 
     Args:
-        place: where memory begins, in bytes behind the beginning of a line of the cache.
         most: pieces of memory that are kept.
         largest_bytes: a larger piece is not kept.
     """
 
-    def __init__(self, place: int, most: int, largest_bytes: float = math.inf) -> None:
-        self._place, self._largest_bytes = place, largest_bytes
+    def __init__(self, most: int, largest_bytes: float = math.inf) -> None:
+        self._largest_bytes = largest_bytes
         self.kept: deque[NDArray[np.uint8]] = deque(maxlen=most)
 
     def lend(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Memory of this shape, not initialised."""
         count = math.prod(shape)
         if count > self._largest_bytes:
-            return _beginning_at((count,), self._place).reshape(shape)
+            return _off_vectors(count).reshape(shape)
         try:
             memory = self.kept.pop()
         except IndexError:
             memory = None
         if memory is None or not count <= memory.size <= 2 * count:
-            memory = _beginning_at((count,), self._place)
+            memory = _off_vectors(count)
         return np.asarray(_Lent(memory, self.kept))[:count].reshape(shape)
 
 
-_batches = _Lender(place=0, most=1)
-_tiles = _Lender(place=_OFF_VECTORS_BYTES, most=96, largest_bytes=256 << 10)
+_batches = _Lender(most=1)
+_tiles = _Lender(most=96, largest_bytes=256 << 10)
 
 
 def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory for pixels that are not read again soon: it begins with a line of the cache, so that whole lines can be
-    written past it.
+    """Memory for pixels that are not read again soon, off the vectors: see :func:`read_again`.
 
     What the last such array had is used again once that array and all views of it are gone: the system clears fresh
     memory page by page, which costs as much as decoding a tenth of the patches that 38 MB of batches are used for.
@@ -82,7 +80,8 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Memory for pixels that are copied from as soon as they are there: off the vectors.
 
     libjpeg-turbo writes rows that are aligned to its vectors past the processor's cache, from where they must be
-    fetched again: 70 microseconds for a tile of 256 px that takes 220 to decode. What a stage had is used again by the
+    fetched again: 70 microseconds for a tile of 256 px that takes 220 to decode. Even where nobody fetches them, a tile
+    is there 2 to 3 % later than by ordinary writes. What a stage had is used again by the
     next, up to 24 MB of it: for patches across tiles the system would else clear 17 MB anew.
 
     Args:
@@ -94,12 +93,11 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return _tiles.lend(shape)
 
 
-def _beginning_at(shape: tuple[int, ...], place: int) -> NDArray[np.uint8]:
-    """An array that begins so many bytes behind the beginning of a line."""
-    count = math.prod(shape)
-    memory = np.empty(count + 2 * _LINE_BYTES, np.uint8)
-    begin = -memory.ctypes.data % _LINE_BYTES + place
-    return memory[begin : begin + count].reshape(shape)
+def _off_vectors(count: int) -> NDArray[np.uint8]:
+    """An array of so many bytes that begins at no vector of any processor."""
+    memory = np.empty(count + _LINE_BYTES + _OFF_VECTORS_BYTES, np.uint8)
+    begin = -memory.ctypes.data % _LINE_BYTES + _OFF_VECTORS_BYTES
+    return memory[begin : begin + count]
 
 
 @functools.cache

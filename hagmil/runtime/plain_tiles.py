@@ -14,7 +14,7 @@ from PIL import Image
 
 from hagmil.runtime.slide_base import WHITE
 
-_START = b"\xff\xd8"
+_START, _END = b"\xff\xd8", b"\xff\xd9"
 _THREE_CHANNELS = ("RGB", "YCbCr")
 
 _Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
@@ -74,7 +74,7 @@ def read_tiles(
 
     Args:
         descriptor: of the file.
-        head: what stands before each tile's bytes, instead of its first two, to make a JPEG stream of them.
+        head: a JPEG stream without an image, of what stands before each tile's own markers.
         offsets: int64 (tiles of the level,), where each encoded tile lies in the file.
         sizes: int64 (tiles of the level,), bytes of each.
         level: width and height of the level, in pixels.
@@ -146,7 +146,7 @@ def _decode(descriptor: int, head: bytes, offset: int, size: int, out: NDArray[n
     data = os.pread(descriptor, size, offset)
     if len(data) < size or not data.startswith(_START):
         raise ValueError("its bytes are no JPEG stream")
-    stream = head + data[len(_START) :]
+    stream = head[: -len(_END)] + data[len(_START) :]
     height, width, colours, _ = simplejpeg.decode_jpeg_header(stream)
     if (height, width) != out.shape[:2]:
         raise ValueError(f"it holds {width} x {height} px")

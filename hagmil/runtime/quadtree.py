@@ -128,7 +128,7 @@ def reading_order(coords: NDArray[np.int64], patch_level0: int) -> NDArray[np.in
     """
     cells = (coords - coords.min(axis=0, initial=0)) // patch_level0
     code = np.zeros(len(coords), np.int64)
-    for bit in range(31):  # x and y of a cell, their bits in turn
+    for bit in range(int(cells.max(initial=0)).bit_length()):  # x and y of a cell, their bits in turn
         code |= ((cells[:, 0] >> bit & 1) << (2 * bit + 1)) | ((cells[:, 1] >> bit & 1) << (2 * bit))
     return np.argsort(code, kind="stable")
 

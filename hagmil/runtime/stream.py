@@ -1,9 +1,10 @@
 """Patches in order from several threads, through a bounded number of buffers that are used again and again.
 
-1. Rows are cut to batches, a batch to chunks of neighbouring rows; threads take chunks in order. Large chunks share
-   fewer tiles with others, and spread over more rows what a chunk costs beside decoding. But there are as many as keep
-   all threads busy in the batches that can be read at once, and towards the end they get smaller: threads end together.
-2. Batch b is read into buffer b modulo the number of buffers, once the consumer has let go of what was there.
+1. Rows are cut to chunks of neighbours; threads take chunks in order. Large chunks share fewer tiles with others, and
+   spread over more rows what a chunk costs beside decoding. But there are as many as keep all threads busy in the
+   batches that can be read at once, and towards the end they get smaller: threads end together.
+2. The buffers lie behind one another, as a ring of rows: row r is read to place r modulo their length, once the
+   consumer has let go of what was there. So a chunk may reach from one batch to the next.
 3. The consumer gets batch after batch, each when all of its chunks are read; so neither order nor content
    depends on which thread was faster.
 4. The first error stops all threads and is raised in the consumer. However the consumer leaves, the threads
@@ -26,7 +27,7 @@ from hagmil.runtime.memory import written_once
 from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
 from hagmil.runtime.slide import Slide
 
-_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 64
+_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 128
 _RESAMPLED_CHUNK_ROWS = 4  # each may take many pixels, and a thread hears that it shall stop after a chunk
 _THREAD_NAME = "hagmil-reader"
 
@@ -174,8 +175,9 @@ class _Work:
             self._fewest, self._most = _FEWEST_CHUNK_ROWS, min(each, _MOST_CHUNK_ROWS)
         self.chunks = -(-len(coords) // self._fewest)
         side = geometry.patch_px
-        self._buffers = allocate((min(buffers, self.batches), self._batch_size, side, side, 3))
-        self._read_rows = [0] * len(self._buffers)
+        self._ring = min(buffers, self.batches) * self._batch_size
+        self._buffers = allocate((self._ring, side, side, 3))
+        self._unread = [len(self._rows_of(batch)) for batch in range(self.batches)]
         self._next_row = 0
         self._released = 0
         self._stopped = False
@@ -183,15 +185,15 @@ class _Work:
         self._changed = threading.Condition()
 
     def take(self) -> slice | None:
-        """The next chunk, as soon as its buffer is free; None when there is nothing more to do."""
+        """The next chunk, as soon as there is place for some of it; None when there is nothing more to do."""
         with self._changed:
             while not self._stopped and self._next_row < len(self.coords):
-                batch = self._next_row // self._batch_size
-                if batch < self._released + len(self._buffers):  # step 2
-                    start = self._next_row
+                start = self._next_row
+                free = self._released * self._batch_size + self._ring - start  # step 2
+                if free > 0:
                     rows = min(self._most, (len(self.coords) - start) // (2 * self._threads))
-                    end = start + max(rows, self._fewest)
-                    self._next_row = min(end, (batch + 1) * self._batch_size, len(self.coords))
+                    rows = min(max(rows, self._fewest), free, self._ring - start % self._ring)
+                    self._next_row = min(start + rows, len(self.coords))
                     return slice(start, self._next_row)
                 waiting_since = perf_counter()
                 self._changed.wait()
@@ -199,37 +201,37 @@ class _Work:
             return None
 
     def place_of(self, rows: slice) -> NDArray[np.uint8]:
-        """Where the patches of a chunk go: uint8 (rows, patch_px, patch_px, 3)."""
-        batch, start = divmod(rows.start, self._batch_size)
-        return self._buffers[batch % len(self._buffers), start : start + rows.stop - rows.start]
+        """Where the patches of some rows go: uint8 (rows, patch_px, patch_px, 3)."""
+        start = rows.start % self._ring
+        return self._buffers[start : start + rows.stop - rows.start]
 
     def done(self, rows: slice) -> None:
         """Count a chunk as read; the consumer is woken for whole batches only."""
-        batch = rows.start // self._batch_size
-        slot = batch % len(self._buffers)
         with self._changed:
-            self._read_rows[slot] += rows.stop - rows.start
-            if self._read_rows[slot] == self._rows_of(batch).stop - self._rows_of(batch).start:
-                self._changed.notify_all()
+            for batch in range(rows.start // self._batch_size, -(-rows.stop // self._batch_size)):
+                its = self._rows_of(batch)
+                self._unread[batch] -= min(rows.stop, its.stop) - max(rows.start, its.start)
+                if not self._unread[batch]:
+                    self._changed.notify_all()
 
     def wait_for(self, batch: int) -> PatchBatch:
         """The batch, when all of it is read; raises the first error of any thread."""
-        rows, slot = self._rows_of(batch), batch % len(self._buffers)
         with self._changed:
-            while self._error is None and self._read_rows[slot] < rows.stop - rows.start:
+            while self._error is None and self._unread[batch]:
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
-        return PatchBatch(rows, self._buffers[slot, : rows.stop - rows.start])
+        its = self._rows_of(batch)
+        rows = slice(its.start, its.stop)
+        return PatchBatch(rows, self.place_of(rows))
 
-    def _rows_of(self, batch: int) -> slice:
+    def _rows_of(self, batch: int) -> range:
         start = batch * self._batch_size
-        return slice(start, min(start + self._batch_size, len(self.coords)))
+        return range(start, min(start + self._batch_size, len(self.coords)))
 
     def release(self, batch: int) -> None:
-        """Let the batch's buffer be filled again."""
+        """Let the batch's rows be filled again."""
         with self._changed:
-            self._read_rows[batch % len(self._buffers)] = 0
             self._released = batch + 1
             self._changed.notify_all()
 

@@ -63,12 +63,11 @@ def test_what_was_freed_below_a_block_in_use_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (7, 16, 16, 3), (1, 4)])
-def test_memory_begins_with_a_line_of_the_cache_or_off_its_vectors(shape: tuple[int, ...]) -> None:
+def test_memory_begins_off_the_vectors(shape: tuple[int, ...]) -> None:
     for _ in range(20):
         once, again = written_once(shape), read_again(shape)
         assert once.shape == again.shape == shape
-        assert once.ctypes.data % 64 == 0
-        assert again.ctypes.data % 16 == 8
+        assert once.ctypes.data % 64 == again.ctypes.data % 64 == 8
         assert once.flags.c_contiguous
         assert again.flags.c_contiguous
 

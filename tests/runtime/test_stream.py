@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, UsageError
 from hagmil.runtime.geometry import StageGeometry, plan_stages
-from hagmil.runtime.patch_reader import read_into
+from hagmil.runtime.patch_reader import SlidePatchReader, read_into
 from hagmil.runtime.slide import Slide, open_slide
 from hagmil.runtime.stream import StreamStalls, stream_patches
 from hagmil.units import Level, Size
@@ -242,6 +242,31 @@ def test_each_threads_reader_is_closed_and_may_be_another_one() -> None:
     assert 1 <= len({id(reader.slide) for reader in made}) == len(made) <= 3
 
 
+def test_a_chunk_may_reach_from_one_batch_to_the_next_and_ends_with_the_buffers() -> None:
+    taken: list[list[int]] = []
+
+    class Recorder:
+        def __init__(self, slide: Slide, geometry: StageGeometry) -> None:
+            self.inner = SlidePatchReader(slide, geometry)
+
+        def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+            taken.append(coords[:, 0].tolist())
+            self.inner.read_into(coords, out)
+
+        def close(self) -> None:
+            pass
+
+    batches = stream_patches(
+        CountingSlide(Tally()), GEOMETRY, column(200), batch_size=20, threads=1, buffers=3, make_reader=Recorder
+    )
+    found = [(batch.rows, batch.patches[:, 0, 0, 0].tolist()) for batch in batches]
+    assert [rows for rows, _ in found] == [slice(start, start + 20) for start in range(0, 200, 20)]
+    assert [value for _, values in found for value in values] == list(range(200))
+    assert [row for chunk in taken for row in chunk] == list(range(200))
+    assert len(taken[0]) == 40  # two of the three batches, since one is for the consumer
+    assert all(chunk[0] // 60 == chunk[-1] // 60 for chunk in taken)
+
+
 def test_all_buffers_are_in_the_memory_that_the_caller_gives() -> None:
     given: list[NDArray[np.uint8]] = []
 
@@ -253,7 +278,7 @@ def test_all_buffers_are_in_the_memory_that_the_caller_gives() -> None:
         CountingSlide(Tally()), GEOMETRY, column(50), batch_size=8, threads=2, buffers=3, allocate=allocate
     ):
         assert np.shares_memory(batch.patches, given[0])
-    assert [buffers.shape for buffers in given] == [(3, 8, 4, 4, 3)]
+    assert [buffers.shape for buffers in given] == [(24, 4, 4, 3)]
 
 
 def test_readers_that_wait_for_a_buffer_are_counted() -> None:

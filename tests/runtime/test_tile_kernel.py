@@ -25,6 +25,7 @@ from tests.conftest import REPOSITORY
 from tests.runtime.slide_files import picture
 
 HEAD = b"\xff\xd8\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+END = b"\xff\xd9"
 UNTOUCHED = 77
 SOURCE = REPOSITORY / "hagmil" / "runtime" / "_tile_kernel.c"
 PLAIN = tile_kernel.why_plain is not None
@@ -109,7 +110,7 @@ def write_level(
             body += data
     path.write_bytes(body)
     places = np.array(offsets, np.int64), np.array(sizes, np.int64)
-    head = HEAD + (b"\x00" if rgb else b"\x01")
+    head = HEAD + (b"\x00" if rgb else b"\x01") + END
     return Level(os.open(path, os.O_RDONLY), head, *places, size, tile, pixels, path)
 
 
@@ -275,6 +276,44 @@ def test_damaged_tiles_are_named_with_what_is_wrong(
         level.read(kernel, corners, patches, indices=[0, 5, 1])
     assert caught.value.args[0] == 5
     level.read(kernel, corners, patches, indices=[0, 1])  # nothing of it stays
+
+
+TABLES, IMAGE = {"streamtype": 1}, {"streamtype": 2}  # Pillow's words for the two parts of a JPEG stream
+
+
+@each_kernel
+def test_a_tiles_own_tables_are_its_own_and_shared_ones_are_everybody_elses(level: Level, kernel: Any) -> None:
+    tables = encoded(PIXELS, **TABLES)
+    level.head = level.head[:-2] + tables[2:]
+    shared, own = encoded(PIXELS, **IMAGE), encoded(PIXELS, qtables="web_low", optimize=True)
+    scans = encoded(PIXELS, progressive=True)
+    order = [shared, own, shared, scans, shared, shared]
+    for tile, data in enumerate(order):
+        damage(level, data, tile)
+    corners = np.array([[tile % 4 * 64, tile // 4 * 64] for tile in range(len(order))], np.int64)
+    patches = np.zeros((len(order), 64, 64, 3), np.uint8)
+    level.read(kernel, corners, patches, indices=list(range(len(order))))
+    for tile, data in enumerate(order):
+        whole = tables[:-2] + data[2:] if data is shared else data
+        wanted = np.asarray(Image.open(io.BytesIO(whole)))
+        assert (patches[tile] == wanted)[:, : 200 - int(corners[tile, 0])].all(), tile
+    assert (patches[0] != patches[1]).any()
+
+
+@each_kernel
+def test_a_tile_without_tables_is_not_decoded_by_those_of_another(level: Level, kernel: Any) -> None:
+    damage(level, encoded(PIXELS, **IMAGE))
+    with pytest.raises(ValueError, match=r"(?i)quantization table") as caught:
+        level.read(kernel, np.zeros((1, 2), np.int64), np.zeros((1, 64, 64, 3), np.uint8), indices=[0, 5])
+    assert caught.value.args[0] == 5
+
+
+@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}")
+def test_shared_tables_that_hold_an_image_are_refused(level: Level) -> None:
+    level.head = encoded(PIXELS)
+    with pytest.raises(ValueError, match="hold an image") as caught:
+        level.read(tile_kernel, np.zeros((1, 2), np.int64), np.zeros((1, 64, 64, 3), np.uint8))
+    assert caught.value.args[0] == 0
 
 
 @each_kernel
