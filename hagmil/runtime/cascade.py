@@ -22,7 +22,7 @@ from hagmil.runtime.clock import StepClock
 from hagmil.runtime.device import to_host
 from hagmil.runtime.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.geometry import StageGeometry, plan_stages
-from hagmil.runtime.memory import give_back_free_memory
+from hagmil.runtime.memory import give_back_free_memory, keep_nothing
 from hagmil.runtime.model import LoadedModel
 from hagmil.runtime.quadtree import children, coarse_grid
 from hagmil.runtime.sessions import Session
@@ -114,6 +114,8 @@ def run_cascade(
             clock=clock,
             progress=progress,
         )
+        if not session.on_device:
+            keep_nothing()
         give_back_free_memory()
         with clock.step("models"):
             outputs = run_stage(session, features, stage.name)

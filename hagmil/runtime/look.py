@@ -18,6 +18,7 @@ from hagmil.runtime.geometry import TOLERANCE, StageGeometry, finest_ratio
 from hagmil.runtime.heatmap import PANEL_PX
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.kernels import MaskKernels
+from hagmil.runtime.memory import give_back_free_memory
 from hagmil.runtime.model import LoadedModel
 from hagmil.runtime.overview import Overview, read_overview, shrunk
 from hagmil.runtime.slide import Slide, open_slide
@@ -78,8 +79,10 @@ def prepare(request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels
             mask = find_tissue(overview, manifest.tissue, mask_kernels)
             coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
         with clock.step("picture"):
-            # The overview and the mask end here: of a large slide they are tens of megabytes.
-            return Prepared(slide, plan, coords, _picture(slide, overview))
+            picture = _picture(slide, overview)
+        del overview, mask  # of a large slide they are tens of megabytes
+        give_back_free_memory()
+        return Prepared(slide, plan, coords, picture)
     except BaseException:
         slide.close()
         raise

@@ -93,6 +93,12 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return _tiles.lend(shape)
 
 
+def keep_nothing() -> None:
+    """Let go of the memory that is kept for the next stage's patches: 10 to 60 MB that its model may need more."""
+    _batches.kept.clear()
+    _tiles.kept.clear()
+
+
 def _off_vectors(count: int) -> NDArray[np.uint8]:
     """An array of so many bytes that begins at no vector of any processor."""
     memory = np.empty(count + _LINE_BYTES + _OFF_VECTORS_BYTES, np.uint8)
@@ -117,7 +123,7 @@ def give_back_free_memory() -> None:
     """Let the system have what is free in this process's heap.
 
     A backbone's and a stage model's tensors differ in size, so the heap comes to hold what either freed, until the
-    process ends. Takes milliseconds.
+    process ends; so do a model's file when it is loaded and a large slide's overview. Takes milliseconds.
     """
     malloc_trim = getattr(_c_library(), "malloc_trim", None)
     if malloc_trim is not None:

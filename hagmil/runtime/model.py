@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.errors import BundleError, UsageError
+from hagmil.runtime.memory import give_back_free_memory
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.spec import PATCHES
 
@@ -64,6 +65,7 @@ def load_model(
     backbone = opened(manifest.backbone.onnx)
     _check_patch_size(bundle, backbone)
     stages = tuple(opened(stage.onnx) for stage in manifest.stages)
+    give_back_free_memory()
     return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
 
 

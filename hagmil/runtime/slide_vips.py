@@ -5,7 +5,8 @@ How libvips is held to what a slide reader owes, each point measured with libvip
 1. Its operation cache hands one image to every thread that opens the same page, and threads then wait for one
    another. It is turned off, for the whole process; each fork opens its own images.
 2. A page caches decoded tiles, about three rows of them across the whole width: 400 MB and more on a wide
-   slide, for each thread. A page is opened anew when the tiles that it was asked for exceed a budget.
+   slide, for each thread. A page is opened anew when the tiles that it was asked for exceed a budget. Beside them it
+   keeps memory for the largest rectangle that it was asked for: after one of 4 MB and more it is opened anew, too.
 3. A JPEG tile that ends early comes out grey, without an error, whatever ``fail_on`` says; only libvips's
    error buffer, one for the process, gets a warning. A read that finds text there is done again on a page
    opened anew, while no other thread decodes, and fails when the text comes back.
@@ -29,6 +30,7 @@ from hagmil.runtime.vips_errors import errors, fetch_region, gate
 
 _CACHE_BYTES = 16 << 20
 _CACHE_TILES = 16
+_LARGE_READ_BYTES = 4 << 20
 _CACHED_ROWS = 4
 _LARGEST_STRIPPED_BYTES = 256 << 20
 _JPEG = 7
@@ -70,7 +72,10 @@ class _Page:
             if warning:
                 self.drop()
                 raise pyvips.Error("damaged tile", warning)
-        self._count_tiles(x, y, width, height)
+        if pixels.nbytes >= _LARGE_READ_BYTES:
+            self.drop()
+        else:
+            self._count_tiles(x, y, width, height)
         return pixels
 
     def _decode(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:

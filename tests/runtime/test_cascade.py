@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hagmil.errors import BundleError, SlideRejected
+from hagmil.runtime import cascade
 from hagmil.runtime.cascade import (
     StageOutcome,
     first_candidates,
@@ -61,6 +62,17 @@ def test_the_coarsest_stage_reads_the_grid_over_tissue(tissue_path: Path, model:
         parameters = model.bundle.manifest.tissue
         mask = find_tissue(read_overview(slide, parameters.spacing_um), parameters)
         np.testing.assert_array_equal(outcomes[0].coords, coarse_grid(slide.size, 64, mask, parameters.min_share))
+
+
+def test_what_patches_were_read_to_is_let_go_before_a_stages_model_runs(
+    tissue_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for name in ("keep_nothing", "run_stage"):
+        real = getattr(cascade, name)
+        monkeypatch.setattr(cascade, name, lambda *args, name=name, real=real: called.append(name) or real(*args))
+    _run(tissue_path, model)
+    assert called == 3 * ["keep_nothing", "run_stage"]
 
 
 def test_it_ends_in_the_darkest_square(tissue_path: Path, model: LoadedModel) -> None:

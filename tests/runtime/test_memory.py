@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hagmil.runtime.memory import read_again, written_once
+from hagmil.runtime.memory import keep_nothing, read_again, written_once
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
 
@@ -111,6 +111,18 @@ def test_memory_of_tiles_is_used_again_up_to_a_number_and_a_size(monkeypatch: py
     kept.clear()
     read_again((512, 512, 3))  # gone at once
     assert not kept
+
+
+def test_nothing_is_kept_when_a_stages_model_may_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: deque[NDArray[np.uint8]] = deque(maxlen=2)
+    tiles: deque[NDArray[np.uint8]] = deque(maxlen=2)
+    monkeypatch.setattr("hagmil.runtime.memory._batches.kept", batches)
+    monkeypatch.setattr("hagmil.runtime.memory._tiles.kept", tiles)
+    written_once((3, 64, 64, 3))  # gone at once
+    read_again((64, 64, 3))
+    assert (len(batches), len(tiles)) == (1, 1)
+    keep_nothing()
+    assert (len(batches), len(tiles)) == (0, 0)
 
 
 def test_no_patches_need_no_memory() -> None:

@@ -597,6 +597,17 @@ def test_a_page_that_fits_into_the_budget_is_opened_once(pyramid_path: Path, mon
     assert len(opened) == 1
 
 
+def test_a_page_is_opened_anew_after_a_large_read_whose_memory_it_keeps(
+    pyramid_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slide_vips, "_LARGE_READ_BYTES", 100 * 100 * 3)
+    with open_slide(pyramid_path) as slide:
+        opened = spy_on_open_page(monkeypatch)
+        for side, pages in ((99, 1), (99, 1), (100, 1), (99, 2), (120, 2), (120, 3)):
+            slide.read_region(0, 0, 0, side, side)
+            assert len(opened) == pages
+
+
 def test_the_files_of_a_dicom_series_share_its_name(shared: Path) -> None:
     series = {dicom_series(shared / "slides" / f"boxes_{index}.dcm") for index in (0, 1)}
     assert len(series) == 1
