@@ -47,15 +47,14 @@ SECTIONS = (
     Section(
         "Reading patches",
         "reading",
-        "Shares and threads over one are medians over seven repeats of the ratio within a repeat, of wall-clock "
-        "time. The machine was not quiet in this run: the bare decoder's two threads are 1.58 times one. The compiled "
-        "kernel ([0012](decisions/0012-tile-engine.md)) comes to 0.93 of the faster bare decoder with one thread "
-        "aligned and 0.87 across tiles (each tile counted once). On the same machine, quieter, the code before its "
-        "last change gave 0.947 and 0.951. Alone with the bare decoders, medians of 20 repeats were 0.90 to 0.96 with "
-        "this code in two runs, and 1.01 and 1.03 with that before in the next minute, aligned too, where nothing had "
-        "changed: the machine moves the shares by 0.05 and more. On Aperio's tiles of 240 px the share is above 1, "
-        "since the bare decoders are slower there than on 256 px, for a reason not looked for. hagmil is faster than "
-        "every peer, and 8 to 10 times OpenSlide. Two threads over one: 1.96 and 1.89.\n\n"
+        "Shares and threads over one are medians over 21 turns of the ratio within a turn, of wall-clock time; of "
+        "the two bare decoders the one counts that gives the smaller share. With one thread the compiled kernel "
+        "([0012](decisions/0012-tile-engine.md)) comes to 1.01 of it where patches lie on the tiles, and to 0.91 "
+        "across tiles (each tile counted once), short of 0.95. What is missing there is the way of the copied "
+        "pixels to memory, 7 to 8 % of a tile's time, and some 3 % for opening the slide and for Python between "
+        "chunks. Shares move by 0.03 and more from run to run on this machine. hagmil is faster than every peer, "
+        "and 12.6 and 9.3 times OpenSlide. Two threads over one: 1.94 and 1.92. On Aperio's tiles of 240 px the "
+        "share is above 1, since the bare decoders are slower there than on 256 px, for a reason not looked for.\n\n"
         "A patch of aperio-half is the mean of 512 px: it needs 4.7 tiles. Its share, 0.90, pays for the reduction "
         "too.",
     ),
@@ -89,9 +88,10 @@ SECTIONS = (
     Section(
         "How the cost grows",
         "growth",
-        "The backbone's share of a slide's time is 0.957 to 0.968. Peak resident memory is the same within 5.2 %. What "
-        "is above the loaded models is within 3 % up to 32,768 pixels; on the largest slide the peak moves from the "
-        "backbone to the coarsest stage's model, whose bag has 2,341 patches there, and is 18 % higher.",
+        "The backbone's share of a slide's time is 0.952 to 0.966. What is above the loaded models is the same within "
+        "2.2 %, as is peak resident memory within 0.8 %: it is the backbone's, on every size. The coarsest stage's "
+        "model, whose bag has 2,341 patches on the largest slide, stays below it, since its large tensors go back to "
+        "the system at once ([0009](decisions/0009-pseudo-inverse.md)).",
     ),
     Section(
         "What --keep buys",

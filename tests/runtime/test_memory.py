@@ -17,10 +17,10 @@ from hagmil.runtime.memory import keep_nothing, read_again, written_once
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
 
-CHURN = """
+PRELUDE = """
 import ctypes, threading
 from pathlib import Path
-from hagmil.runtime.memory import give_back_free_memory, keep_one_heap
+from hagmil.runtime.memory import give_back_free_memory, arrange_heap
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -29,7 +29,9 @@ library.free.argtypes = [ctypes.c_void_p]
 def resident_mb():
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) // 1024
+"""
 
+CHURN = """
 def churn():
     blocks = [library.malloc(60_000) for _ in range(1600)]  # 96 MB in blocks too small for pages of their own
     for block in blocks:
@@ -39,7 +41,7 @@ def churn():
         library.free(block)
     return last
 
-keep_one_heap()
+arrange_heap()
 start = resident_mb()
 held = [churn()]
 kept = resident_mb() - start
@@ -48,18 +50,47 @@ print(kept, resident_mb() - start)
 """
 
 
-def test_what_was_freed_below_a_block_in_use_is_given_back() -> None:
+LARGE = """
+def large(megabytes):
+    block = library.malloc(megabytes << 20)
+    ctypes.memset(block, 1, megabytes << 20)
+    return block
+
+if {arranged}:
+    arrange_heap()
+library.free(large(30))  # from here on glibc puts what is smaller into the heap, unless it is told
+start = resident_mb()
+blocks = [large(20) for _ in range(4)]
+last = library.malloc(4 << 20)  # what lies on top keeps the heap from shrinking by itself
+for block in blocks:
+    library.free(block)
+print(resident_mb() - start)
+"""
+
+
+def printed(program: str) -> list[int]:
+    """The numbers that a program prints, in a process of its own."""
     repository = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", CHURN],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(repository)},
     )
-    kept, left = (int(word) for word in done.stdout.split())
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_what_was_freed_below_a_block_in_use_is_given_back() -> None:
+    kept, left = printed(PRELUDE + CHURN)
     assert kept > 80
     assert left < 20
+
+
+@pytest.mark.parametrize("arranged", [True, False])
+def test_large_arrays_have_memory_of_their_own_which_goes_back_at_once(arranged: bool) -> None:
+    (left,) = printed(PRELUDE + LARGE.format(arranged=arranged))
+    assert (left < 20) == arranged
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (7, 16, 16, 3), (1, 4)])
