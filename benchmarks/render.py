@@ -77,15 +77,15 @@ SECTIONS = (
         "reading hides behind the backbone, which is 94 % of the published way's time too. The published way was "
         "timed on 2,000 of its 9,111 patches.\n\n"
         "On 20 held-out slides keep 8 is the smallest number from which on every verdict is that of keeping "
-        "everything and that of the finest stage alone, and all are right (last table). **This holds for slides "
-        "of that size.** They have 6 to 9 coarse patches, so that 8 leaves out next to nothing at 2 um/px and "
-        "chooses at 1 um/px; and on the 24 slides of the training, where 8 misses one, the same rule gives 16. On "
-        "the large slide both ways say tumour, which is right; but with 16 and 32 kept the cascade says normal, "
-        "which is wrong. Its choice is good there (of the 128 finest patches of keep 32, 115 hold lesion); "
-        "probably the finest stage fails on a bag that is nearly all lesion, which it was never trained on. With "
-        "cohorts of 8,192 px (24 to train, 16 held out) no number up to 32 gave the verdicts of keeping everything: "
-        "43.8 to 50.0 % agreed, where keeping everything was right for 93.8 %, so the same recipe, with full bags, does "
-        "not make a cascade of a few patches there. That verdicts agree on large slides is not shown.",
+        "everything and that of the finest stage alone, and all are right (last table). **This holds for slides of "
+        "that size.** They have 6 to 9 coarse patches, so that 8 leaves out next to nothing at 2 um/px and chooses "
+        "at 1 um/px; and on the 24 slides of the training, where 8 misses one, the same rule gives 16. On the large"
+        " slide both ways say tumour, which is right; but with 16 and 32 kept the cascade says normal, which is "
+        "wrong. Its choice is good there (of the 128 finest patches of keep 32, 115 hold lesion); probably the "
+        "finest stage fails on a bag that is nearly all lesion, which it was never trained on. With cohorts of "
+        "8,192 px (24 to train, 16 held out) no number up to 32 gave the verdicts of keeping everything: 43.8 to "
+        "50.0 % agreed, where keeping everything was right for 93.8 %, so the same recipe, with full bags, does not"
+        " make a cascade of a few patches there. That verdicts agree on large slides is not shown.",
     ),
     Section(
         "How the cost grows",
