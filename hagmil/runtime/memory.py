@@ -65,7 +65,8 @@ _tiles = _Lender(most=96, largest_bytes=256 << 10)
 def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Memory for pixels that are not read again soon, off the vectors: see :func:`read_again`.
 
-    What the last such array had is used again once that array and all views of it are gone: the system clears fresh
+    What the last such array had is used again once that array and all views of it are gone, unless a stage's model ran
+    on the host between (:func:`keep_nothing`): the system clears fresh
     memory page by page, which costs as much as decoding a tenth of the patches that 38 MB of batches are used for.
 
     Args:
