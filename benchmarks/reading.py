@@ -115,7 +115,7 @@ def measure(case: Case, threads: list[int], repeats: int) -> list[dict[str, Any]
 def ratios(
     rates: dict[tuple[str, int], list[float]], name: str, threads: int, fewest: int, tiles_per_patch: float
 ) -> dict[str, float]:
-    """Medians of what is compared within a repeat.
+    """Medians of what is compared within a turn.
 
     Args:
         rates: of every reader and number of threads, turn by turn.

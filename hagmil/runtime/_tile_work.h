@@ -151,8 +151,6 @@ static void read_head(Decoder *decoder, const Work *work)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
 
-    if (decoder->has_head)
-        return;
     for (int table = 0; table < NUM_QUANT_TBLS; table++)
         jpeg->quant_tbl_ptrs[table] = NULL;
     for (int table = 0; table < NUM_HUFF_TBLS; table++)
@@ -163,7 +161,6 @@ static void read_head(Decoder *decoder, const Work *work)
         longjmp(decoder->failure.failed, 1);
     }
     decoder->colours = jpeg->Adobe_transform == ADOBE_YCBCR ? JCS_YCbCr : JCS_RGB;
-    decoder->has_head = 1;
 }
 
 /*
@@ -201,7 +198,8 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, unsigned cha
         libjpeg.jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
         return -1;
     }
-    read_head(decoder, work);
+    if (!decoder->has_head)
+        read_head(decoder, work);
     decoder->has_head = leaves_tables(decoder->stream, length);
     libjpeg.jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
     libjpeg.jpeg_read_header(jpeg, TRUE);

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed
 from hagmil.runtime.encoded_tiles import Tile, TileLoan
+from hagmil.runtime.plain_tiles import END, START
 from hagmil.runtime.slide_base import one_line
 from hagmil.runtime.tiff_tags import TiffDirectory, TiffError, read_tile_index
 from hagmil.runtime.tile_kernel import read_tiles, start_patches
 
 _JPEG, _SIDE_BY_SIDE = 7, 1
 _RGB, _YCBCR = 2, 6
-_START, _END = b"\xff\xd8", b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and one byte: 0 for RGB, 1 for YCbCr
 
 
@@ -67,7 +67,7 @@ class JpegTiles:
         self._descriptor = self._file.fileno()
         self._index = index
         colours = bytes([directory.photometric == _YCBCR])
-        self._head = _START + _ADOBE + colours + index.jpeg_tables[2:-2] + _END
+        self._head = START + _ADOBE + colours + index.jpeg_tables[len(START) : -len(END)] + END
 
     def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
         """Whiten patches that reach beyond the level, and say which tiles patches need.

@@ -66,8 +66,8 @@ def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Memory for pixels that are not read again soon, off the vectors: see :func:`read_again`.
 
     What the last such array had is used again once that array and all views of it are gone, unless a stage's model ran
-    on the host between (:func:`keep_nothing`): the system clears fresh
-    memory page by page, which costs as much as decoding a tenth of the patches that 38 MB of batches are used for.
+    on the host between (:func:`keep_nothing`): the system clears fresh memory page by page, which costs as much as
+    decoding a tenth of the patches that 38 MB of batches are used for.
 
     Args:
         shape: any.
@@ -83,8 +83,8 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
     libjpeg-turbo writes rows that are aligned to its vectors past the processor's cache, from where they must be
     fetched again: 70 microseconds for a tile of 256 px that takes 220 to decode. Even where nobody fetches them, a tile
-    is there 2 to 3 % later than by ordinary writes. What a stage had is used again by the
-    next, up to 24 MB of it: for patches across tiles the system would else clear 17 MB anew.
+    is there 2 to 3 % later than by ordinary writes. What a stage had is used again by the next, up to 24 MB of it: for
+    patches across tiles the system would else clear 17 MB anew.
 
     Args:
         shape: of which a row takes a multiple of 16 bytes, as those of TIFF tiles do.

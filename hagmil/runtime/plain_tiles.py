@@ -14,7 +14,8 @@ from PIL import Image
 
 from hagmil.runtime.slide_base import WHITE
 
-_START, _END = b"\xff\xd8", b"\xff\xd9"
+START, END = b"\xff\xd8", b"\xff\xd9"
+"""Of a JPEG stream."""
 _THREE_CHANNELS = ("RGB", "YCbCr")
 
 _Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
@@ -144,9 +145,9 @@ def _takes_whole(place: NDArray[np.uint8], tile: NDArray[np.uint8]) -> bool:
 def _decode(descriptor: int, head: bytes, offset: int, size: int, out: NDArray[np.uint8]) -> None:
     """Decode one tile; raises ValueError or OSError."""
     data = os.pread(descriptor, size, offset)
-    if len(data) < size or not data.startswith(_START):
+    if len(data) < size or not data.startswith(START):
         raise ValueError("its bytes are no JPEG stream")
-    stream = head[: -len(_END)] + data[len(_START) :]
+    stream = head[: -len(END)] + data[len(START) :]
     height, width, colours, _ = simplejpeg.decode_jpeg_header(stream)
     if (height, width) != out.shape[:2]:
         raise ValueError(f"it holds {width} x {height} px")

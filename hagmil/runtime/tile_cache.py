@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,13 @@ from hagmil.runtime.encoded_tiles import EncodedTiles, Tile, TileLoan
 from hagmil.runtime.memory import read_again
 
 _FEWEST_TILES = 16
+
+
+@dataclass(slots=True)
+class _Held:
+    pixels: Tile
+    users: int = 1
+    ready: bool = False
 
 
 class TileCache:
@@ -38,9 +46,7 @@ class TileCache:
         self._uses: list[int] = uses.tolist()
         self._shape = (tiles.tile_height, tiles.tile_width, 3)
         self._most = max(budget_bytes // (tiles.tile_height * tiles.tile_width * 3), _FEWEST_TILES)
-        self._held: dict[int, Tile] = {}
-        self._users: dict[int, int] = {}  # loans of each of them, the oldest first
-        self._undecoded: set[int] = set()  # those that somebody is decoding
+        self._held: dict[int, _Held] = {}
         self._free: list[Tile] = []
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
@@ -61,13 +67,17 @@ class TileCache:
         Returns:
             The tiles, each to be given back or to be abandoned before anything else is borrowed.
         """
-        held, users, uses_left = self._held, self._users, self._uses
+        held, uses_left = self._held, self._uses
         with self._changed:
             while True:
-                indices = [tile for tile in wanted if tile in held and tile not in self._undecoded]
-                for tile in indices:  # before room is made for others
-                    users[tile] += 1
-                memories: list[Tile | None] = [held[tile] for tile in indices]
+                indices: list[int] = []
+                memories: list[Tile | None] = []
+                for tile in wanted:  # all that are decoded, before room is made for others
+                    found = held.get(tile)
+                    if found is not None and found.ready:
+                        found.users += 1
+                        indices.append(tile)
+                        memories.append(found.pixels)
                 decoded = len(indices)
                 for tile, uses in wanted.items():
                     if tile in held:
@@ -99,20 +109,20 @@ class TileCache:
         """
         with self._changed:
             self.decoded += len(loan.indices) - loan.decoded
-            self._undecoded.difference_update(loan.indices[loan.decoded :])
             for tile, memory in zip(loan.indices, loan.memories, strict=True):
                 if memory is not None:
-                    self._users[tile] -= 1
+                    held = self._held[tile]
+                    held.users -= 1
+                    held.ready = True
                 self._count(tile, wanted.pop(tile))
             self._tell()
 
     def abandon(self, loan: TileLoan) -> None:
         """Give back tiles that were borrowed when not all of them could be decoded; others may try."""
         with self._changed:
-            self._undecoded.difference_update(loan.indices[loan.decoded :])
             for number, (tile, memory) in enumerate(zip(loan.indices, loan.memories, strict=True)):
                 if number < loan.decoded:
-                    self._users[tile] -= 1
+                    self._held[tile].users -= 1
                 elif memory is not None:
                     self._let_go(tile)
             self._tell()
@@ -126,15 +136,16 @@ class TileCache:
 
     def _count(self, tile: int, uses: int) -> None:
         """Step 1."""
-        left = self._uses[tile] = self._uses[tile] - uses
-        if left <= 0 and self._users.get(tile) == 0:
+        self._uses[tile] -= uses
+        held = self._held.get(tile)
+        if self._uses[tile] <= 0 and held is not None and held.users == 0:
             self._let_go(tile)
 
     def _has_room(self) -> bool:
         """Step 4."""
         if len(self._held) < self._most:
             return True
-        oldest = next((tile for tile, users in self._users.items() if users == 0), None)
+        oldest = next((tile for tile, held in self._held.items() if held.users == 0), None)
         if oldest is None:
             return False
         self._let_go(oldest)
@@ -143,14 +154,11 @@ class TileCache:
     def _hold(self, tile: int) -> Tile:
         """Memory for a tile that is decoded next (step 5)."""
         pixels = self._free.pop() if self._free else read_again(self._shape)
-        self._held[tile] = pixels
-        self._users[tile] = 1
-        self._undecoded.add(tile)
+        self._held[tile] = _Held(pixels)
         return pixels
 
     def _let_go(self, tile: int) -> None:
-        self._free.append(self._held.pop(tile))
-        del self._users[tile]
+        self._free.append(self._held.pop(tile).pixels)
 
     def _tell(self) -> None:
         if self._waiting:

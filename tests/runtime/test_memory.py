@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from hagmil.runtime.memory import keep_nothing, read_again, written_once
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
 
@@ -70,13 +70,12 @@ print(resident_mb() - start)
 
 def printed(program: str) -> list[int]:
     """The numbers that a program prints, in a process of its own."""
-    repository = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(repository)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     return [int(word) for word in done.stdout.split()]
 
