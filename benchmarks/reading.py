@@ -43,7 +43,7 @@ from PIL import Image
 from benchmarks.machine import machine
 from benchmarks.reading_case import Case
 from hagmil.phantom import PhantomSpec, write_phantom
-from hagmil.runtime.encode import EncodeOptions, read_batches
+from hagmil.runtime.encode import read_batches
 from hagmil.runtime.geometry import StageGeometry, plan_stages
 from hagmil.runtime.slide import open_slide
 
@@ -154,13 +154,12 @@ def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callabl
 def ours(case: Case, threads: int) -> Callable[[], float]:
     """The batches that ``hagmil infer`` gives to its backbone."""
     geometry = geometry_of(case)
-    options = EncodeOptions(reader_threads=threads)
 
     def _run() -> float:
         start = perf_counter()
         with (
             open_slide(case.path, spacing_um=SPACING_UM) as slide,
-            closing(read_batches(slide, geometry, case.corners, options, batch_size=BATCH)) as batches,
+            closing(read_batches(slide, geometry, case.corners, batch_size=BATCH, threads=threads)) as batches,
         ):
             read = sum(len(rows) for rows, _ in batches)
         assert read == len(case.corners)

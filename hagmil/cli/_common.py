@@ -34,7 +34,15 @@ BatchSize = Annotated[
         show_default=False,
     ),
 ]
-Readers = Annotated[int, typer.Option("--readers", min=1, help="Threads that read patches.")]
+Readers = Annotated[
+    int | None,
+    typer.Option(
+        "--readers",
+        min=1,
+        help="Threads that read patches; default: 2 for a CPU; for a device all cores but one, 8 at the most.",
+        show_default=False,
+    ),
+]
 MaskDevice = Annotated[
     str, typer.Option("--mask-device", help="Where tissue masks are made: cpu, or cuda for cupy on a GPU.")
 ]

@@ -42,7 +42,7 @@ def bench(
             "--batch-size", min=1, help="Patches a batch; default: what suits provider and patches.", show_default=False
         ),
     ] = None,
-    readers: common.Readers = 2,
+    readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
     keep: Annotated[

@@ -33,7 +33,7 @@ def extract(
     spacing_um: common.SpacingUm = None,
     provider: common.Provider = "cpu",
     batch_size: common.BatchSize = None,
-    readers: common.Readers = 2,
+    readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
     half: Annotated[bool, typer.Option("--half", help="Store features as float16.")] = False,

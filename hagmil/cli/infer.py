@@ -32,7 +32,7 @@ def infer(
         typer.Option("--keep", min=1, help="Patches kept at every stage but the last.", show_default=False),
     ] = None,
     batch_size: common.BatchSize = None,
-    readers: common.Readers = 2,
+    readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
     rebuild: common.Rebuild = False,

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil._optional import require
-from hagmil.runtime.memory import written_once
+from hagmil.runtime.memory import SPARE_BYTES, off_vectors, written_once
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.stream import PatchBatch
 
@@ -85,10 +85,10 @@ class Gpu:
         self._asked: Any = None
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Step 1: pinned memory."""
-        count = math.prod(shape)
-        memory = self._cupy.cuda.alloc_pinned_memory(max(count, 1))
-        return np.frombuffer(memory, np.uint8)[:count].reshape(shape)
+        """Step 1: pinned memory, off the vectors as that of the host is."""
+        wanted = math.prod(shape) + SPARE_BYTES
+        memory = self._cupy.cuda.alloc_pinned_memory(wanted)
+        return off_vectors(np.frombuffer(memory, np.uint8)[:wanted]).reshape(shape)
 
     def bring(self, batches: Batches) -> Batches:
         """Steps 2 and 3; asking for the next batch may overwrite one, after what the GPU was asked by then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _DEVICE_BATCH = 64
 _CPU_PIXELS = 1 << 20
 _LEAST_CPU_BATCH, _MOST_CPU_BATCH = 16, 64
 
+_CPU_READERS, _MOST_DEVICE_READERS = 2, 8
+
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the patches encoded so far, and how many there are."""
@@ -38,12 +41,13 @@ class EncodeOptions:
     Args:
         batch_size: patches given to the backbone at once; None for what suits the provider and the patches: see
             :func:`default_batch_size`.
-        reader_threads: threads that read patches.
+        reader_threads: threads that read patches; None for what suits the provider: see
+            :func:`default_reader_threads`.
         tile_cache_bytes: decoded tiles kept while further patches need them; for one slide, all threads together.
     """
 
     batch_size: int | None = None
-    reader_threads: int = 2
+    reader_threads: int | None = None
     tile_cache_bytes: int = CACHE_BYTES
 
 
@@ -84,7 +88,16 @@ def encode_patches(
     batch_size = options.batch_size or default_batch_size(backbone, geometry.patch_px)
     encoded = 0
     with closing(
-        read_batches(slide, geometry, coords, options, batch_size=batch_size, place=place, stalls=stalls)
+        read_batches(
+            slide,
+            geometry,
+            coords,
+            batch_size=batch_size,
+            threads=options.reader_threads or default_reader_threads(backbone),
+            tile_cache_bytes=options.tile_cache_bytes,
+            place=place,
+            stalls=stalls,
+        )
     ) as batches:
         while True:
             with clock.step("read"):
@@ -104,9 +117,10 @@ def read_batches(
     slide: Slide,
     geometry: StageGeometry,
     coords: NDArray[np.int64],
-    options: EncodeOptions,
     *,
     batch_size: int,
+    threads: int,
+    tile_cache_bytes: int = CACHE_BYTES,
     place: Place | None = None,
     stalls: StreamStalls | None = None,
 ) -> Generator[tuple[NDArray[np.int64], Any], None, None]:
@@ -118,8 +132,9 @@ def read_batches(
         slide: an open slide.
         geometry: the stage's spacing and patch size on this slide.
         coords: int64 (patches, 2), level-0 top-left corners (x, y).
-        options: reader threads and tiles kept.
         batch_size: rows of a batch; the last may have fewer.
+        threads: threads that read patches.
+        tile_cache_bytes: decoded tiles kept while further patches need them, all threads together.
         place: where the patches shall be; the host where None.
         stalls: gets the seconds that reader threads waited for a free buffer.
 
@@ -132,13 +147,13 @@ def read_batches(
     """
     place = place or Host()
     order = reading_order(coords, geometry.patch_level0)
-    with PatchSource(slide, geometry, coords, options.tile_cache_bytes) as source:
+    with PatchSource(slide, geometry, coords, tile_cache_bytes) as source:
         stream = stream_patches(
             slide,
             geometry,
             coords[order],
             batch_size=batch_size,
-            threads=options.reader_threads,
+            threads=threads,
             make_reader=source.reader,
             allocate=place.buffers,
             stalls=stalls,
@@ -161,6 +176,20 @@ def default_batch_size(backbone: Session, patch_px: int) -> int:
     if backbone.on_device:
         return _DEVICE_BATCH
     return min(max(_CPU_PIXELS // patch_px**2, _LEAST_CPU_BATCH), _MOST_CPU_BATCH)
+
+
+def default_reader_threads(backbone: Session) -> int:
+    """Threads that read patches, where nobody says.
+
+    On a CPU two: a reader is many times as fast as the backbone, which wants the cores. A device takes more patches a
+    second than two readers give, so all cores but one read for it, up to eight.
+
+    Args:
+        backbone: the patch encoder.
+    """
+    if not backbone.on_device:
+        return _CPU_READERS
+    return min(max(len(os.sched_getaffinity(0)) - 1, _CPU_READERS), _MOST_DEVICE_READERS)
 
 
 class _Encoder:

@@ -19,6 +19,8 @@ _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
 _OWN_MEMORY_BYTES = 8 << 20
 _LINE_BYTES = 64  # of the processor's cache
 _OFF_VECTORS_BYTES = 8  # aligned to no vector of any processor
+SPARE_BYTES = _LINE_BYTES + _OFF_VECTORS_BYTES
+"""What :func:`off_vectors` leaves out."""
 
 
 class _Lent:
@@ -48,13 +50,13 @@ class _Lender:
         """Memory of this shape, not initialised."""
         count = math.prod(shape)
         if count > self._largest_bytes:
-            return _off_vectors(count).reshape(shape)
+            return _fresh(count).reshape(shape)
         try:
             memory = self.kept.pop()
         except IndexError:
             memory = None
         if memory is None or not count <= memory.size <= 2 * count:
-            memory = _off_vectors(count)
+            memory = _fresh(count)
         return np.asarray(_Lent(memory, self.kept))[:count].reshape(shape)
 
 
@@ -101,11 +103,21 @@ def keep_nothing() -> None:
     _tiles.kept.clear()
 
 
-def _off_vectors(count: int) -> NDArray[np.uint8]:
-    """An array of so many bytes that begins at no vector of any processor."""
-    memory = np.empty(count + _LINE_BYTES + _OFF_VECTORS_BYTES, np.uint8)
+def off_vectors(memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As much of some memory as begins at no vector of any processor: see :func:`read_again`.
+
+    Args:
+        memory: uint8 (n + ``SPARE_BYTES``,), contiguous.
+
+    Returns:
+        uint8 (n,), a view.
+    """
     begin = -memory.ctypes.data % _LINE_BYTES + _OFF_VECTORS_BYTES
-    return memory[begin : begin + count]
+    return memory[begin : begin + len(memory) - SPARE_BYTES]
+
+
+def _fresh(count: int) -> NDArray[np.uint8]:
+    return off_vectors(np.empty(count + SPARE_BYTES, np.uint8))
 
 
 @functools.cache

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
 from hagmil.runtime.slide import Slide
 
 _FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 128
+_FEWEST_BUFFERS = 3  # one with the consumer, one that is ready, one that is being filled
 _RESAMPLED_CHUNK_ROWS = 4  # each may take many pixels, and a thread hears that it shall stop after a chunk
 _THREAD_NAME = "hagmil-reader"
 
@@ -64,7 +66,7 @@ def stream_patches(
     *,
     batch_size: int,
     threads: int,
-    buffers: int = 3,
+    buffers: int | None = None,
     make_reader: Callable[[Slide, StageGeometry], PatchReader] = SlidePatchReader,
     allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = written_once,
     stalls: StreamStalls | None = None,
@@ -80,7 +82,8 @@ def stream_patches(
         coords: int64 (n, 2), level-0 top-left corners (x, y).
         batch_size: rows of a batch; the last may have fewer.
         threads: reader threads.
-        buffers: batches held at once, the one with the consumer included.
+        buffers: batches held at once, the one with the consumer included; None for three, or as many as let
+            every thread have a chunk.
         make_reader: makes a thread's reader from its fork.
         allocate: makes the memory of all buffers, uint8 of the shape that it is given.
         stalls: gets the seconds that reader threads waited for a free buffer.
@@ -93,10 +96,12 @@ def stream_patches(
         SlideFailed: pixels cannot be decoded (code ``unreadable``).
     """
     for name, value in (("batch_size", batch_size), ("threads", threads), ("buffers", buffers)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
+    if buffers is None:
+        buffers = max(_FEWEST_BUFFERS, 1 + math.ceil(threads * _FEWEST_CHUNK_ROWS / batch_size))
     work = _Work(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
     return _stream(work, slide, geometry, threads, make_reader)
 

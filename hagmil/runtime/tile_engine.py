@@ -89,14 +89,14 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     most = np.array([tiles.across, tiles.down])
     first = np.clip(corners // side, 0, most)  # (n, 2): columns and rows
     after = np.clip(-(-(corners + seen.side_px) // side), 0, most)
-    uses = np.zeros((tiles.down + 1, tiles.across + 1), np.int32)
+    shape = (tiles.down + 1, tiles.across + 1)
+    uses = np.zeros(shape, np.int64)
     inside = (first < after).all(axis=1)
     (left, upper), (right, lower) = first[inside].T, after[inside].T
     for rows, columns, sign in ((upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)):
-        np.add.at(uses, (rows, columns), sign)  # the corners of a rectangle; summed up twice it is filled
-    return (
-        np.ascontiguousarray(uses.cumsum(0).cumsum(1)[:-1, :-1]).astype(np.int32).ravel()
-    )  # (down, across) -> (tiles,)
+        found = np.bincount(rows * shape[1] + columns, minlength=uses.size)
+        uses += sign * found.reshape(shape)  # the corners of a rectangle; summed up twice it is filled
+    return uses.cumsum(0).cumsum(1)[:-1, :-1].astype(np.int32).ravel()  # (down, across) -> (tiles,)
 
 
 class TilePatchReader:

@@ -214,8 +214,6 @@ def _pieces(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tup
     """Step 2: slide names of each piece, sorted; of as many cases as pieces at the least."""
     slides = sorted(labels)
     cases = [labels[slide_id].case_id for slide_id in slides]
-    if count == 1:
-        return [tuple(slides)]
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     classes = [labels[slide_id].label for slide_id in slides]
     with warnings.catch_warnings():

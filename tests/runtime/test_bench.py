@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
 from hagmil.errors import EnvironmentLacks, SlideFailed, SlideRejected, UsageError
-from hagmil.runtime.bench import measure
+from hagmil.runtime.bench import measure, run
 from hagmil.runtime.bench.comparison import change_in_words, render_comparison
 from hagmil.runtime.bench.figures import Figure, Pair, differences, figures_of, limiting_step, pairs_of, shown
 from hagmil.runtime.bench.html import render_html
@@ -25,6 +27,7 @@ from hagmil.runtime.bench.report import (
     HTML_NAME,
     JSON_NAME,
     BenchReport,
+    ReadFigures,
     SweepPoint,
     bench_schema,
     read_report,
@@ -32,11 +35,11 @@ from hagmil.runtime.bench.report import (
 )
 from hagmil.runtime.bench.run import BenchOptions, run_bench
 from hagmil.runtime.bench.start_up import InferCall, measure_start_up
-from hagmil.runtime.bench.subject import subject_of
+from hagmil.runtime.bench.subject import Subject, subject_of
 from hagmil.runtime.bench.sweep import sweep, sweep_size, thread_counts
 from hagmil.runtime.encode import EncodeOptions, default_batch_size
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.model import load_model
+from hagmil.runtime.model import LoadedModel, load_model
 from hagmil.runtime.sessions.onnx import available_providers
 from hagmil.runtime.slide import open_slide
 from tests.conftest import REPOSITORY
@@ -245,6 +248,41 @@ def test_the_sweep_tries_every_setting(tissue_path: Path, small_bundle: Path) ->
         "backbone_threads": list(thread_counts()),
     }
     assert all(point.patches_per_s > 0 for point in points)
+
+
+def test_reading_is_measured_as_each_provider_has_it_read(
+    monkeypatch: pytest.MonkeyPatch, tissue_path: Path, small_bundle: Path
+) -> None:
+    readers = {"cpu": 1, "device": 3}
+    models = {name: load_model(small_bundle, threads=1) for name in readers}
+    loaded = {name: run._Loaded(model, 0.0) for name, model in models.items()}
+    measured: list[int] = []
+    calls: list[InferCall] = []
+
+    def _measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> measure.Measuring:
+        name = next(name for name in models if models[name] is model)
+        return measure.measuring(replace(encode, reader_threads=readers[name]), model, repeats)
+
+    def _reading(subject: Subject, how: measure.Measuring) -> ReadFigures:
+        measured.append(how.readers)
+        return measure.measure_reading(subject, how)
+
+    def _start_up(call: InferCall, repeats: int) -> Any:
+        calls.append(call)
+        return measure_start_up(replace(call, provider="cpu"), repeats)
+
+    for name, stand_in in (("_load", lambda _: (loaded, {})), ("measuring", _measuring)):
+        monkeypatch.setattr(run, name, stand_in)
+    monkeypatch.setattr(run, "measure_reading", _reading)
+    monkeypatch.setattr(run, "measure_start_up", _start_up)
+    options = BenchOptions(slide=str(tissue_path), bundle=small_bundle, threads=1, repeats=1, patches=50)
+    report = run_bench(options, lambda *_: None)
+    assert measured == [1, 3]
+    fastest = max(report.backbone, key=lambda name: report.backbone[name].patches_per_s)
+    assert (calls[0].provider, calls[0].readers) == (fastest, readers[fastest])
+    assert report.read.threads == readers[fastest]
+    assert report.settings.readers is None
+    assert "reader threads as suit the provider" in render_html(report)
 
 
 def test_resident_patches_are_the_subject_s(tissue_path: Path, small_bundle: Path) -> None:

@@ -171,6 +171,7 @@ def test_batches_are_uploaded_ahead_and_overwritten_neither_here_nor_there(
     place = place_of_gpu(cupy)
     memory = place.buffers((2, 1, 1, 3))
     assert gpu.is_pinned(memory)
+    assert memory.ctypes.data % 64 == 8  # the decoder writes there without going past the cache
     found = cupy.empty((2 * count, 1, 1, 3), np.uint8)
     events: list[str] = []
     for index, batch in enumerate(place.bring(reused(memory, count, 2, events))):

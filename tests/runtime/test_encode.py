@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from numpy.typing import NDArray
 
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches
+from hagmil.runtime.encode import EncodeOptions, default_batch_size, default_reader_threads, encode_patches
 from hagmil.runtime.geometry import plan_stages
 from hagmil.runtime.patch_reader import read_patch
 from hagmil.runtime.slide import open_slide
+from hagmil.runtime.stream import stream_patches
 
 
 class MeanColour:
@@ -90,6 +93,32 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits(
 @pytest.mark.parametrize(("patch_px", "on_a_cpu"), [(512, 16), (256, 16), (224, 20), (128, 64), (64, 64)])
 def test_a_batch_on_a_cpu_is_about_a_million_pixels(patch_px: int, on_a_cpu: int) -> None:
     assert default_batch_size(MeanColour(), patch_px) == on_a_cpu
+
+
+@pytest.mark.parametrize(("cores", "for_a_device"), [(1, 2), (2, 2), (4, 3), (8, 7), (16, 8), (96, 8)])
+def test_all_cores_but_one_read_for_a_device_and_two_for_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, cores: int, for_a_device: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    backbone = MeanColour()
+    assert default_reader_threads(backbone) == 2
+    backbone.on_device = True
+    assert default_reader_threads(backbone) == for_a_device
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 2), (5, 5)])
+def test_as_many_threads_read_as_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, pyramid_path: Path, asked: int | None, threads: int
+) -> None:
+    found: list[object] = []
+
+    def _stream(*args: Any, **options: Any) -> Any:
+        found.append(options["threads"])
+        return stream_patches(*args, **options)
+
+    monkeypatch.setattr("hagmil.runtime.encode.stream_patches", _stream)
+    encode(pyramid_path, MeanColour(), EncodeOptions(reader_threads=asked))
+    assert found == [threads]
 
 
 def test_a_device_without_room_for_one_patch_is_an_error(pyramid_path: Path) -> None:

@@ -234,7 +234,8 @@ def _facts(report: BenchReport) -> str:
     settings = report.settings
     facts = {
         "command": report.command,
-        "settings": f"batch {settings.batch or 'as suits the provider'}, {_threads(settings.readers)}, models' threads "
+        "settings": f"batch {settings.batch or 'as suits the provider'}, reader threads "
+        f"{settings.readers or 'as suit the provider'}, models' threads "
         f"{settings.threads or 'as many as cores'}, keep {settings.keep or 'as the bundle says'}, "
         f"{settings.repeats} repeats",
         "engines": ", ".join(f"{name}: {each.engine}, batch {each.batch}" for name, each in report.backbone.items()),

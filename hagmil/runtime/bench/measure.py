@@ -26,7 +26,13 @@ from hagmil.runtime.bench.report import (
 from hagmil.runtime.bench.subject import Subject
 from hagmil.runtime.clock import StepClock
 from hagmil.runtime.device import place_of, to_host
-from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches, read_batches
+from hagmil.runtime.encode import (
+    EncodeOptions,
+    default_batch_size,
+    default_reader_threads,
+    encode_patches,
+    read_batches,
+)
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.kernels import MaskKernels
 from hagmil.runtime.model import LoadedModel
@@ -52,20 +58,23 @@ class Measuring:
     """How things are measured; see :func:`measuring`.
 
     Args:
-        encode: how patches are read and encoded; its batch size is ``batch``.
+        encode: how patches are read and encoded, its batch size and readers being the two below.
         batch: patches given to the backbone at once.
+        readers: threads that read patches.
         repeats: of each measurement, after the warm-up.
     """
 
     encode: EncodeOptions
     batch: int
+    readers: int
     repeats: int
 
 
 def measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> Measuring:
-    """Settle the batch size: the one that was asked for, else what suits the provider and the bundle's patches."""
+    """Settle batch size and readers: what was asked for, else what suits the provider and the bundle's patches."""
     batch = encode.batch_size or default_batch_size(model.backbone, model.bundle.manifest.patch_px)
-    return Measuring(replace(encode, batch_size=batch), batch, repeats)
+    readers = encode.reader_threads or default_reader_threads(model.backbone)
+    return Measuring(replace(encode, batch_size=batch, reader_threads=readers), batch, readers, repeats)
 
 
 def measure_reading(subject: Subject, how: Measuring) -> ReadFigures:
@@ -81,7 +90,7 @@ def measure_reading(subject: Subject, how: Measuring) -> ReadFigures:
         patches=count,
         seconds=timed.seconds,
         patches_per_s=count / timed.seconds,
-        threads=how.encode.reader_threads,
+        threads=how.readers,
         stage=subject.geometry.name,
         patch_px=side,
         megapixels_per_s=count * side**2 / timed.seconds / 1e6,
@@ -284,4 +293,4 @@ def measure_end_to_end(
 
 def _batches(subject: Subject, how: Measuring) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
     """Which rows of the subject a batch holds, and its patches, as the cascade reads them."""
-    return read_batches(subject.slide, subject.geometry, subject.coords, how.encode, batch_size=how.batch)
+    return read_batches(subject.slide, subject.geometry, subject.coords, batch_size=how.batch, threads=how.readers)

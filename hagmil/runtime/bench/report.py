@@ -67,7 +67,7 @@ class Settings(_Model):
     """What was asked for."""
 
     batch: int | None = Field(description="patches given to the backbone at once; null: what suits the provider")
-    readers: int = Field(description="threads that read patches")
+    readers: int | None = Field(description="threads that read patches; null: what suits the provider")
     threads: int | None = Field(description="threads of the models on the CPU; null: as many as cores")
     mask_device: str
     keep: int | None = Field(description="patches kept a stage, where the bundle's own were overridden")

@@ -2,7 +2,8 @@
 
 1. Load the bundle with every provider that was asked for, or that starts on this machine.
 2. Lay it on the slide, a phantom where none was given.
-3. Measure reading and masking, then, provider by provider, backbone, pipeline, end to end and level models.
+3. Measure masking, and reading as each provider has it read; then, provider by provider, backbone, pipeline, end to
+   end and level models.
 4. Start ``hagmil infer`` afresh with the fastest provider: start-up and memory.
 5. Sweep, where asked for.
 """
@@ -206,35 +207,40 @@ class _Bench:
 
     def measure(self) -> dict[str, Any]:
         """Steps 3 to 5: the report's figures, by their names in it."""
+        hows = {name: self._how(name) for name in self.loaded}
+        ways = {(how.batch, how.readers): how for how in hows.values()}  # of reading: a device has more readers
         what = "mask and reading"
-        self.progress(what, 0, 2)
+        self.progress(what, 0, 1 + len(ways))
         mask = measure_mask(
             self.subject.slide, self.bundle.manifest, self.options.repeats, kernels_on(self.options.mask_device)
         )
-        self.progress(what, 1, 2)
-        how = self._how(next(iter(self.loaded)))
-        read = measure_reading(self.subject, how)
-        self.progress(what, 2, 2)
+        self.progress(what, 1, 1 + len(ways))
+        reads: dict[tuple[int, int], ReadFigures] = {}
+        for way, how in ways.items():
+            reads[way] = measure_reading(self.subject, how)
+            self.progress(what, 1 + len(reads), 1 + len(ways))
         patches = resident_patches(self.subject, how)
-        found = {name: self._with_provider(name, patches, read) for name in self.loaded}
+        found = {
+            name: self._with_provider(name, patches, how, reads[how.batch, how.readers]) for name, how in hows.items()
+        }
         fastest = max(found, key=lambda name: found[name].backbone.patches_per_s)
         return {
-            "read": read,
+            "read": reads[hows[fastest].batch, hows[fastest].readers],
             "mask": mask,
             "backbone": {name: each.backbone for name, each in found.items()},
             "models": {name: each.models for name, each in found.items()},
             "pipeline": {name: each.pipeline for name, each in found.items()},
             "end_to_end": found[fastest].end_to_end,
             "end_to_end_by_provider": {name: each.end_to_end for name, each in found.items()},
-            **self._afresh(fastest, found[fastest].backbone.batch),
-            "sweep": self._sweep(patches, how) if self.options.sweep else (),
+            **self._afresh(fastest, hows[fastest]),
+            "sweep": self._sweep(patches, next(iter(hows.values()))) if self.options.sweep else (),
         }
 
     def _how(self, provider: str) -> Measuring:
         return measuring(self.options.encode, self.loaded[provider].model, self.options.repeats)
 
-    def _with_provider(self, name: str, patches: NDArray[np.uint8], read: ReadFigures) -> _Figures:
-        model, how, what = self.loaded[name].model, self._how(name), f"models on {name}"
+    def _with_provider(self, name: str, patches: NDArray[np.uint8], how: Measuring, read: ReadFigures) -> _Figures:
+        model, what = self.loaded[name].model, f"models on {name}"
         self.progress(what, 0, 4)
         backbone = measure_backbone(model.backbone, patches, how.batch, how.repeats, self.loaded[name].load_s)
         self.progress(what, 1, 4)
@@ -255,15 +261,15 @@ class _Bench:
         self.progress(what, 4, 4)
         return _Figures(backbone, models, pipeline, end_to_end)
 
-    def _afresh(self, provider: str, batch: int) -> dict[str, Any]:
+    def _afresh(self, provider: str, how: Measuring) -> dict[str, Any]:
         """Step 4."""
         self.progress("start-up", 0, 1)
         call = InferCall(
             request=self.request,
             bundle=self.bundle.path,
             provider=provider,
-            batch=batch,
-            readers=self.options.encode.reader_threads,
+            batch=how.batch,
+            readers=how.readers,
             threads=self.options.threads,
             keep=self.options.keep,
             mask_device=self.options.mask_device,

@@ -61,7 +61,7 @@ def thread_counts() -> tuple[int, ...]:
 
 def _readers(subject: Subject, how: Measuring) -> Iterator[SweepPoint]:
     for threads in thread_counts():
-        found = measure_reading(subject, replace(how, encode=replace(how.encode, reader_threads=threads)))
+        found = measure_reading(subject, replace(how, readers=threads))
         yield SweepPoint(
             what="read_threads",
             provider=None,
