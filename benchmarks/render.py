@@ -105,9 +105,9 @@ SECTIONS = (
         "Level models",
         "level_models",
         "Twice as fast is reached up to 1,000 patches, and by far for the small bags of a cascade's finer stages; "
-        "beyond, at most 1.3 times fewer multiplications are left to save "
-        "([0013](decisions/0013-equal-landmarks.md)). Compare CPU seconds: other work was on the machine. At 200 and "
-        "1,000 patches most of the memory is the model's own and what loading it takes.",
+        "beyond, 1.3 times fewer multiplications are all that is left to save "
+        "([0013](decisions/0013-equal-landmarks.md)); what is gained above that is probably less memory that moves. "
+        "At 200 and 1,000 patches most of the memory is the model's own and what loading it takes.",
     ),
     Section("A training step", "training_memory", "See [training at scale](training.md)."),
     Section("Start-up", "start_up", "`hagmil infer` from process start to the first patch in the backbone."),
