@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +25,11 @@ import torch
 from hagmil._files import write_text
 from hagmil._tensorrt.builder import BuildRequest, build_engine
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, resolve_capabilities
-from hagmil._tensorrt.messages import transcript
 from hagmil.bundle import Precision
 from hagmil.export.graph import save
 from tests.export.graphs import EXAMPLES, example, example_graph
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +60,11 @@ class Row:
 def measure(name: str, precision: Precision, flavour: Flavour, capabilities: tuple[str, ...], repeats: int) -> Row:
     """Export a graph, and build it a few times."""
     model, profiles = example_graph(name, precision), example(name).profiles
-    with TemporaryDirectory() as folder, transcript() as said:
+    with TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
         save(model, graph)
         request = BuildRequest(graph, profiles, capabilities)
         builds = [build_engine(flavour, request) for _ in range(repeats)]
-        found = [_MEMORY.search(message.text) for message in said.messages]
         return Row(
             graph=name,
             precision=precision,
@@ -77,7 +73,7 @@ def measure(name: str, precision: Precision, flavour: Flavour, capabilities: tup
             build_s=round(min(build.seconds for build in builds), 2),
             onnx_bytes=graph.stat().st_size,
             engine_bytes=len(builds[0].data),
-            activation_bytes=max((int(match[1]) for match in found if match), default=0),
+            activation_bytes=builds[0].memory_bytes or 0,
         )
 
 

@@ -176,6 +176,10 @@ class EngineEntry(_Model):
     profiles: tuple[Profile, ...] = Field(min_length=1)
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
+    memory_bytes: int | None = Field(
+        default=None,
+        description="of the GPU that a run takes beside the weights, at the largest shapes; null: not known",
+    )
 
 
 class Manifest(_Model):

@@ -11,6 +11,7 @@ Precision is what the graph says; nothing here changes it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from hagmil.bundle import EnginePrecision, HardwareCompatibility, Profile
 from hagmil.errors import BundleError, UsageError
 
 _DYNAMIC = -1
+_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")  # said for every profile and capability
 _log = logging.getLogger(__name__)
 
 
@@ -60,12 +62,15 @@ class BuiltEngine:
         precision: the smallest floating type that its graph computes in.
         layers: layers of the network, before TensorRT fuses them.
         seconds: wall-clock seconds of parsing and building.
+        memory_bytes: of the GPU that a run takes beside the weights, at the largest shapes, as the builder counts it;
+            None where it did not say.
     """
 
     data: bytes
     precision: EnginePrecision
     layers: int
     seconds: float
+    memory_bytes: int | None
 
 
 def check_request(flavour: Flavour, hardware: HardwareCompatibility, *, version_compatible: bool) -> None:
@@ -116,6 +121,7 @@ def build_engine(flavour: Flavour, request: BuildRequest) -> BuiltEngine:
             precision=_precision(network),
             layers=int(network.num_layers),
             seconds=perf_counter() - start,
+            memory_bytes=_memory(said),
         )
 
 
@@ -217,6 +223,11 @@ def _precision(network: Any) -> EnginePrecision:
     if "HALF" in types:
         return "fp16"
     return "bf16" if "BF16" in types else "fp32"
+
+
+def _memory(said: Transcript) -> int | None:
+    found = [_MEMORY.search(message.text) for message in said.messages]
+    return max((int(match[1]) for match in found if match), default=None)
 
 
 def _not_built(flavour: Flavour, graph: Path, said: Transcript) -> BundleError:

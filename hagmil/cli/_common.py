@@ -63,6 +63,11 @@ EXIT_SOME_SLIDES = 3
 """Exit code of a run that finished although some slides were rejected or failed."""
 
 
+def megabytes(count: int | None) -> str:
+    """Bytes in MB, 10^6, for a table; nothing where they are not known."""
+    return "" if count is None else f"{count / 1e6:.1f}"
+
+
 def stdout() -> Console:
     """The console that results go to."""
     from rich.console import Console

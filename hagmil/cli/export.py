@@ -223,12 +223,12 @@ def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
     if report.parity.slides is not None:
         console.print(_slide_table(report.parity.slides))
     if engines:
-        table = common.table("engine", "precision", "GPUs", "layers", "MB", "seconds")
+        table = common.table("engine", "precision", "GPUs", "layers", "MB", "GPU memory, MB", "seconds")
         for engine in engines:
             entry = engine.entry
             gpus = ", ".join(entry.capabilities)
-            size = f"{engine.file.bytes / 1e6:.1f}"
-            table.add_row(entry.file, entry.precision, gpus, f"{engine.layers}", size, f"{engine.seconds:.1f}")
+            size, memory = f"{engine.file.bytes / 1e6:.1f}", common.megabytes(entry.memory_bytes)
+            table.add_row(entry.file, entry.precision, gpus, f"{engine.layers}", size, memory, f"{engine.seconds:.1f}")
         console.print(table)
     console.print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items()))
 

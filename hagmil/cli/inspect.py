@@ -117,7 +117,9 @@ def _show_engines(console: Console, view: BundleView) -> None:
     if not engines:
         console.print("engines: none")
         return
-    table = common.table("engine of", "flavour", "compute capability", "precision", "MB", "largest shapes")
+    table = common.table(
+        "engine of", "flavour", "compute capability", "precision", "MB", "GPU memory, MB", "largest shapes"
+    )
     for engine in engines:
         shapes = "; ".join("x".join(map(str, one.maximum)) for profile in engine.profiles for one in profile.values())
         table.add_row(
@@ -126,6 +128,7 @@ def _show_engines(console: Console, view: BundleView) -> None:
             ", ".join(engine.capabilities),
             engine.precision,
             f"{view.bundle.manifest.files[engine.file].bytes / 1e6:.1f}",
+            common.megabytes(engine.memory_bytes),
             shapes,
         )
     console.print(table)

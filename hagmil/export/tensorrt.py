@@ -237,6 +237,7 @@ def _build_one(
         profiles=profiles,
         hardware_compatibility=options.hardware_compatibility,
         version_compatible=options.version_compatible,
+        memory_bytes=engine.memory_bytes,
     )
     path = folder / entry.file
     write_bytes(path, engine.data)

@@ -39,6 +39,16 @@ from tests.fakes.tensorrt import BuilderFlag, HardwareCompatibilityLevel, Memory
 
 GraphOf = Callable[[str, EnginePrecision], Path]
 pytestmark = pytest.mark.timeout(900)  # full-size engines are built
+MEMORY_MB = {
+    "tiny backbone": 17,
+    "resnet50-trunc": 540,
+    "ViT, small": 10,
+    "ViT-S/16, 4 blocks": 223,
+    "IAT, small": 38,
+    "IAT, full": 1050,
+    "HMIL": 127,
+}
+"""Of the GPU that an fp32 engine takes at most: 64 patches of a backbone, or 10,000 in a bag."""
 TESTED = [name for name in EXAMPLES if name != "ViT-S/16"]  # the 4 blocks of it that the tests build are like all 12
 
 
@@ -94,6 +104,8 @@ def test_an_engine_is_built_without_a_gpu(
     assert engine.layers > 10
     weights_bytes = sum(len(one.raw_data) for one in onnx.load(graph).graph.initializer)
     assert len(engine.data) > weights_bytes  # they are all in it
+    assert engine.memory_bytes is not None
+    assert 1e6 < engine.memory_bytes <= 1.1e6 * MEMORY_MB[name]
 
 
 def test_a_bf16_graph_builds_too(graph_of: GraphOf, rtx: Flavour) -> None:

@@ -293,6 +293,7 @@ def _build_into(
         capabilities=(capability,),
         precision=engine.precision,
         profiles=profiles,
+        memory_bytes=engine.memory_bytes,
     )
     write_bytes(cache / name, engine.data)
     file = FileEntry(sha256=sha256_of(cache / name), bytes=len(engine.data))

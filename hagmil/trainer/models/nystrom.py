@@ -25,6 +25,9 @@ are always there, and no axis is ever squeezed by its length. So one graph holds
 rows than landmarks, and at every multiple of m. Traced with ``backed_size_oblivious`` set, as ``torch.onnx.export``
 sets it, and ``Dim("patches", min=1)``, it leaves no condition on the length at all; without that setting the exporter
 takes every length in sight to differ from 1 because the example's does, and refuses.
+
+That k is m at most follows from its arithmetic, and is said all the same: TensorRT sees a length divided by l, of which
+it knows that it may be 1, and lays out memory for a matrix of 10,000 x 10,000 where a bag may have 10,000 rows.
 """
 
 from __future__ import annotations
@@ -86,6 +89,7 @@ class NystromAttention(nn.Module):
         length = rows.shape[0]
         per_landmark = (length + self.landmarks - 1) // self.landmarks  # l
         held = (length + per_landmark - 1) // per_landmark  # k
+        held = torch.sym_min(held, self.landmarks)  # type: ignore[no-untyped-call]
         groups = 1 if self.training else self.heads
         single = groups == self.heads  # one head at a time, of two axes; else all, heads first
         queries_by, keys_by, values_by = (_cut(weight, groups) for weight in _cut(self.to_qkv.weight, 3))
