@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--train-slides", type=int, default=24)
     parser.add_argument("--held-slides", type=int, default=20)
     parser.add_argument("--cohort-size", type=int, default=3072, help="side of the cohorts' slides")
+    parser.add_argument("--train-seed", type=int, default=5, help="of the training alone: other weights, other order")
     parser.add_argument("--repeats", type=int, default=3, help="of our runs; the published way runs once")
     parser.add_argument("--keep", type=int, help="K, in place of the one that the cohort gives")
     parser.add_argument("--also-keep", type=int, nargs="*", default=[16, 32], help="further runs of ours")
@@ -173,12 +174,12 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[Path, tuple[li
         cohort = phantom_cohort(folder / part, slides, arguments.cohort_size, seed)
         parts[part] = (cohort, extract_cohort(cohort, extractor, folder / f"{part}_features"))
     card = write_probed(backbone, probes, folder / "verdict_probed")
-    bundle = folder / "verdict_bundle"
+    bundle = folder / f"verdict_bundle_{arguments.train_seed}"
     if not bundle.is_dir():
         for slide in parts["train"][1]:
             path = folder / "train_probed" / f"{slide.header.slide_id}.h5"
             write_features(path, probed_features(slide, probes, card.sha256))
-        train_and_export(folder, parts["train"][0], bundle)
+        train_and_export(folder, parts["train"][0], bundle, arguments.train_seed)
     cohort, plain = parts["held"]
     features = [probed_features(slide, probes, card.sha256) for slide in plain]
     return bundle, (features, np.array([LABELS.index(slide.label) for slide in cohort], np.int64))
@@ -199,17 +200,18 @@ def prepare_probes(folder: Path, backbone: Path) -> Probes:
         return fit(arrays["features"], arrays["lesion"], arrays["spacing_um"])
 
 
-def train_and_export(folder: Path, cohort: Sequence[LabelledSlide], bundle: Path) -> None:
-    """Train on a cohort's features and export the best checkpoint."""
+def train_and_export(folder: Path, cohort: Sequence[LabelledSlide], bundle: Path, seed: int) -> None:
+    """Train on a cohort's features and export the best checkpoint; the run is beside the bundle."""
+    run = bundle.with_name(f"{bundle.name}_run")
     write_split(folder / "split.csv", cohort)
     data = {
         "features": str(folder / "train_probed"),
         "labels": str(folder / "train" / "labels.csv"),
         "split": str(folder / "split.csv"),
     }
-    tree = {**RECIPE, **RECIPE_CHANGES, "seed": SLIDE_SEED, "out": str(folder / "run"), "data": data}
+    tree = {**RECIPE, **RECIPE_CHANGES, "seed": seed, "out": str(run), "data": data}
     train(parse_config(tree, source="this benchmark's recipe"), progress=lambda _state: None)
-    best = folder / "run" / "checkpoints" / "best"
+    best = run / "checkpoints" / "best"
     export_bundle(best, folder / "verdict_probed", bundle, intended_use=PHANTOMS_ONLY, overwrite=True)
 
 
@@ -275,6 +277,8 @@ def compare(slide: Path, model: LoadedModel, keep: int, arguments: argparse.Name
     middle = sorted(runs, key=lambda run: run.seconds["total"])[len(runs) // 2]
     return {
         "size_px": arguments.size,
+        "cohort_size_px": arguments.cohort_size,
+        "train_seed": arguments.train_seed,
         "batch": BATCH,
         "threads": len(os.sched_getaffinity(0)),
         "keep": keep,
