@@ -178,6 +178,7 @@ class EngineEntry(_Model):
     version_compatible: bool = False
     memory_bytes: int | None = Field(
         default=None,
+        ge=0,
         description="of the GPU that a run takes beside the weights, at the largest shapes; null: not known",
     )
 

@@ -39,7 +39,7 @@ Readers = Annotated[
     typer.Option(
         "--readers",
         min=1,
-        help="Threads that read patches; default: 2 for a CPU; for a device all cores but one, 8 at the most.",
+        help="Threads that read patches; default: 2 for a CPU; for a device all cores but one, 2 to 8.",
         show_default=False,
     ),
 ]

@@ -27,7 +27,7 @@ _DEVICE_BATCH = 64
 _CPU_PIXELS = 1 << 20
 _LEAST_CPU_BATCH, _MOST_CPU_BATCH = 16, 64
 
-_CPU_READERS, _MOST_DEVICE_READERS = 2, 8
+_FEWEST_READERS, _MOST_READERS = 2, 8
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -42,7 +42,7 @@ class EncodeOptions:
         batch_size: patches given to the backbone at once; None for what suits the provider and the patches: see
             :func:`default_batch_size`.
         reader_threads: threads that read patches; None for what suits the provider: see
-            :func:`default_reader_threads`.
+            :func:`reader_threads`.
         tile_cache_bytes: decoded tiles kept while further patches need them; for one slide, all threads together.
     """
 
@@ -93,7 +93,7 @@ def encode_patches(
             geometry,
             coords,
             batch_size=batch_size,
-            threads=options.reader_threads or default_reader_threads(backbone),
+            threads=reader_threads(options, backbone),
             tile_cache_bytes=options.tile_cache_bytes,
             place=place,
             stalls=stalls,
@@ -178,18 +178,21 @@ def default_batch_size(backbone: Session, patch_px: int) -> int:
     return min(max(_CPU_PIXELS // patch_px**2, _LEAST_CPU_BATCH), _MOST_CPU_BATCH)
 
 
-def default_reader_threads(backbone: Session) -> int:
-    """Threads that read patches, where nobody says.
+def reader_threads(options: EncodeOptions, backbone: Session) -> int:
+    """Threads that read patches: as many as were asked for, else what suits the provider.
 
     On a CPU two: a reader is many times as fast as the backbone, which wants the cores. A device takes more patches a
-    second than two readers give, so all cores but one read for it, up to eight.
+    second than two readers give, so all cores but one read for it, two at the least and eight at the most.
 
     Args:
+        options: what was asked for.
         backbone: the patch encoder.
     """
+    if options.reader_threads is not None:
+        return options.reader_threads
     if not backbone.on_device:
-        return _CPU_READERS
-    return min(max(len(os.sched_getaffinity(0)) - 1, _CPU_READERS), _MOST_DEVICE_READERS)
+        return _FEWEST_READERS
+    return min(max(len(os.sched_getaffinity(0)) - 1, _FEWEST_READERS), _MOST_READERS)
 
 
 class _Encoder:

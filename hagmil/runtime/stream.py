@@ -101,9 +101,14 @@ def stream_patches(
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
     if buffers is None:
-        buffers = max(_FEWEST_BUFFERS, 1 + math.ceil(threads * _FEWEST_CHUNK_ROWS / batch_size))
+        buffers = max(_FEWEST_BUFFERS, 1 + math.ceil(threads * _fewest_rows(geometry) / batch_size))
     work = _Work(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
     return _stream(work, slide, geometry, threads, make_reader)
+
+
+def _fewest_rows(geometry: StageGeometry) -> int:
+    """Rows of a chunk, where so many are left."""
+    return _RESAMPLED_CHUNK_ROWS if geometry.resample else _FEWEST_CHUNK_ROWS
 
 
 def _stream(
@@ -174,10 +179,10 @@ class _Work:
         self._batch_size = min(batch_size, max(len(coords), 1))
         self.batches = -(-len(coords) // self._batch_size)
         self._threads = threads
-        self._fewest = self._most = _RESAMPLED_CHUNK_ROWS
+        self._fewest = self._most = _fewest_rows(geometry)
         if not geometry.resample:
             each = self._batch_size * max(buffers - 1, 1) // threads  # one buffer is the consumer's
-            self._fewest, self._most = _FEWEST_CHUNK_ROWS, min(each, _MOST_CHUNK_ROWS)
+            self._most = min(each, _MOST_CHUNK_ROWS)
         self.chunks = -(-len(coords) // self._fewest)
         side = geometry.patch_px
         self._ring = min(buffers, self.batches) * self._batch_size

@@ -94,8 +94,9 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     inside = (first < after).all(axis=1)
     (left, upper), (right, lower) = first[inside].T, after[inside].T
     for rows, columns, sign in ((upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)):
-        found = np.bincount(rows * shape[1] + columns, minlength=uses.size)
-        uses += sign * found.reshape(shape)  # the corners of a rectangle; summed up twice it is filled
+        corners_at = np.bincount(rows * shape[1] + columns, minlength=uses.size)
+        uses += sign * corners_at.reshape(shape)  # (tiles,) -> (down + 1, across + 1)
+    # Summed up along both axes, the four corners of a rectangle fill it.
     return uses.cumsum(0).cumsum(1)[:-1, :-1].astype(np.int32).ravel()  # (down, across) -> (tiles,)
 
 

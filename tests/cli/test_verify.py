@@ -51,6 +51,10 @@ def test_a_bundle_with_engines_is_accepted(bundle: Path) -> None:
     assert {entry.capabilities for entry in manifest.engines} == {("8.0", "8.9")}
     assert [entry.profiles[0]["features"].maximum[0] for entry in manifest.engines[1:]] == [1000, 1000]
     assert manifest.engines[0].profiles[0]["patches"].maximum[0] == 8
+    inspected = hagmil("inspect", bundle).stdout
+    for entry in manifest.engines:
+        assert entry.memory_bytes is not None
+        assert f"{entry.memory_bytes / 1e6:.1f}" in inspected
     assert manifest.opsets == {"backbone.onnx": 20, "coarse.onnx": 20, "fine.onnx": 20}
 
 

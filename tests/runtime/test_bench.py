@@ -265,7 +265,7 @@ def test_reading_is_measured_as_each_provider_has_it_read(
 
     def _reading(subject: Subject, how: measure.Measuring) -> ReadFigures:
         measured.append(how.readers)
-        return measure.measure_reading(subject, how)
+        return measure.measure_reading(subject, how).model_copy(update={"patches_per_s": 100.0 * how.readers})
 
     def _start_up(call: InferCall, repeats: int) -> Any:
         calls.append(call)
@@ -281,6 +281,7 @@ def test_reading_is_measured_as_each_provider_has_it_read(
     fastest = max(report.backbone, key=lambda name: report.backbone[name].patches_per_s)
     assert (calls[0].provider, calls[0].readers) == (fastest, readers[fastest])
     assert report.read.threads == readers[fastest]
+    assert {name: each.reading_per_s for name, each in report.pipeline.items()} == {"cpu": 100, "device": 300}
     assert report.settings.readers is None
     assert "reader threads as suit the provider" in render_html(report)
 

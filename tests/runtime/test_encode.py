@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions, default_batch_size, default_reader_threads, encode_patches
+from hagmil.runtime.encode import EncodeOptions, default_batch_size, encode_patches, reader_threads
 from hagmil.runtime.geometry import plan_stages
 from hagmil.runtime.patch_reader import read_patch
 from hagmil.runtime.slide import open_slide
@@ -101,9 +101,10 @@ def test_all_cores_but_one_read_for_a_device_and_two_for_a_cpu(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     backbone = MeanColour()
-    assert default_reader_threads(backbone) == 2
+    assert reader_threads(EncodeOptions(), backbone) == 2
     backbone.on_device = True
-    assert default_reader_threads(backbone) == for_a_device
+    assert reader_threads(EncodeOptions(), backbone) == for_a_device
+    assert reader_threads(EncodeOptions(reader_threads=1), backbone) == 1
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, 2), (5, 5)])

@@ -98,7 +98,7 @@ def differences(first: BenchReport, second: BenchReport) -> tuple[str, ...]:
         ("bundle", first.bundle.sha256, second.bundle.sha256, first.bundle.name, second.bundle.name),
         ("machine", first.machine, second.machine, first.machine.cpu, second.machine.cpu),
         ("batch", first.settings.batch, second.settings.batch, None, None),
-        ("readers", first.settings.readers, second.settings.readers, None, None),
+        ("readers", first.read.threads, second.read.threads, None, None),
         ("threads", first.settings.threads, second.settings.threads, None, None),
         ("mask device", first.settings.mask_device, second.settings.mask_device, None, None),
         ("keep", first.settings.keep, second.settings.keep, None, None),

@@ -29,9 +29,9 @@ from hagmil.runtime.device import place_of, to_host
 from hagmil.runtime.encode import (
     EncodeOptions,
     default_batch_size,
-    default_reader_threads,
     encode_patches,
     read_batches,
+    reader_threads,
 )
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.kernels import MaskKernels
@@ -58,7 +58,7 @@ class Measuring:
     """How things are measured; see :func:`measuring`.
 
     Args:
-        encode: how patches are read and encoded, its batch size and readers being the two below.
+        encode: how the pipeline reads and encodes patches, with the two that follow.
         batch: patches given to the backbone at once.
         readers: threads that read patches.
         repeats: of each measurement, after the warm-up.
@@ -73,7 +73,7 @@ class Measuring:
 def measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> Measuring:
     """Settle batch size and readers: what was asked for, else what suits the provider and the bundle's patches."""
     batch = encode.batch_size or default_batch_size(model.backbone, model.bundle.manifest.patch_px)
-    readers = encode.reader_threads or default_reader_threads(model.backbone)
+    readers = reader_threads(encode, model.backbone)
     return Measuring(replace(encode, batch_size=batch, reader_threads=readers), batch, readers, repeats)
 
 
@@ -248,6 +248,7 @@ def measure_pipeline(
         backbone_waited_s=clock.seconds["read"],
         readers_waited_s=stalls.seconds,
         of_slower=rate / slower,
+        reading_per_s=reading_per_s,
         repeats_s=timed.repeats_s,
     )
 

@@ -131,7 +131,12 @@ class PipelineFigures(_Model):
     readers_waited_s: float | None = Field(
         description="readers waited for a free buffer, summed over threads; null: not measured"
     )
-    of_slower: float = Field(description="throughput as a share of the slower of reading alone and backbone alone")
+    of_slower: float = Field(
+        description="throughput as a share of the slower alone: the backbone, or reading as this provider has it read"
+    )
+    reading_per_s: float | None = Field(
+        default=None, description="patches a second of reading alone as this provider has it read; null: not recorded"
+    )
     repeats_s: _Seconds
 
 

@@ -208,7 +208,8 @@ class _Bench:
     def measure(self) -> dict[str, Any]:
         """Steps 3 to 5: the report's figures, by their names in it."""
         hows = {name: self._how(name) for name in self.loaded}
-        ways = {(how.batch, how.readers): how for how in hows.values()}  # of reading: a device has more readers
+        first = next(iter(hows.values()))
+        ways = {(how.batch, how.readers): how for how in hows.values()}  # of reading: providers may share one
         what = "mask and reading"
         self.progress(what, 0, 1 + len(ways))
         mask = measure_mask(
@@ -219,7 +220,7 @@ class _Bench:
         for way, how in ways.items():
             reads[way] = measure_reading(self.subject, how)
             self.progress(what, 1 + len(reads), 1 + len(ways))
-        patches = resident_patches(self.subject, how)
+        patches = resident_patches(self.subject, first)
         found = {
             name: self._with_provider(name, patches, how, reads[how.batch, how.readers]) for name, how in hows.items()
         }
@@ -233,7 +234,7 @@ class _Bench:
             "end_to_end": found[fastest].end_to_end,
             "end_to_end_by_provider": {name: each.end_to_end for name, each in found.items()},
             **self._afresh(fastest, hows[fastest]),
-            "sweep": self._sweep(patches, next(iter(hows.values()))) if self.options.sweep else (),
+            "sweep": self._sweep(patches, first) if self.options.sweep else (),
         }
 
     def _how(self, provider: str) -> Measuring:

@@ -26,8 +26,8 @@ rows than landmarks, and at every multiple of m. Traced with ``backed_size_obliv
 sets it, and ``Dim("patches", min=1)``, it leaves no condition on the length at all; without that setting the exporter
 takes every length in sight to differ from 1 because the example's does, and refuses.
 
-That k is m at most follows from its arithmetic, and is said all the same: TensorRT sees a length divided by l, of which
-it knows that it may be 1, and lays out memory for a matrix of 10,000 x 10,000 where a bag may have 10,000 rows.
+That k is m at most follows from its arithmetic, and is said all the same: TensorRT takes k to be n at most, since l may
+be 1, and lays out memory for a matrix of 10,000 x 10,000 where a bag may have 10,000 rows.
 """
 
 from __future__ import annotations
