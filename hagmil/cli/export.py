@@ -227,7 +227,7 @@ def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
         for engine in engines:
             entry = engine.entry
             gpus = ", ".join(entry.capabilities)
-            size, memory = f"{engine.file.bytes / 1e6:.1f}", common.megabytes(entry.memory_bytes)
+            size, memory = common.megabytes(engine.file.bytes), common.megabytes(entry.memory_bytes)
             table.add_row(entry.file, entry.precision, gpus, f"{engine.layers}", size, memory, f"{engine.seconds:.1f}")
         console.print(table)
     console.print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items()))

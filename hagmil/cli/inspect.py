@@ -72,7 +72,7 @@ def _show_graphs(console: Console, graphs: tuple[GraphView, ...]) -> None:
     table = common.table("graph", "MB", "opset", "nodes", "weights")
     for graph in graphs:
         nodes = "?" if graph.nodes is None else f"{graph.nodes}"
-        table.add_row(graph.name, f"{graph.bytes / 1e6:.1f}", f"{graph.opset}", nodes, graph.weights or "?")
+        table.add_row(graph.name, common.megabytes(graph.bytes), f"{graph.opset}", nodes, graph.weights or "?")
     console.print(table)
     if any(graph.nodes is None for graph in graphs):
         console.print('?: needs the onnx package; run: pip install "hagmil[export]"', markup=False)
@@ -127,7 +127,7 @@ def _show_engines(console: Console, view: BundleView) -> None:
             f"{engine.flavour} {engine.flavour_version}",
             ", ".join(engine.capabilities),
             engine.precision,
-            f"{view.bundle.manifest.files[engine.file].bytes / 1e6:.1f}",
+            common.megabytes(view.bundle.manifest.files[engine.file].bytes),
             common.megabytes(engine.memory_bytes),
             shapes,
         )

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -101,7 +100,7 @@ def stream_patches(
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
     if buffers is None:
-        buffers = max(_FEWEST_BUFFERS, 1 + math.ceil(threads * _fewest_rows(geometry) / batch_size))
+        buffers = max(_FEWEST_BUFFERS, 1 - (-threads * _fewest_rows(geometry) // batch_size))
     work = _Work(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
     return _stream(work, slide, geometry, threads, make_reader)
 

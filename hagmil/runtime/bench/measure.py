@@ -58,23 +58,28 @@ class Measuring:
     """How things are measured; see :func:`measuring`.
 
     Args:
-        encode: how the pipeline reads and encodes patches, with the two that follow.
+        asked: how patches are read and encoded, with what it leaves open.
         batch: patches given to the backbone at once.
         readers: threads that read patches.
         repeats: of each measurement, after the warm-up.
     """
 
-    encode: EncodeOptions
+    asked: EncodeOptions
     batch: int
     readers: int
     repeats: int
+
+    @property
+    def encode(self) -> EncodeOptions:
+        """How patches are read and encoded, nothing left open."""
+        return replace(self.asked, batch_size=self.batch, reader_threads=self.readers)
 
 
 def measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> Measuring:
     """Settle batch size and readers: what was asked for, else what suits the provider and the bundle's patches."""
     batch = encode.batch_size or default_batch_size(model.backbone, model.bundle.manifest.patch_px)
     readers = reader_threads(encode, model.backbone)
-    return Measuring(replace(encode, batch_size=batch, reader_threads=readers), batch, readers, repeats)
+    return Measuring(encode, batch, readers, repeats)
 
 
 def measure_reading(subject: Subject, how: Measuring) -> ReadFigures:
@@ -294,4 +299,11 @@ def measure_end_to_end(
 
 def _batches(subject: Subject, how: Measuring) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
     """Which rows of the subject a batch holds, and its patches, as the cascade reads them."""
-    return read_batches(subject.slide, subject.geometry, subject.coords, batch_size=how.batch, threads=how.readers)
+    return read_batches(
+        subject.slide,
+        subject.geometry,
+        subject.coords,
+        batch_size=how.batch,
+        threads=how.readers,
+        tile_cache_bytes=how.asked.tile_cache_bytes,
+    )
