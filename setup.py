@@ -9,8 +9,10 @@ setup(
             ["hagmil/runtime/_tile_kernel.c"],
             depends=[
                 "hagmil/runtime/_libjpeg.h",
-                "hagmil/runtime/_tile_work.h",
                 "hagmil/runtime/_reduction.h",
+                "hagmil/runtime/_tile_decoder.h",
+                "hagmil/runtime/_tile_types.h",
+                "hagmil/runtime/_tile_work.h",
             ],
             libraries=["dl"],  # libjpeg-turbo itself is opened at run time
             py_limited_api=True,

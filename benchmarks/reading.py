@@ -3,18 +3,19 @@
     pip install -c constraints.txt -e ".[cpu]" -r benchmarks/requirements.txt
     python -m benchmarks.reading --out benchmarks/results/reading.json
 
-Four ways of lying on the tiles, each read by every peer with one thread and with two, all in one process, in turn, so
+Five ways of lying on the tiles, each read by every peer with one thread and with two, all in one process, in turn, so
 that a busy moment falls on all of them:
 
 - aligned: 256 px patches on 256 px JPEG tiles (quality 80, 4:2:0), level 0;
 - offset: the same, 100 px off the tiles;
+- cascade: the same, but 2 x 2 patches of every other square of a chessboard, as the children of kept patches lie;
 - aperio: 256 px patches on 240 px tiles of a file as Aperio writes it;
 - aperio-half: 256 px patches at twice the spacing of level 0, in a pyramid whose levels are a factor of 4 apart:
   each patch is the mean of 2 x 2 pixels. (Peers without such a reduction read 512 px and are given it by Pillow.)
 
-"Bare decoder" decodes the tiles that the patches touch, once each, from bytes that are in memory already, and keeps
-nothing: the limit that no reader can pass. A rate is in patches a second, but the bare decoders': tiles a second.
-Every reader's patches land in an array of 64 patches that is used again.
+"Bare decoder" decodes the tiles that the patches touch, once each and whole, from bytes that are in memory already, and
+keeps nothing: the limit of every reader that decodes whole tiles. A rate is in patches a second, but the bare
+decoders': tiles a second. Every reader's patches land in an array of 64 patches that is used again.
 
 A processor's speed may change by a third within a run. So what is compared is read several times a repeat, in turn, and
 compared within one turn, and the median of these ratios is taken: hagmil's tiles over each bare decoder's, of which
@@ -51,7 +52,7 @@ SPACING_UM = 0.5
 PATCH_PX = 256
 BATCH = 64
 SIDE_PX = 12_288
-CASES = ("aligned", "offset", "aperio", "aperio-half")
+CASES = ("aligned", "offset", "cascade", "aperio", "aperio-half")
 TURNS = 3
 """How often hagmil and the bare decoders are read in one repeat; others once."""
 
@@ -213,7 +214,7 @@ def make_case(name: str, folder: Path, patches: int) -> Case:
     phantom = folder / f"phantom-{SIDE_PX}.tif"
     if not phantom.exists():
         write_phantom(PhantomSpec(seed=3, size_px=SIDE_PX, spacing_um=SPACING_UM, label="tumour"), phantom)
-    path, offset, region_px = phantom, 100 if name == "offset" else 0, PATCH_PX
+    path, offset, region_px = phantom, 100 if name in ("offset", "cascade") else 0, PATCH_PX
     if name.startswith("aperio"):
         path = folder / "aperio.svs"
         region_px = PATCH_PX * (2 if name == "aperio-half" else 1)
@@ -223,6 +224,8 @@ def make_case(name: str, folder: Path, patches: int) -> Case:
             write_aperio(path, phantom, SPACING_UM)
     across = (SIDE_PX - offset) // region_px
     grid = np.stack(np.meshgrid(np.arange(across), np.arange(across), indexing="xy"), -1).reshape(-1, 2)  # row by row
+    if name == "cascade":
+        grid = grid[(grid // 2).sum(axis=1) % 2 == 0]
     return Case(name, path, grid[:patches].astype(np.int64) * region_px + offset, region_px)
 
 

@@ -19,7 +19,7 @@
 #error "hagmil's tile kernel needs libjpeg-turbo: pixels of other libjpegs differ, and they are several times slower"
 #endif
 
-/* The last is not called; only libjpeg-turbo has it. */
+/* The last two are libjpeg-turbo's own. */
 #define EACH_FUNCTION(DO) \
     DO(jpeg_std_error) \
     DO(jpeg_CreateDecompress) \
@@ -30,7 +30,8 @@
     DO(jpeg_read_scanlines) \
     DO(jpeg_finish_decompress) \
     DO(jpeg_abort_decompress) \
-    DO(jpeg_crop_scanline)
+    DO(jpeg_crop_scanline) \
+    DO(jpeg_skip_scanlines)
 
 #define MEMBER_OF(name) __typeof__(&name) name;
 typedef struct {

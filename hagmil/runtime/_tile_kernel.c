@@ -5,19 +5,21 @@
  * the arguments are. One contract test holds both.
  *
  * 1. Arguments are checked and turned into plain C while the interpreter is held. It is let go for all that follows
- *    (_tile_work.h).
+ *    (_tile_decoder.h, _tile_work.h).
  * 2. Tile after tile that is not decoded yet is read by pread. The tables that tiles share are read once: the decoder
  *    keeps them.
  * 3. It is decoded into the memory that the caller holds for it. Where nothing is held, no other chunk needs it: then
- *    it is decoded into the scratch tile, or, where all of it goes to one place, right there.
- * 4. Its parts are copied to the patches at once, while the processor's cache still holds it.
+ *    it is decoded into the scratch tile, and only those pixels are made that patches need; or, where all of it goes to
+ *    one place, right there.
+ * 4. Its parts are copied to the patches at once, or the means of their squares are, while the processor's cache still
+ *    holds it.
  *
  * Two facts about memory make up most of the speed; docs/decisions/0012-tile-engine.md has the figures. libjpeg-turbo
  * writes past the cache where rows are aligned to its vectors, so a tile that is copied from must NOT be aligned: the
  * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines.
  *
- * Besides, pixels are reduced by whole numbers here (_reduction.h), several times as fast as by Pillow, which keeps
- * four bytes a pixel.
+ * Pixels of other readers are reduced by whole numbers here, too (_reduction.h): several times as fast as by Pillow,
+ * which keeps four bytes a pixel.
  *
  * There is no state beyond a call but the library's functions (_libjpeg.h), which are set before the first, so any
  * number of threads may be in here at once.
@@ -27,10 +29,7 @@
 #define Py_LIMITED_API 0x030B0000 /* buffers are part of it since Python 3.11: one binary for all later ones */
 #include <Python.h>
 
-#include "_reduction.h"
 #include "_tile_work.h"
-
-#define WHITE 255
 
 /* ---- before the first call ---- */
 
@@ -92,7 +91,17 @@ static int take_patches(Work *work, const Py_buffer *corners, const Py_buffer *p
     work->corners = corners->buf, work->patches = patches->buf;
     work->patch_count = patches->shape[0];
     work->patch_height = patches->shape[1], work->patch_width = patches->shape[2];
-    return corners->len == 16 * work->patch_count && work->patch_height > 0 && work->patch_width > 0;
+    return corners->len == 16 * work->patch_count && work->patch_height > 0 && work->patch_width > 0 &&
+           work->shrink >= 1 && work->shrink <= MOST_REDUCED;
+}
+
+/* Whether no square of `shrink` x `shrink` pixels lies in two tiles. */
+static int squares_fit(const Work *work)
+{
+    for (Py_ssize_t patch = 0; patch < work->patch_count; patch++)
+        if (work->corners[2 * patch] % work->shrink || work->corners[2 * patch + 1] % work->shrink)
+            return 0;
+    return work->tile_width % work->shrink == 0 && work->tile_height % work->shrink == 0;
 }
 
 /* Whether the sizes of all other arrays belong together. */
@@ -111,7 +120,7 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
 {
     Py_buffer head, offsets, sizes, corners, scratch, patches = {0}, *buffers = NULL;
     PyObject *indices, *memories, *out, *result = NULL;
-    Py_ssize_t width, height, tile_width, tile_height, decoded, done, held = 0;
+    Py_ssize_t width, height, tile_width, tile_height, shrink, decoded, done, held = 0;
     Work work = {0};
     Decoder *decoder = NULL;
     int fine = 0;
@@ -121,9 +130,9 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
         PyErr_SetString(PyExc_RuntimeError, "no library is open");
         return NULL;
     }
-    if (!PyArg_ParseTuple(arguments, "iy*y*y*(nn)(nn)O!O!ny*Ow*p:read_tiles", &work.descriptor, &head, &offsets,
+    if (!PyArg_ParseTuple(arguments, "iy*y*y*(nn)(nn)O!O!ny*nOw*p:read_tiles", &work.descriptor, &head, &offsets,
                           &sizes, &width, &height, &tile_width, &tile_height, &PyList_Type, &indices, &PyList_Type,
-                          &memories, &decoded, &corners, &out, &scratch, &work.past_cache))
+                          &memories, &decoded, &corners, &shrink, &out, &scratch, &work.past_cache))
         return NULL;
     if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         goto end;
@@ -133,15 +142,19 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
     work.tile_width = tile_width, work.tile_height = tile_height;
     work.tile_count = PyList_Size(indices);
     work.scratch = scratch.buf;
-    if (!take_patches(&work, &corners, &patches) ||
+    work.shrink = shrink;
+    if (!take_patches(&work, &corners, &patches) || !squares_fit(&work) ||
         !sizes_fit(&work, PyList_Size(memories), &offsets, &sizes, &scratch)) {
         PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
         goto end;
     }
+    work.right = (width + shrink - 1) / shrink * shrink, work.lower = (height + shrink - 1) / shrink * shrink;
+    work.sums = malloc((size_t)(tile_width * CHANNELS) * sizeof *work.sums);
+    work.parts = malloc(((size_t)work.patch_count + 1) * sizeof *work.parts);
     decoder = malloc(sizeof *decoder);
     work.tiles = malloc(((size_t)work.tile_count + 1) * sizeof *work.tiles);
     buffers = malloc(((size_t)work.tile_count + 1) * sizeof *buffers);
-    if (decoder == NULL || work.tiles == NULL || buffers == NULL) {
+    if (work.sums == NULL || work.parts == NULL || decoder == NULL || work.tiles == NULL || buffers == NULL) {
         PyErr_NoMemory();
         goto end;
     }
@@ -170,6 +183,8 @@ end:
         PyBuffer_Release(&buffers[--held]);
     free(buffers);
     free(work.tiles);
+    free(work.parts);
+    free(work.sums);
     free(decoder);
     PyBuffer_Release(&head);
     PyBuffer_Release(&offsets);
@@ -203,12 +218,13 @@ static int count_tile(PyObject *counts, int64_t index)
 static int start_patch(const Work *work, Py_ssize_t patch, PyObject *counts)
 {
     const int64_t x = work->corners[2 * patch], y = work->corners[2 * patch + 1];
-    const int64_t left = most(x, 0), right = least(x + work->patch_width, work->width);
-    const int64_t upper = most(y, 0), lower = least(y + work->patch_height, work->height);
+    const int64_t patch_width = work->patch_width * work->shrink, patch_height = work->patch_height * work->shrink;
+    const int64_t left = most(x, 0), right = least(x + patch_width, work->width);
+    const int64_t upper = most(y, 0), lower = least(y + patch_height, work->height);
     const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
     const size_t bytes = (size_t)(work->patch_height * work->patch_width * CHANNELS);
 
-    if (right - left < work->patch_width || lower - upper < work->patch_height)
+    if (right - left < patch_width || lower - upper < patch_height)
         memset(work->patches + (size_t)patch * bytes, WHITE, bytes);
     if (left >= right || upper >= lower)
         return 0;
@@ -223,17 +239,18 @@ static PyObject *start_patches(PyObject *module, PyObject *arguments)
 {
     Py_buffer corners, patches;
     PyObject *out, *counts = NULL;
-    Py_ssize_t width, height, tile_width, tile_height;
+    Py_ssize_t width, height, tile_width, tile_height, shrink;
     Work work = {0};
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "(nn)(nn)y*O:start_patches", &width, &height, &tile_width, &tile_height, &corners,
-                          &out))
+    if (!PyArg_ParseTuple(arguments, "(nn)(nn)y*nO:start_patches", &width, &height, &tile_width, &tile_height, &corners,
+                          &shrink, &out))
         return NULL;
     if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         goto end;
     work.width = width, work.height = height;
     work.tile_width = tile_width, work.tile_height = tile_height;
+    work.shrink = shrink;
     if (take_patches(&work, &corners, &patches) && tile_width > 0 && tile_height > 0)
         counts = PyDict_New();
     else
@@ -270,7 +287,13 @@ static PyObject *reduce_pixels(PyObject *module, PyObject *arguments)
         PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
         goto close;
     }
-    work = (Reduction){pixels.buf, means.buf, (size_t)means.shape[0], (size_t)means.shape[1], (size_t)factor, NULL};
+    work = (Reduction){.pixels = pixels.buf,
+                       .means = means.buf,
+                       .pixels_pitch = (size_t)pixels.shape[1] * CHANNELS,
+                       .means_pitch = (size_t)means.shape[1] * CHANNELS,
+                       .height = (size_t)means.shape[0],
+                       .width = (size_t)means.shape[1],
+                       .factor = (size_t)factor};
     work.sums = malloc((work.width * work.factor * CHANNELS + 1) * sizeof *work.sums);
     if (work.sums == NULL) {
         PyErr_NoMemory();

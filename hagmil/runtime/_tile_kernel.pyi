@@ -6,6 +6,7 @@ def start_patches(
     level: tuple[int, int],
     tile: tuple[int, int],
     corners: NDArray[np.int64],
+    shrink: int,
     patches: NDArray[np.uint8],
     /,
 ) -> dict[int, int]: ...
@@ -21,6 +22,7 @@ def read_tiles(
     memories: list[NDArray[np.uint8] | None],
     decoded: int,
     corners: NDArray[np.int64],
+    shrink: int,
     patches: NDArray[np.uint8],
     scratch: NDArray[np.uint8],
     past_cache: bool,

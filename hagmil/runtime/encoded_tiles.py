@@ -40,11 +40,12 @@ class EncodedTiles(Protocol):
     """Tiles in a row."""
     down: int
 
-    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], *, shrink: int) -> dict[int, int]:
         """Whiten patches that reach beyond the level, and say which tiles patches need.
 
         Args:
             corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            shrink: pixels of the level, each way, that make one of a patch.
             patches: uint8 (n, height, width, 3), contiguous.
 
         Returns:
@@ -58,13 +59,16 @@ class EncodedTiles(Protocol):
         patches: NDArray[np.uint8],
         scratch: Tile,
         *,
+        shrink: int,
         past_cache: bool,
     ) -> None:
         """Decode what is not decoded of some tiles, and copy their parts to the patches that they cover.
 
         Args:
             loan: the tiles.
-            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels: whole numbers of
+                ``shrink``, as the sides of tiles are.
+            shrink: a pixel of a patch is the mean of so many of the level's each way.
             patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
             scratch: for tiles that are not kept; overwritten.
             past_cache: whether patches are so many that they had better not pass through the processor's cache.

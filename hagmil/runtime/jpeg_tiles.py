@@ -69,17 +69,18 @@ class JpegTiles:
         colours = bytes([directory.photometric == _YCBCR])
         self._head = START + _ADOBE + colours + index.jpeg_tables[len(START) : -len(END)] + END
 
-    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], *, shrink: int) -> dict[int, int]:
         """Whiten patches that reach beyond the level, and say which tiles patches need.
 
         Args:
             corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            shrink: pixels of the level, each way, that make one of a patch.
             patches: uint8 (n, height, width, 3), contiguous.
 
         Returns:
             Tiles, counted row after row, in the order of patches, and how many patches touch each.
         """
-        return start_patches((self.width, self.height), (self.tile_width, self.tile_height), corners, patches)
+        return start_patches((self.width, self.height), (self.tile_width, self.tile_height), corners, shrink, patches)
 
     def read(
         self,
@@ -88,13 +89,16 @@ class JpegTiles:
         patches: NDArray[np.uint8],
         scratch: Tile,
         *,
+        shrink: int,
         past_cache: bool,
     ) -> None:
         """Decode what is not decoded of some tiles, and copy their parts to the patches that they cover.
 
         Args:
             loan: the tiles.
-            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels: whole numbers of
+                ``shrink``, as the sides of tiles are.
+            shrink: a pixel of a patch is the mean of so many of the level's each way.
             patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
             scratch: for tiles that are not kept; overwritten.
             past_cache: whether patches are so many that they had better not pass through the processor's cache.
@@ -114,6 +118,7 @@ class JpegTiles:
                 loan.memories,
                 loan.decoded,
                 corners,
+                shrink,
                 patches,
                 scratch,
                 past_cache,

@@ -25,6 +25,7 @@ def start_patches(
     level: tuple[int, int],
     tile: tuple[int, int],
     corners: NDArray[np.int64],
+    shrink: int,
     patches: NDArray[np.uint8],
     /,
 ) -> dict[int, int]:
@@ -34,6 +35,7 @@ def start_patches(
         level: width and height of the level, in pixels.
         tile: width and height of a tile, in pixels.
         corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
+        shrink: pixels of the level, each way, that make one of a patch.
         patches: uint8 (n, height, width, 3), contiguous.
 
     Returns:
@@ -41,7 +43,7 @@ def start_patches(
     """
     counts: dict[int, int] = {}
     (level_width, level_height), (tile_width, tile_height) = level, tile
-    height, width = patches.shape[1:3]
+    height, width = (side * shrink for side in patches.shape[1:3])
     across = -(-level_width // tile_width)
     for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
         left, right = max(x, 0), min(x + width, level_width)
@@ -66,6 +68,7 @@ def read_tiles(
     memories: list[NDArray[np.uint8] | None],
     decoded: int,
     corners: NDArray[np.int64],
+    shrink: int,
     patches: NDArray[np.uint8],
     scratch: NDArray[np.uint8],
     past_cache: bool,  # noqa: ARG001 - NumPy cannot
@@ -85,6 +88,8 @@ def read_tiles(
             kept of a tile.
         decoded: how many of them, from the first, are in their memory already. The others are decoded to there.
         corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
+            Whole numbers of ``shrink``, as the sides of tiles are.
+        shrink: a pixel of a patch is the mean of so many of the level's each way; beyond the level these are white.
         patches: uint8 (n, height, width, 3), contiguous.
         scratch: uint8 (tile_height, tile_width, 3), for tiles of which nothing is to be kept; overwritten.
         past_cache: whether patches are so many that they had better not pass through the processor's cache.
@@ -92,9 +97,11 @@ def read_tiles(
     Raises:
         ValueError: a tile is damaged, or cannot be read; the index of the first such, and what is wrong with it.
     """
+    assert not (corners % shrink).any()
+    assert not any(side % shrink for side in tile)
     starts: list[list[int]] = corners.tolist()
     for number, (index, memory) in enumerate(zip(indices, memories, strict=True)):
-        pieces = _pieces(index, level, tile, starts, patches)
+        pieces = _pieces(index, level, tile, starts, shrink, patches)
         pixels = scratch if memory is None else memory
         if memory is None and len(pieces) == 1 and _takes_whole(pieces[0][0], scratch):
             pixels = pieces[0][0]
@@ -103,8 +110,12 @@ def read_tiles(
                 _decode(descriptor, head, int(offsets[index]), int(sizes[index]), pixels)
             except (ValueError, OSError) as error:
                 raise ValueError(index, str(error)) from error
+            if shrink > 1:
+                _whiten_beyond(index, level, tile, pixels)
         for place, part in pieces:
-            if place is not pixels:
+            if shrink > 1:
+                place[...] = _reduced(pixels[part], shrink)
+            elif place is not pixels:
                 place[...] = pixels[part]
 
 
@@ -116,23 +127,47 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
         factor: side of a square, 1 to 256.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
-    means[...] = np.asarray(Image.fromarray(pixels).reduce(factor))
+    means[...] = _reduced(pixels, factor)
+
+
+def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(factor))
+
+
+def _corner(index: int, level: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """Where a tile begins, in the level's pixels: x, y."""
+    row, column = divmod(index, -(-level[0] // tile[0]))
+    return column * tile[0], row * tile[1]
+
+
+def _whiten_beyond(index: int, level: tuple[int, int], tile: tuple[int, int], pixels: NDArray[np.uint8]) -> None:
+    """Whiten what of a tile lies beyond the level: squares that are there in part have white in their means."""
+    left, upper = _corner(index, level, tile)
+    pixels[level[1] - upper :] = WHITE
+    pixels[:, level[0] - left :] = WHITE
 
 
 def _pieces(
-    index: int, level: tuple[int, int], tile: tuple[int, int], starts: list[list[int]], patches: NDArray[np.uint8]
+    index: int,
+    level: tuple[int, int],
+    tile: tuple[int, int],
+    starts: list[list[int]],
+    shrink: int,
+    patches: NDArray[np.uint8],
 ) -> list[_Piece]:
-    """Which parts of a tile go where."""
-    (width, height), (tile_width, tile_height) = level, tile
-    row, column = divmod(index, -(-width // tile_width))
-    left, upper = column * tile_width, row * tile_height
-    right, lower = min(left + tile_width, width), min(upper + tile_height, height)
+    """Which parts of a tile go where; squares that are there in part belong to the level."""
+    left, upper = _corner(index, level, tile)
+    right, lower = (
+        min(begin + side, -(-end // shrink) * shrink)
+        for begin, side, end in zip((left, upper), tile, level, strict=True)
+    )
     pieces = []
     for patch, (x, y) in zip(patches, starts, strict=True):
-        begin_x, end_x = max(left, x), min(right, x + patch.shape[1])
-        begin_y, end_y = max(upper, y), min(lower, y + patch.shape[0])
+        begin_x, end_x = max(left, x), min(right, x + patch.shape[1] * shrink)
+        begin_y, end_y = max(upper, y), min(lower, y + patch.shape[0] * shrink)
         if begin_x < end_x and begin_y < end_y:
-            place = patch[begin_y - y : end_y - y, begin_x - x : end_x - x]
+            rows = slice((begin_y - y) // shrink, (end_y - y) // shrink)
+            place = patch[rows, (begin_x - x) // shrink : (end_x - x) // shrink]
             pieces.append((place, (slice(begin_y - upper, end_y - upper), slice(begin_x - left, end_x - left))))
     return pieces
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from hagmil.errors import UsageError
 from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.memory import written_once
-from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader
+from hagmil.runtime.patch_reader import PatchReader, SlidePatchReader, footprint
 from hagmil.runtime.slide import Slide
 
-_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 128
+_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 128  # of patches that are the level's own pixels
 _FEWEST_BUFFERS = 3  # one with the consumer, one that is ready, one that is being filled
 _RESAMPLED_CHUNK_ROWS = 4  # each may take many pixels, and a thread hears that it shall stop after a chunk
 _THREAD_NAME = "hagmil-reader"
@@ -100,14 +100,18 @@ def stream_patches(
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
     if buffers is None:
-        buffers = max(_FEWEST_BUFFERS, 1 - (-threads * _fewest_rows(geometry) // batch_size))
+        buffers = max(_FEWEST_BUFFERS, 1 - (-threads * _chunk_rows(geometry)[0] // batch_size))
     work = _Work(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
     return _stream(work, slide, geometry, threads, make_reader)
 
 
-def _fewest_rows(geometry: StageGeometry) -> int:
-    """Rows of a chunk, where so many are left."""
-    return _RESAMPLED_CHUNK_ROWS if geometry.resample else _FEWEST_CHUNK_ROWS
+def _chunk_rows(geometry: StageGeometry) -> tuple[int, int]:
+    """Fewest and most rows of a chunk, where so many are left: of the level's pixels about as many for all stages."""
+    seen = footprint(geometry)
+    if seen.resized:
+        return _RESAMPLED_CHUNK_ROWS, _RESAMPLED_CHUNK_ROWS
+    fewest, most = (max(rows // seen.shrink**2, 1) for rows in (_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS))
+    return fewest, most
 
 
 def _stream(
@@ -178,10 +182,9 @@ class _Work:
         self._batch_size = min(batch_size, max(len(coords), 1))
         self.batches = -(-len(coords) // self._batch_size)
         self._threads = threads
-        self._fewest = self._most = _fewest_rows(geometry)
-        if not geometry.resample:
-            each = self._batch_size * max(buffers - 1, 1) // threads  # one buffer is the consumer's
-            self._most = min(each, _MOST_CHUNK_ROWS)
+        self._fewest, most = _chunk_rows(geometry)
+        each = self._batch_size * max(buffers - 1, 1) // threads  # one buffer is the consumer's
+        self._most = min(each, most)
         self.chunks = -(-len(coords) // self._fewest)
         side = geometry.patch_px
         self._ring = min(buffers, self.batches) * self._batch_size

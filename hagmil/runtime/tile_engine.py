@@ -1,11 +1,11 @@
 """The tile engine: patches at any offset and spacing, from encoded tiles that are decoded once each.
 
 1. A stage's patches are known before the first is read: so is how many of them touch each tile.
-2. Where patches are the level's own pixels, a chunk of patches is read tile by tile, in one call of the tile kernel: a
-   tile is decoded, and each of its parts copied to the patch that it belongs to, while the processor's cache still
-   holds it. A tile that lies in one patch is decoded in place.
-3. Where patches are resampled, the pixels that one needs are put together from tiles, and go the way of every
-   other reader's pixels.
+2. A chunk of patches is read tile by tile, in one call of the tile kernel: a tile is decoded, and each of its parts
+   copied to the patch that it belongs to, while the processor's cache still holds it. A tile that lies in one patch is
+   decoded in place. Where a patch's pixels are means of squares of the level's, these are written in their stead.
+3. Where patches are resampled otherwise, or a square lies in two tiles, the pixels that a patch needs are put together
+   from tiles, and go the way of every other reader's pixels.
 4. What lies beyond the level's edge is white; the padding of tiles there is never seen.
 
 Tiles that further patches need are kept in a :class:`TileCache`, which all threads share. What it cannot lend at once,
@@ -26,6 +26,7 @@ from hagmil.runtime.memory import read_again
 from hagmil.runtime.patch_reader import Footprint, PatchReader, SlidePatchReader, footprint, read_patch
 from hagmil.runtime.slide import Slide
 from hagmil.runtime.tile_cache import TileCache
+from hagmil.runtime.tile_kernel import MOST_REDUCED
 
 CACHE_BYTES = 64 << 20
 """Decoded tiles kept for further patches, all threads together."""
@@ -47,10 +48,12 @@ class PatchSource:
         self, slide: Slide, geometry: StageGeometry, coords: NDArray[np.int64], cache_bytes: int = CACHE_BYTES
     ) -> None:
         self._tiles = slide.encoded_tiles(geometry.level)
+        self._seen = footprint(geometry)
         self.cache: TileCache | None = None
         """Decoded tiles; None where the slide's own reader decodes."""
         if self._tiles is not None:
-            self.cache = TileCache(self._tiles, tile_uses(self._tiles, footprint(geometry), coords), cache_bytes)
+            self._by_tile = by_tile(self._tiles, self._seen, coords)
+            self.cache = TileCache(self._tiles, tile_uses(self._tiles, self._seen, coords), cache_bytes)
 
     @property
     def decoded_tiles(self) -> int | None:
@@ -61,7 +64,9 @@ class PatchSource:
         """A patch reader for one thread, on its fork of the slide."""
         if self._tiles is None or self.cache is None:
             return SlidePatchReader(slide, geometry)
-        return TilePatchReader(self._tiles, self.cache, geometry)
+        if self._by_tile:
+            return TilePatchReader(self._tiles, self.cache, self._seen)
+        return RegionPatchReader(self._tiles, self.cache, geometry)
 
     def __enter__(self) -> Self:
         return self
@@ -100,20 +105,32 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     return uses.cumsum(0).cumsum(1)[:-1, :-1].astype(np.int32).ravel()  # (down, across) -> (tiles,)
 
 
+def by_tile(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -> bool:
+    """Whether what a tile gives to patches can be made of that tile alone (step 2): no square lies in two tiles.
+
+    Args:
+        tiles: the level's.
+        seen: the pixels that a patch needs.
+        coords: int64 (n, 2), level-0 corners.
+    """
+    if seen.resized or seen.shrink > MOST_REDUCED:
+        return False
+    sides = np.array([tiles.tile_width, tiles.tile_height])
+    return not (sides % seen.shrink).any() and not (seen.corners(coords) % seen.shrink).any()
+
+
 class TilePatchReader:
-    """One thread's reader of patches from tiles; see the module's steps.
+    """One thread's reader of patches, tile by tile (step 2).
 
     Args:
         tiles: the level's encoded tiles.
         cache: the stage's decoded ones, shared by all threads.
-        geometry: the stage's geometry.
+        seen: the pixels that a patch needs; see :func:`by_tile`.
     """
 
-    def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
-        self._tiles, self._cache, self._geometry = tiles, cache, geometry
-        self._footprint = footprint(geometry)
-        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
-        self._not_over: list[int] = []
+    def __init__(self, tiles: EncodedTiles, cache: TileCache, seen: Footprint) -> None:
+        self._filler = _Filler(tiles, cache, seen.shrink, past_cache=True)
+        self._seen = seen
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read patches into an array.
@@ -125,13 +142,32 @@ class TilePatchReader:
         Raises:
             SlideFailed: a tile is damaged (code ``unreadable``).
         """
-        if self._geometry.resample:
-            for row, (x, y) in enumerate(coords.tolist()):
-                out[row] = read_patch(self, self._geometry, x, y)  # step 3
-                self._cache.use_up(self._not_over)
-            return
-        corners = self._footprint.corners(coords)
-        self._fill(corners, out, self._tiles.start(corners, out), past_cache=True)  # steps 2 and 4
+        corners = self._seen.corners(coords)
+        self._filler.fill(corners, out, self._filler.start(corners, out))
+
+    def close(self) -> None:
+        """The tiles belong to all threads; nothing is held here."""
+
+
+class RegionPatchReader:
+    """One thread's reader of patches that are resampled from pixels of several tiles (step 3).
+
+    Args:
+        tiles: the level's encoded tiles.
+        cache: the stage's decoded ones, shared by all threads.
+        geometry: the stage's geometry.
+    """
+
+    def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
+        self._tiles, self._cache, self._geometry = tiles, cache, geometry
+        self._filler = _Filler(tiles, cache, shrink=1, past_cache=False)
+        self._not_over: list[int] = []
+
+    def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Read patches into an array; as :meth:`TilePatchReader.read_into`."""
+        for row, (x, y) in enumerate(coords.tolist()):
+            out[row] = read_patch(self, self._geometry, x, y)
+            self._cache.use_up(self._not_over)
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Put a rectangle of the level together from tiles: uint8 (height, width, 3).
@@ -142,25 +178,42 @@ class TilePatchReader:
         assert level == self._geometry.level
         region = read_again((height, width, 3))
         corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
-        touched = self._tiles.start(corners, patches)
+        touched = self._filler.start(corners, patches)
         rows_over = self._tiles.down if y + height >= self._tiles.height else (y + height) // self._tiles.tile_height
         needs = {tile: int(tile // self._tiles.across < rows_over) for tile in touched}
         self._not_over = [tile for tile, over in needs.items() if not over]
-        self._fill(corners, patches, needs, past_cache=False)
+        self._filler.fill(corners, patches, needs)
         return region
 
     def close(self) -> None:
         """The tiles belong to all threads; nothing is held here."""
 
-    def _fill(
-        self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int], *, past_cache: bool
-    ) -> None:
-        """Fill patches from the tiles that they need."""
+
+class _Filler:
+    """Fills patches from the tiles that they need.
+
+    Args:
+        tiles: the level's encoded tiles.
+        cache: the stage's decoded ones, shared by all threads.
+        shrink: a pixel of a patch is the mean of so many of the level's each way.
+        past_cache: whether patches are so many that they had better not pass through the processor's cache.
+    """
+
+    def __init__(self, tiles: EncodedTiles, cache: TileCache, shrink: int, *, past_cache: bool) -> None:
+        self._tiles, self._cache, self._shrink, self._past_cache = tiles, cache, shrink, past_cache
+        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
+
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
+        """Whiten what lies beyond the level (step 4), and say which tiles are needed, and by how many patches."""
+        return self._tiles.start(corners, patches, shrink=self._shrink)
+
+    def fill(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int]) -> None:
+        """Fill patches at corners of the level, from tiles; ``needs`` has for each the uses that are over then."""
         tiles, cache = self._tiles, self._cache
         while needs:
             loan = cache.borrow(needs)
             try:
-                tiles.read(loan, corners, patches, self._scratch, past_cache=past_cache)
+                tiles.read(loan, corners, patches, self._scratch, shrink=self._shrink, past_cache=self._past_cache)
             except BaseException:
                 cache.abandon(loan)
                 raise

@@ -70,7 +70,8 @@ else:
 REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian, Ubuntu: gcc, libjpeg-dev), then hagmil once more"
 """How to get the compiled kernel."""
 
-_COMPILED_UP_TO = 256  # side of a square that is reduced to a pixel
+MOST_REDUCED = 256
+"""Side of the largest square that the compiled kernel reduces to a pixel."""
 
 
 def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8]) -> None:
@@ -81,7 +82,7 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
         factor: side of a square.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
-    if why_plain is None and factor <= _COMPILED_UP_TO:
+    if why_plain is None and factor <= MOST_REDUCED:
         compiled.reduce_pixels(pixels, factor, means)
     else:
         plain_tiles.reduce_pixels(pixels, factor, means)

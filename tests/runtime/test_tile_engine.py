@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hagmil.runtime.quadtree import reading_order
 from hagmil.runtime.slide import Slide, open_slide
 from hagmil.runtime.stream import stream_patches
 from hagmil.runtime.tile_cache import TileCache
-from hagmil.runtime.tile_engine import PatchSource, tile_uses
+from hagmil.runtime.tile_engine import PatchSource, RegionPatchReader, TilePatchReader, tile_uses
 from tests.runtime.slide_files import JPEG, RAW, TiffPage, aperio_pages, picture, save_pyramid, write_tiff
 
 SIDE = 64
@@ -101,14 +102,38 @@ def test_patches_are_the_plain_readers(jpeg_pyramid: Path, stage_um: float, patc
         assert (found == plainly(slide, geometry, coords)).all()
 
 
-@pytest.mark.parametrize("stage_um", [0.499, 0.998, 1.996, 3.1])
-def test_aperio_tiles_and_levels_a_factor_of_four_apart_are_the_plain_readers(aperio: Path, stage_um: float) -> None:
+@pytest.mark.parametrize("offset", [0, 13, 26])
+@pytest.mark.parametrize("stage_um", [0.499, 0.998, 1.497, 1.996, 3.1])
+def test_aperio_tiles_and_levels_a_factor_of_four_apart_are_the_plain_readers(
+    aperio: Path, stage_um: float, offset: int
+) -> None:
     with open_slide(aperio) as slide:
         geometry = plan(slide, stage_um, 64)
-        coords = grid(slide, geometry, 13)
+        coords = grid(slide, geometry, offset)
         found, decoded = by_engine(slide, geometry, coords)
         assert decoded is not None
         assert (found == plainly(slide, geometry, coords)).all()
+
+
+@pytest.mark.parametrize(
+    ("stage_um", "offset", "expected"),
+    [
+        (0.499, 13, TilePatchReader),
+        (0.998, 26, TilePatchReader),
+        (0.998, 13, RegionPatchReader),  # squares lie in two tiles
+        (1.497, 39, TilePatchReader),
+        (3.493, 0, RegionPatchReader),  # tiles of 240 px do not divide by 7
+        (3.1, 0, RegionPatchReader),
+    ],
+)
+def test_whole_numbers_are_reduced_tile_by_tile_where_no_square_lies_in_two(
+    aperio: Path, stage_um: float, offset: int, expected: type
+) -> None:
+    with open_slide(aperio) as slide:
+        geometry = replace(plan(slide, stage_um, 64), level=0, downsample=1.0)
+        coords = grid(slide, geometry, offset)
+        with PatchSource(slide, geometry, coords) as source:
+            assert type(source.reader(slide, geometry)) is expected
 
 
 def test_channels_that_the_tags_call_rgb_are_not_taken_for_ycbcr(tmp_path: Path) -> None:

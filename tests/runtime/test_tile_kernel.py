@@ -72,11 +72,12 @@ class Level:
         indices: list[int] | None = None,
         memories: list[NDArray[np.uint8] | None] | None = None,
         decoded: int = 0,
+        shrink: int = 1,
         past_cache: bool = True,
     ) -> None:
         indices = list(range(len(self.sizes))) if indices is None else indices
         memories = [None] * len(indices) if memories is None else memories
-        arrays = self.offsets, self.sizes, self.size, self.tile, indices, memories, decoded, corners, patches
+        arrays = self.offsets, self.sizes, self.size, self.tile, indices, memories, decoded, corners, shrink, patches
         kernel.read_tiles(self.descriptor, self.head, *arrays, self.memory(), past_cache)
 
     def memory(self) -> NDArray[np.uint8]:
@@ -144,6 +145,61 @@ def test_patches_get_what_tiles_cover_of_them(
         patches = np.full((len(corners), height, width, 3), UNTOUCHED, np.uint8)
         level.read(kernel, corners, patches, past_cache=past_cache)
         assert (patches == level.expected(corners, height, width)).all()
+        patches = np.full((len(corners), height, width, 3), UNTOUCHED, np.uint8)
+        for patch in range(len(corners)):  # each by itself, so that other rows and columns are needed of the tiles
+            level.read(kernel, corners[patch : patch + 1], patches[patch : patch + 1], past_cache=past_cache)
+        assert (patches == level.expected(corners, height, width)).all()
+    os.close(level.descriptor)
+
+
+@each_kernel
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("tile", [(64, 64), (48, 16)])
+def test_a_few_pixels_of_a_tile_are_those_of_the_whole(
+    tmp_path: Path, kernel: Any, tile: tuple[int, int], subsampling: int
+) -> None:
+    level = write_level(tmp_path / "tiles", tile, tile, subsampling=subsampling)
+    for width, height in ((1, 1), (2, 3), (5, 2)):
+        corners = np.array([[x, y] for x in range(tile[0]) for y in (0, 1, 7, 8, 15, tile[1] - 2, tile[1] - 1)])
+        patches = np.full((len(corners), height, width, 3), UNTOUCHED, np.uint8)
+        for patch in range(len(corners)):
+            level.read(kernel, corners[patch : patch + 1], patches[patch : patch + 1])
+        assert (patches == level.expected(corners, height, width)).all()
+    os.close(level.descriptor)
+
+
+@each_kernel
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("tile", "shrink"),
+    [((240, 240), 2), ((240, 240), 3), ((64, 32), 4), ((48, 16), 2), ((16, 48), 8), ((512, 512), 256)],
+)
+def test_patches_get_the_means_of_squares_where_they_are_coarser(
+    tmp_path: Path, kernel: Any, tile: tuple[int, int], shrink: int, kept: bool
+) -> None:
+    size = (5 * tile[0] // 2 + 1, 2 * tile[1] - 7)  # squares at both edges are there in part only
+    level = write_level(tmp_path / "tiles", size, tile)
+    rng = np.random.default_rng(5)
+    tiles = range(len(level.sizes))
+    for height, width in ((tile[1] // shrink, tile[0] // shrink), (1, 1), (7, 23)):
+        seen = np.array([width, height]) * shrink
+        scattered = rng.integers(-2 * seen, np.add(size, seen), (8, 2)) // shrink * shrink
+        corners = np.concatenate([[[0, 0], tile], scattered])
+        patches = np.full((len(corners), height, width, 3), UNTOUCHED, np.uint8)
+        counts = kernel.start_patches(size, tile, corners, shrink, patches)
+        memories: list[NDArray[np.uint8] | None] = [level.memory() if kept else None for _ in tiles]
+        level.read(kernel, corners, patches, shrink=shrink, memories=memories)
+        if kept:  # and once more from what is decoded
+            level.read(kernel, corners, patches, shrink=shrink, memories=memories, decoded=len(tiles))
+        for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
+            whole = np.full((height * shrink, width * shrink, 3), 255, np.uint8)
+            left, upper = max(x, 0), max(y, 0)
+            right, lower = min(x + whole.shape[1], size[0]), min(y + len(whole), size[1])
+            if left < right and upper < lower:
+                whole[upper - y : lower - y, left - x : right - x] = level.pixels[upper:lower, left:right]
+            assert (patch == np.asarray(Image.fromarray(whole).reduce(shrink))).all()
+        touched = kernel.start_patches(size, tile, corners, 1, np.empty((len(corners), *seen[::-1], 3), np.uint8))
+        assert counts == touched
     os.close(level.descriptor)
 
 
@@ -155,7 +211,7 @@ def test_tiles_that_patches_need_are_counted_and_what_is_beyond_the_level_is_whi
     (width, height), (tile_width, tile_height) = (200, 130), tile
     corners = np.concatenate([np.random.default_rng(2).integers(-120, 260, (60, 2)), [[0, 0], [64, 64], [150, 100]]])
     patches = np.full((len(corners), 30, 50, 3), UNTOUCHED, np.uint8)
-    counts = kernel.start_patches((width, height), tile, corners, patches)
+    counts = kernel.start_patches((width, height), tile, corners, 1, patches)
     expected: dict[int, int] = {}
     for patch, (x, y) in zip(patches, corners.tolist(), strict=True):
         inside = [(column, row) for row in range(y, y + 30) for column in range(x, x + 50)]
@@ -186,6 +242,10 @@ def test_progressive_tiles_are_decoded_too(tmp_path: Path, kernel: Any) -> None:
     corners, patches = np.array([[5, 0]], np.int64), np.zeros((1, 64, 100, 3), np.uint8)
     level.read(kernel, corners, patches)
     assert (patches == level.expected(corners, 64, 100)).all()
+    corners, patches = np.array([[20, 21], [70, 30]], np.int64), np.zeros((2, 25, 15, 3), np.uint8)
+    for patch in range(2):  # of whose tiles only some rows and columns are needed
+        level.read(kernel, corners[patch : patch + 1], patches[patch : patch + 1], indices=[patch])
+    assert (patches == level.expected(corners, 25, 15)).all()
     os.close(level.descriptor)
 
 
@@ -278,6 +338,17 @@ def test_damaged_tiles_are_named_with_what_is_wrong(
     level.read(kernel, corners, patches, indices=[0, 1])  # nothing of it stays
 
 
+@each_kernel
+@pytest.mark.parametrize("corner", [(-60, -60), (60, -60), (10, -60), (-60, 60)])
+def test_damage_is_told_whatever_is_needed_of_the_tile(level: Level, kernel: Any, corner: tuple[int, int]) -> None:
+    good = stream_of(level, 0)
+    for data in (good[: len(good) // 2], good[:-2], good[:-90] + b"\xff\xd0" * 40 + good[-10:]):
+        damage(level, data, 0)
+        with pytest.raises(ValueError, match=r"(?i)premature|corrupt") as caught:
+            level.read(kernel, np.array([corner], np.int64), np.zeros((1, 64, 64, 3), np.uint8), indices=[0])
+        assert caught.value.args[0] == 0
+
+
 TABLES, IMAGE = {"streamtype": 1}, {"streamtype": 2}  # Pillow's words for the two parts of a JPEG stream
 
 
@@ -342,6 +413,11 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
         {"indices": [0], "memories": [np.zeros(5, np.uint8)]},
         {"indices": [0], "decoded": 1},
         {"indices": ["0"]},
+        {"shrink": 0},
+        {"shrink": -1},
+        {"shrink": 3},
+        {"shrink": 2, "corners": corners + 1},
+        {"shrink": 512},
     ):
         with pytest.raises(TypeError):
             level.read(tile_kernel, **{"corners": corners, "patches": patches, **wrong})
@@ -349,7 +425,9 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
         level.read(tile_kernel, corners, np.zeros((2, 64, 64, 6), np.uint8)[..., ::2])
     for wrong in ((corners[:1], patches), (corners, patches[0]), (corners, patches[..., :1].copy())):
         with pytest.raises(TypeError):
-            tile_kernel.start_patches(level.size, level.tile, *wrong)
+            tile_kernel.start_patches(level.size, level.tile, wrong[0], 1, wrong[1])
+    with pytest.raises(TypeError):
+        tile_kernel.start_patches(level.size, level.tile, corners, 0, patches)
     for factor, means in ((3, patches[0]), (0, patches[0]), (1, patches[0, :32]), (1, patches[0, ..., :1].copy())):
         with pytest.raises(TypeError):
             tile_kernel.compiled.reduce_pixels(patches[0], factor, means)
@@ -376,7 +454,7 @@ def test_the_doctor_and_reports_name_what_reads_tiles() -> None:
 
 @pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
 def test_every_libjpeg_turbo_gives_the_same_pixels(level: Level) -> None:
-    corners, chosen = np.array([[-5, 3], [70, 70]], np.int64), tile_kernel.library
+    corners, chosen = np.random.default_rng(8).integers(-60, 200, (40, 2)), tile_kernel.library
     assert chosen is not None
     try:
         for path in tile_kernel.libraries():
@@ -384,8 +462,9 @@ def test_every_libjpeg_turbo_gives_the_same_pixels(level: Level) -> None:
                 tile_kernel.open_first([path])
             except OSError:
                 continue  # this machine has another
-            patches = np.full((2, 64, 64, 3), UNTOUCHED, np.uint8)
-            level.read(tile_kernel, corners, patches)
+            patches = np.full((len(corners), 64, 64, 3), UNTOUCHED, np.uint8)
+            for patch in range(len(corners)):  # each by itself, so that other rows and columns are needed of the tiles
+                level.read(tile_kernel, corners[patch : patch + 1], patches[patch : patch + 1])
             np.testing.assert_array_equal(patches, level.expected(corners, 64, 64))
     finally:
         tile_kernel.open_first([chosen])
