@@ -49,10 +49,10 @@ class PatchSource:
     ) -> None:
         self._tiles = slide.encoded_tiles(geometry.level)
         self._seen = footprint(geometry)
+        self._by_tile = self._tiles is not None and by_tile(self._tiles, self._seen, coords)
         self.cache: TileCache | None = None
         """Decoded tiles; None where the slide's own reader decodes."""
         if self._tiles is not None:
-            self._by_tile = by_tile(self._tiles, self._seen, coords)
             self.cache = TileCache(self._tiles, tile_uses(self._tiles, self._seen, coords), cache_bytes)
 
     @property
