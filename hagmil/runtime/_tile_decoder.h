@@ -17,6 +17,7 @@
 
 #define ADOBE_YCBCR 1 /* the transform that an Adobe marker names */
 #define BESIDE 4      /* columns on either side of those that are needed; see read_box */
+#define FROM_LEFT 16  /* what is left out on the left is a whole number of it */
 
 /* Markers of a JPEG stream, each behind the byte MARKER. */
 enum {
@@ -152,15 +153,21 @@ static void read_rows(Decoder *decoder, JDIMENSION end)
  * all the same, but its pixels are not made: whether a tile is damaged does not depend on what is needed of it. (Were
  * the last rows skipped, they would not be parsed. So the very last is made.)
  *
- * Smooth chroma is made of two columns on either side, and plain chroma where so few are asked for in all.
+ * Smooth chroma is made of two columns on either side, and plain chroma where so few are asked for in all. Rows that
+ * begin at another column shall be as little aligned to vectors as those that begin at the first. A lossless tile
+ * cannot be cut, and an incomplete progressive one is smoothed from further away: a part is made of sequential ones.
  */
 static void read_box(Decoder *decoder, const Box *box)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     const JDIMENSION height = jpeg->output_height, lower = (JDIMENSION)box->lower;
-    JDIMENSION left = (JDIMENSION)most(box->left - BESIDE, 0);
+    JDIMENSION left = (JDIMENSION)most(box->left - BESIDE, 0) / FROM_LEFT * FROM_LEFT;
     JDIMENSION width = (JDIMENSION)least(box->right + BESIDE, jpeg->output_width) - left;
 
+    if (jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1) { /* of the first scan */
+        read_rows(decoder, height);
+        return;
+    }
     if (width < jpeg->output_width) {
         libjpeg.jpeg_crop_scanline(jpeg, &left, &width); /* to whole blocks */
         for (JDIMENSION row = 0; row < height; row++)

@@ -16,7 +16,8 @@
  *
  * Two facts about memory make up most of the speed; docs/decisions/0012-tile-engine.md has the figures. libjpeg-turbo
  * writes past the cache where rows are aligned to its vectors, so a tile that is copied from must NOT be aligned: the
- * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines.
+ * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines, but
+ * for means, of which there are fewer.
  *
  * Pixels of other readers are reduced by whole numbers here, too (_reduction.h): several times as fast as by Pillow,
  * which keeps four bytes a pixel.

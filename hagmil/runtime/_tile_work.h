@@ -127,7 +127,7 @@ static void whiten_beyond(const Work *work, const Box *tile, unsigned char *pixe
     const int64_t width = least(work->tile_width, work->width - tile->left);
     const int64_t height = least(work->tile_height, work->height - tile->upper);
 
-    for (int64_t row = 0; row < height; row++)
+    for (int64_t row = 0; row < height && width < work->tile_width; row++)
         memset(pixels + (size_t)row * pitch + width * CHANNELS, WHITE, pitch - (size_t)width * CHANNELS);
     memset(pixels + (size_t)height * pitch, WHITE, (size_t)(work->tile_height - height) * pitch);
 }
@@ -158,8 +158,7 @@ static int do_tile(Decoder *decoder, const Work *work, const Tile *tile)
         const Box needed = tile->pixels == NULL ? box_of_parts(work, &place, count) : whole;
         if (decode(decoder, work, tile->index, &needed, pixels, pitch) < 0)
             return -1;
-        if (work->shrink > 1)
-            whiten_beyond(work, &place, pixels);
+        whiten_beyond(work, &place, pixels);
     }
     for (const Part *part = work->parts; part < work->parts + count; part++) {
         const unsigned char *from = pixels + (part->box.upper - y) * (int64_t)pitch + (part->box.left - x) * CHANNELS;

@@ -92,7 +92,7 @@ class JpegTiles:
         shrink: int,
         past_cache: bool,
     ) -> None:
-        """Decode what is not decoded of some tiles, and copy their parts to the patches that they cover.
+        """Decode what is not decoded of some tiles, and give patches the parts that they cover, or means of these.
 
         Args:
             loan: the tiles.

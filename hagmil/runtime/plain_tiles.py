@@ -76,6 +76,8 @@ def read_tiles(
 ) -> None:
     """Read, decode and hand out tiles to the patches that they cover; nothing else of the patches is written.
 
+    What of a tile lies beyond the level is white in its memory.
+
     Args:
         descriptor: of the file.
         head: a JPEG stream without an image, of what stands before each tile's own markers.
@@ -89,7 +91,8 @@ def read_tiles(
         decoded: how many of them, from the first, are in their memory already. The others are decoded to there.
         corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
             Whole numbers of ``shrink``, as the sides of tiles are.
-        shrink: a pixel of a patch is the mean of so many of the level's each way; beyond the level these are white.
+        shrink: a pixel of a patch is the mean of so many of the level's each way, 1 to 256; beyond the level these are
+            white.
         patches: uint8 (n, height, width, 3), contiguous.
         scratch: uint8 (tile_height, tile_width, 3), for tiles of which nothing is to be kept; overwritten.
         past_cache: whether patches are so many that they had better not pass through the processor's cache.
@@ -110,8 +113,7 @@ def read_tiles(
                 _decode(descriptor, head, int(offsets[index]), int(sizes[index]), pixels)
             except (ValueError, OSError) as error:
                 raise ValueError(index, str(error)) from error
-            if shrink > 1:
-                _whiten_beyond(index, level, tile, pixels)
+            _whiten_beyond(index, level, tile, pixels)
         for place, part in pieces:
             if shrink > 1:
                 place[...] = _reduced(pixels[part], shrink)

@@ -106,7 +106,7 @@ def stream_patches(
 
 
 def _chunk_rows(geometry: StageGeometry) -> tuple[int, int]:
-    """Fewest and most rows of a chunk, where so many are left: of the level's pixels about as many for all stages."""
+    """Fewest and most rows of a chunk, where so many are left: fewer where each takes more of the level's pixels."""
     seen = footprint(geometry)
     if seen.resized:
         return _RESAMPLED_CHUNK_ROWS, _RESAMPLED_CHUNK_ROWS

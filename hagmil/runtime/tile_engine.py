@@ -48,12 +48,10 @@ class PatchSource:
         self, slide: Slide, geometry: StageGeometry, coords: NDArray[np.int64], cache_bytes: int = CACHE_BYTES
     ) -> None:
         self._tiles = slide.encoded_tiles(geometry.level)
-        self._seen = footprint(geometry)
-        self._by_tile = self._tiles is not None and by_tile(self._tiles, self._seen, coords)
         self.cache: TileCache | None = None
         """Decoded tiles; None where the slide's own reader decodes."""
         if self._tiles is not None:
-            self.cache = TileCache(self._tiles, tile_uses(self._tiles, self._seen, coords), cache_bytes)
+            self.cache = TileCache(self._tiles, tile_uses(self._tiles, footprint(geometry), coords), cache_bytes)
 
     @property
     def decoded_tiles(self) -> int | None:
@@ -64,9 +62,7 @@ class PatchSource:
         """A patch reader for one thread, on its fork of the slide."""
         if self._tiles is None or self.cache is None:
             return SlidePatchReader(slide, geometry)
-        if self._by_tile:
-            return TilePatchReader(self._tiles, self.cache, self._seen)
-        return RegionPatchReader(self._tiles, self.cache, geometry)
+        return TilePatchReader(self._tiles, self.cache, geometry)
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +92,7 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     after = np.clip(-(-(corners + seen.side_px) // side), 0, most)
     shape = (tiles.down + 1, tiles.across + 1)
     uses = np.zeros(shape, np.int64)
-    inside = (first < after).all(axis=1)
+    inside = (first < after).all(axis=1) & (corners < (tiles.width, tiles.height)).all(axis=1)
     (left, upper), (right, lower) = first[inside].T, after[inside].T
     for rows, columns, sign in ((upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)):
         corners_at = np.bincount(rows * shape[1] + columns, minlength=uses.size)
@@ -105,32 +101,20 @@ def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -
     return uses.cumsum(0).cumsum(1)[:-1, :-1].astype(np.int32).ravel()  # (down, across) -> (tiles,)
 
 
-def by_tile(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -> bool:
-    """Whether what a tile gives to patches can be made of that tile alone (step 2): no square lies in two tiles.
-
-    Args:
-        tiles: the level's.
-        seen: the pixels that a patch needs.
-        coords: int64 (n, 2), level-0 corners.
-    """
-    if seen.resized or seen.shrink > MOST_REDUCED:
-        return False
-    sides = np.array([tiles.tile_width, tiles.tile_height])
-    return not (sides % seen.shrink).any() and not (seen.corners(coords) % seen.shrink).any()
-
-
 class TilePatchReader:
-    """One thread's reader of patches, tile by tile (step 2).
+    """One thread's reader of patches from tiles; see the module's steps.
 
     Args:
         tiles: the level's encoded tiles.
         cache: the stage's decoded ones, shared by all threads.
-        seen: the pixels that a patch needs; see :func:`by_tile`.
+        geometry: the stage's geometry.
     """
 
-    def __init__(self, tiles: EncodedTiles, cache: TileCache, seen: Footprint) -> None:
-        self._filler = _Filler(tiles, cache, seen.shrink, past_cache=True)
-        self._seen = seen
+    def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
+        self._tiles, self._cache, self._geometry = tiles, cache, geometry
+        self._footprint = footprint(geometry)
+        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
+        self._not_over: list[int] = []
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read patches into an array.
@@ -142,32 +126,26 @@ class TilePatchReader:
         Raises:
             SlideFailed: a tile is damaged (code ``unreadable``).
         """
-        corners = self._seen.corners(coords)
-        self._filler.fill(corners, out, self._filler.start(corners, out))
-
-    def close(self) -> None:
-        """The tiles belong to all threads; nothing is held here."""
-
-
-class RegionPatchReader:
-    """One thread's reader of patches that are resampled from pixels of several tiles (step 3).
-
-    Args:
-        tiles: the level's encoded tiles.
-        cache: the stage's decoded ones, shared by all threads.
-        geometry: the stage's geometry.
-    """
-
-    def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
-        self._tiles, self._cache, self._geometry = tiles, cache, geometry
-        self._filler = _Filler(tiles, cache, shrink=1, past_cache=False)
-        self._not_over: list[int] = []
-
-    def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Read patches into an array; as :meth:`TilePatchReader.read_into`."""
+        corners = self._footprint.corners(coords)
+        if self.tile_by_tile(corners):
+            shrink = self._footprint.shrink
+            needs = self._tiles.start(corners, out, shrink=shrink)
+            self._fill(corners, out, needs, shrink=shrink, past_cache=True)  # steps 2 and 4
+            return
         for row, (x, y) in enumerate(coords.tolist()):
-            out[row] = read_patch(self, self._geometry, x, y)
+            out[row] = read_patch(self, self._geometry, x, y)  # step 3
             self._cache.use_up(self._not_over)
+
+    def tile_by_tile(self, corners: NDArray[np.int64]) -> bool:
+        """Whether what tiles give to patches can be made of each tile alone: no square lies in two (step 2).
+
+        Args:
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+        """
+        shrink = self._footprint.shrink
+        if self._footprint.resized or shrink > MOST_REDUCED:
+            return False
+        return not (self._tiles.tile_width % shrink or self._tiles.tile_height % shrink or (corners % shrink).any())
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Put a rectangle of the level together from tiles: uint8 (height, width, 3).
@@ -178,42 +156,31 @@ class RegionPatchReader:
         assert level == self._geometry.level
         region = read_again((height, width, 3))
         corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
-        touched = self._filler.start(corners, patches)
+        touched = self._tiles.start(corners, patches, shrink=1)
         rows_over = self._tiles.down if y + height >= self._tiles.height else (y + height) // self._tiles.tile_height
         needs = {tile: int(tile // self._tiles.across < rows_over) for tile in touched}
         self._not_over = [tile for tile, over in needs.items() if not over]
-        self._filler.fill(corners, patches, needs)
+        self._fill(corners, patches, needs, shrink=1, past_cache=False)
         return region
 
     def close(self) -> None:
         """The tiles belong to all threads; nothing is held here."""
 
-
-class _Filler:
-    """Fills patches from the tiles that they need.
-
-    Args:
-        tiles: the level's encoded tiles.
-        cache: the stage's decoded ones, shared by all threads.
-        shrink: a pixel of a patch is the mean of so many of the level's each way.
-        past_cache: whether patches are so many that they had better not pass through the processor's cache.
-    """
-
-    def __init__(self, tiles: EncodedTiles, cache: TileCache, shrink: int, *, past_cache: bool) -> None:
-        self._tiles, self._cache, self._shrink, self._past_cache = tiles, cache, shrink, past_cache
-        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
-
-    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8]) -> dict[int, int]:
-        """Whiten what lies beyond the level (step 4), and say which tiles are needed, and by how many patches."""
-        return self._tiles.start(corners, patches, shrink=self._shrink)
-
-    def fill(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], needs: dict[int, int]) -> None:
-        """Fill patches at corners of the level, from tiles; ``needs`` has for each the uses that are over then."""
+    def _fill(
+        self,
+        corners: NDArray[np.int64],
+        patches: NDArray[np.uint8],
+        needs: dict[int, int],
+        *,
+        shrink: int,
+        past_cache: bool,
+    ) -> None:
+        """Fill patches from the tiles that they need."""
         tiles, cache = self._tiles, self._cache
         while needs:
             loan = cache.borrow(needs)
             try:
-                tiles.read(loan, corners, patches, self._scratch, shrink=self._shrink, past_cache=self._past_cache)
+                tiles.read(loan, corners, patches, self._scratch, shrink=shrink, past_cache=past_cache)
             except BaseException:
                 cache.abandon(loan)
                 raise

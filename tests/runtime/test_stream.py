@@ -24,6 +24,8 @@ from hagmil.units import Level, Size
 from tests.runtime.slide_files import JPEG, TiffPage, picture, write_tiff
 
 GEOMETRY = StageGeometry("only", 0.5, 4, 4, 0, 1.0, False)
+HALF, SIXTEENTH = (replace(GEOMETRY, patch_level0=4 * factor, resample=True) for factor in (2, 16))
+RESIZED = replace(GEOMETRY, patch_level0=6, resample=True)
 
 
 @dataclass
@@ -281,7 +283,30 @@ def test_all_buffers_are_in_the_memory_that_the_caller_gives() -> None:
     assert [buffers.shape for buffers in given] == [(24, 4, 4, 3)]
 
 
-@pytest.mark.parametrize("geometry", [GEOMETRY, replace(GEOMETRY, resample=True)])
+@pytest.mark.parametrize(("geometry", "rows"), [(GEOMETRY, 128), (HALF, 32), (SIXTEENTH, 1), (RESIZED, 4)])
+def test_a_chunk_has_fewer_rows_where_each_takes_more_pixels(geometry: StageGeometry, rows: int) -> None:
+    chunks: list[int] = []
+
+    class Counting:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+            chunks.append(len(coords))
+            out[:] = 0
+
+        def close(self) -> None:
+            pass
+
+    for _ in stream_patches(
+        CountingSlide(Tally()), geometry, column(1000), batch_size=128, threads=1, make_reader=Counting
+    ):
+        pass
+    assert max(chunks) == rows
+    assert sum(chunks) == 1000
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, HALF, SIXTEENTH, RESIZED])
 @pytest.mark.parametrize(("threads", "batch_size"), [(8, 16), (7, 20), (3, 4), (9, 1), (2, 64)])
 def test_where_nobody_says_there_are_buffers_for_every_thread(
     threads: int, batch_size: int, geometry: StageGeometry

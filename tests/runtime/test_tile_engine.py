@@ -20,7 +20,7 @@ from hagmil.runtime.quadtree import reading_order
 from hagmil.runtime.slide import Slide, open_slide
 from hagmil.runtime.stream import stream_patches
 from hagmil.runtime.tile_cache import TileCache
-from hagmil.runtime.tile_engine import PatchSource, RegionPatchReader, TilePatchReader, tile_uses
+from hagmil.runtime.tile_engine import PatchSource, TilePatchReader, tile_uses
 from tests.runtime.slide_files import JPEG, RAW, TiffPage, aperio_pages, picture, save_pyramid, write_tiff
 
 SIDE = 64
@@ -118,22 +118,64 @@ def test_aperio_tiles_and_levels_a_factor_of_four_apart_are_the_plain_readers(
 @pytest.mark.parametrize(
     ("stage_um", "offset", "expected"),
     [
-        (0.499, 13, TilePatchReader),
-        (0.998, 26, TilePatchReader),
-        (0.998, 13, RegionPatchReader),  # squares lie in two tiles
-        (1.497, 39, TilePatchReader),
-        (3.493, 0, RegionPatchReader),  # tiles of 240 px do not divide by 7
-        (3.1, 0, RegionPatchReader),
+        (0.499, 13, True),
+        (0.998, 26, True),
+        (0.998, 13, False),  # squares lie in two tiles
+        (1.497, 39, True),
+        (3.493, 0, False),  # tiles of 240 px do not divide by 7
+        (3.1, 0, False),
+        (239.52, 0, False),  # squares of 480 px
     ],
 )
-def test_whole_numbers_are_reduced_tile_by_tile_where_no_square_lies_in_two(
-    aperio: Path, stage_um: float, offset: int, expected: type
+def test_means_are_taken_tile_by_tile_where_no_square_lies_in_two(
+    aperio: Path, stage_um: float, offset: int, expected: bool
 ) -> None:
     with open_slide(aperio) as slide:
         geometry = replace(plan(slide, stage_um, 64), level=0, downsample=1.0)
         coords = grid(slide, geometry, offset)
         with PatchSource(slide, geometry, coords) as source:
-            assert type(source.reader(slide, geometry)) is expected
+            reader = source.reader(slide, geometry)
+            assert isinstance(reader, TilePatchReader)
+            assert reader.tile_by_tile(footprint(geometry).corners(coords)) is expected
+
+
+def test_a_stage_may_have_patches_of_both_kinds(aperio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: set[bool] = set()
+
+    def noted(reader: TilePatchReader, corners: NDArray[np.int64]) -> bool:
+        ways.add(tile_by_tile(reader, corners))
+        return tile_by_tile(reader, corners)
+
+    tile_by_tile = TilePatchReader.tile_by_tile
+    monkeypatch.setattr(TilePatchReader, "tile_by_tile", noted)
+    with open_slide(aperio) as slide:
+        geometry = plan(slide, 0.998, 64)
+        even = grid(slide, geometry, 0)
+        coords = even + (even[:, :1] > 500)  # as on a level that is not exactly a factor of 4 coarser
+        found, decoded = by_engine(slide, geometry, coords)
+        assert (found == plainly(slide, geometry, coords)).all()
+    assert ways == {True, False}
+    assert decoded == 5 * 3
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(("stage_um", "offset"), [(0.998, 0), (0.998, 26), (1.497, 0)])
+def test_a_tile_is_decoded_once_for_means_and_nothing_is_held_then(
+    aperio: Path, stage_um: float, offset: int, threads: int
+) -> None:
+    with open_slide(aperio) as slide:
+        geometry = plan(slide, stage_um, 64)
+        assert geometry.level == 0
+        coords = grid(slide, geometry, offset)
+        order = reading_order(coords, geometry.patch_level0)
+        with PatchSource(slide, geometry, coords) as source:
+            stream = stream_patches(
+                slide, geometry, coords[order], batch_size=8, threads=threads, make_reader=source.reader
+            )
+            assert sum(len(batch.patches) for batch in stream) == len(coords)
+            assert source.decoded_tiles == 5 * 3
+            assert source.cache is not None
+            assert source.cache.held == 0
 
 
 def test_channels_that_the_tags_call_rgb_are_not_taken_for_ycbcr(tmp_path: Path) -> None:
@@ -148,10 +190,11 @@ def test_channels_that_the_tags_call_rgb_are_not_taken_for_ycbcr(tmp_path: Path)
         assert (found == plainly(slide, geometry, coords)).all()
 
 
-def test_a_real_aperio_slide_gives_the_plain_readers_pixels(shared: Path) -> None:
+@pytest.mark.parametrize("offset", [54, 55])
+def test_a_real_aperio_slide_gives_the_plain_readers_pixels(shared: Path, offset: int) -> None:
     with open_slide(shared / "slides" / "CMU-1-Small-Region.svs") as slide:
         geometry = plan(slide, 0.998, 128)
-        coords = grid(slide, geometry, 55)
+        coords = grid(slide, geometry, offset)
         found, decoded = by_engine(slide, geometry, coords)
         assert decoded == 10 * 13
         assert (found == plainly(slide, geometry, coords)).all()
@@ -202,18 +245,20 @@ def test_a_small_budget_changes_no_pixel_and_is_kept_to(
     assert 1 < most <= 4
 
 
-def test_uses_are_the_patches_that_touch_a_tile(jpeg_pyramid: Path) -> None:
+@pytest.mark.parametrize("stage_um", [0.7, 0.5])
+def test_uses_are_the_patches_that_touch_a_tile(jpeg_pyramid: Path, stage_um: float) -> None:
     with open_slide(jpeg_pyramid) as slide:
-        geometry = plan(slide, 0.7, 50)
+        geometry = plan(slide, stage_um, 50)
         tiles = slide.encoded_tiles(geometry.level)
         assert tiles is not None
-        seen, coords = footprint(geometry), grid(slide, geometry, 9)
+        seen, coords = footprint(geometry), grid(slide, geometry, 2)  # some begin beyond the edge, in a tile's padding
         expected = np.zeros((tiles.down, tiles.across), int)
         for x, y in seen.corners(coords).tolist():
             for row in range(tiles.down):
                 for column in range(tiles.across):
-                    across = x < (column + 1) * SIDE and column * SIDE < x + seen.side_px
-                    expected[row, column] += across and y < (row + 1) * SIDE and row * SIDE < y + seen.side_px
+                    right, lower = min((column + 1) * SIDE, tiles.width), min((row + 1) * SIDE, tiles.height)
+                    across = x < right and column * SIDE < x + seen.side_px
+                    expected[row, column] += across and y < lower and row * SIDE < y + seen.side_px
         assert tile_uses(tiles, seen, coords).tolist() == expected.ravel().tolist()
         tiles.close()
 

@@ -250,6 +250,25 @@ def test_progressive_tiles_are_decoded_too(tmp_path: Path, kernel: Any) -> None:
 
 
 @each_kernel
+def test_of_a_progressive_tile_that_lacks_scans_the_same_pixels_come_whatever_is_needed(
+    tmp_path: Path, kernel: Any
+) -> None:
+    """Such a tile is no error to libjpeg, which smooths blocks over their neighbours then."""
+    level = write_level(tmp_path / "tiles", (128, 128), (128, 128), progressive=True)
+    stream = stream_of(level, 0)
+    scans = [at for at in range(len(stream) - 1) if stream[at : at + 2] == b"\xff\xda"]
+    damage(level, stream[: scans[2]] + END, 0)
+    whole = np.zeros((1, 128, 128, 3), np.uint8)
+    level.read(kernel, np.zeros((1, 2), np.int64), whole)
+    assert (whole[0] != level.pixels).any()
+    for corner in ((0, 0), (50, 60), (90, 5), (100, 100)):
+        patches = np.zeros((1, 20, 20, 3), np.uint8)
+        level.read(kernel, np.array([corner], np.int64), patches)
+        assert (patches[0] == whole[0, corner[1] : corner[1] + 20, corner[0] : corner[0] + 20]).all()
+    os.close(level.descriptor)
+
+
+@each_kernel
 def test_tiles_are_decoded_to_their_memory_and_copied_from_it(level: Level, kernel: Any) -> None:
     corners = np.array([[40, 40], [64, 64]], np.int64)
     patches = np.full((2, 64, 64, 3), UNTOUCHED, np.uint8)
