@@ -10,6 +10,7 @@ setup(
             depends=[
                 "hagmil/runtime/_libjpeg.h",
                 "hagmil/runtime/_reduction.h",
+                "hagmil/runtime/_resampling.h",
                 "hagmil/runtime/_tile_decoder.h",
                 "hagmil/runtime/_tile_types.h",
                 "hagmil/runtime/_tile_work.h",

@@ -3,7 +3,7 @@
     pip install -c constraints.txt -e ".[cpu]" -r benchmarks/requirements.txt
     python -m benchmarks.reading --out benchmarks/results/reading.json
 
-Five ways of lying on the tiles, each read by every peer with one thread and with two, all in one process, in turn, so
+Six ways of lying on the tiles, each read by every peer with one thread and with two, all in one process, in turn, so
 that a busy moment falls on all of them:
 
 - aligned: 256 px patches on 256 px JPEG tiles (quality 80, 4:2:0), level 0;
@@ -12,6 +12,8 @@ that a busy moment falls on all of them:
 - aperio: 256 px patches on 240 px tiles of a file as Aperio writes it;
 - aperio-half: 256 px patches at twice the spacing of level 0, in a pyramid whose levels are a factor of 4 apart:
   each patch is the mean of 2 x 2 pixels. (Peers without such a reduction read 512 px and are given it by Pillow.)
+- aperio-odd: 256 px patches of 487 px of level 0, as of a scan of 0.263 um/px that is read at 0.5 um/px, by an
+  antialiasing linear filter. (Peers are given Pillow's.)
 
 "Bare decoder" decodes the tiles that the patches touch, once each and whole, from bytes that are in memory already, and
 keeps nothing: the limit of every reader that decodes whole tiles. A rate is in patches a second, but the bare
@@ -52,7 +54,9 @@ SPACING_UM = 0.5
 PATCH_PX = 256
 BATCH = 64
 SIDE_PX = 12_288
-CASES = ("aligned", "offset", "cascade", "aperio", "aperio-half")
+CASES = ("aligned", "offset", "cascade", "aperio", "aperio-half", "aperio-odd")
+REGION_PX = {"aperio-half": 512, "aperio-odd": 487}
+"""Side of a patch in pixels of level 0, where it is not the patch's own."""
 TURNS = 3
 """How often hagmil and the bare decoders are read in one repeat; others once."""
 
@@ -146,7 +150,7 @@ def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callabl
             for index, (x, y) in enumerate(corners.tolist()):
                 pixels = read(x, y)[..., :3]
                 if case.region_px != PATCH_PX:
-                    pixels = reduced(pixels, case.region_px // PATCH_PX)
+                    pixels = reduced(pixels)
                 batch[index % BATCH] = pixels
 
     return lambda: timed([lambda part=part: _work(part) for part in np.array_split(case.corners, threads)], case)
@@ -169,9 +173,13 @@ def ours(case: Case, threads: int) -> Callable[[], float]:
     return _run
 
 
-def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Means of ``factor`` x ``factor`` pixels, for peers that do not make them."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(factor))
+def reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A region at the size of a patch, for peers that read at a level's spacing only."""
+    region = Image.fromarray(np.ascontiguousarray(pixels))
+    factor, rest = divmod(region.width, PATCH_PX)
+    if rest:
+        return np.asarray(region.resize((PATCH_PX, PATCH_PX), Image.Resampling.BILINEAR))
+    return np.asarray(region.reduce(factor))
 
 
 def bare(tiles: list[bytes], threads: int, decode: Callable[[bytes], object]) -> Callable[[], float]:
@@ -205,7 +213,7 @@ def seconds(jobs: list[Callable[[], None]]) -> float:
 
 def geometry_of(case: Case) -> StageGeometry:
     with open_slide(case.path, spacing_um=SPACING_UM) as slide:
-        ratio = case.region_px // PATCH_PX
+        ratio = case.region_px / PATCH_PX
         return plan_stages(slide.levels, SPACING_UM, [("only", SPACING_UM * ratio)], PATCH_PX)[0]
 
 
@@ -214,10 +222,9 @@ def make_case(name: str, folder: Path, patches: int) -> Case:
     phantom = folder / f"phantom-{SIDE_PX}.tif"
     if not phantom.exists():
         write_phantom(PhantomSpec(seed=3, size_px=SIDE_PX, spacing_um=SPACING_UM, label="tumour"), phantom)
-    path, offset, region_px = phantom, 100 if name in ("offset", "cascade") else 0, PATCH_PX
+    path, offset, region_px = phantom, 100 if name in ("offset", "cascade") else 0, REGION_PX.get(name, PATCH_PX)
     if name.startswith("aperio"):
         path = folder / "aperio.svs"
-        region_px = PATCH_PX * (2 if name == "aperio-half" else 1)
         if not path.exists():
             from benchmarks.reading_peers import write_aperio
 

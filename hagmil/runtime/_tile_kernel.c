@@ -19,8 +19,8 @@
  * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines, but
  * for means, of which there are fewer.
  *
- * Pixels of other readers are reduced by whole numbers here, too (_reduction.h): several times as fast as by Pillow,
- * which keeps four bytes a pixel.
+ * Pixels that were put together otherwise are reduced by whole numbers here (_reduction.h) or resampled (_resampling.h):
+ * several times as fast as by Pillow, which keeps four bytes a pixel.
  *
  * There is no state beyond a call but the library's functions (_libjpeg.h), which are set before the first, so any
  * number of threads may be in here at once.
@@ -30,6 +30,7 @@
 #define Py_LIMITED_API 0x030B0000 /* buffers are part of it since Python 3.11: one binary for all later ones */
 #include <Python.h>
 
+#include "_resampling.h"
 #include "_tile_work.h"
 
 /* ---- before the first call ---- */
@@ -315,9 +316,82 @@ end:
     return result;
 }
 
+/* ---- resampling ---- */
+
+/* Take one axis; whether it makes `count` pixels of those that are there. Room for its pairs is the caller's to free. */
+static int take_axis(Axis *axis, const Py_buffer *first, const Py_buffer *weights, Py_ssize_t count, Py_ssize_t there)
+{
+    const Py_ssize_t taps = count < 1 ? 0 : weights->len / ((Py_ssize_t)sizeof(int32_t) * count);
+
+    *axis = (Axis){first->buf, weights->buf, (size_t)count, (size_t)taps, NULL};
+    if (taps < 2 || taps % 2 != 0 || weights->len != taps * count * (Py_ssize_t)sizeof(int32_t) ||
+        first->len != count * (Py_ssize_t)sizeof(int32_t))
+        return 0;
+    for (Py_ssize_t at = 0; at < count; at++)
+        if (axis->first[at] < (at == 0 ? 0 : axis->first[at - 1]) || axis->first[at] > there - taps)
+            return 0;
+    for (Py_ssize_t at = 0; at < taps * count; at++)
+        if (axis->weights[at] < 0 || axis->weights[at] > 1 << WEIGHT_BITS)
+            return 0;
+    return 1;
+}
+
+static PyObject *resample_pixels(PyObject *module, PyObject *arguments)
+{
+    Py_buffer pixels, out, columns, column_weights, rows, row_weights;
+    PyObject *from, *to, *result = NULL;
+    const unsigned char **ring_rows = NULL;
+    Resampling work = {0};
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "Oy*y*y*y*O:resample_pixels", &from, &columns, &column_weights, &rows,
+                          &row_weights, &to))
+        return NULL;
+    if (PyObject_GetBuffer(from, &pixels, PyBUF_C_CONTIGUOUS) < 0)
+        goto end;
+    if (PyObject_GetBuffer(to, &out, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
+        goto close_pixels;
+    if (pixels.ndim != 3 || out.ndim != 3 || pixels.itemsize != 1 || out.itemsize != 1 ||
+        pixels.shape[2] != CHANNELS || out.shape[2] != CHANNELS ||
+        !take_axis(&work.across, &columns, &column_weights, out.shape[1], pixels.shape[1]) ||
+        !take_axis(&work.down, &rows, &row_weights, out.shape[0], pixels.shape[0])) {
+        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        goto close;
+    }
+    work.pixels = pixels.buf, work.out = out.buf, work.width = (size_t)pixels.shape[1];
+    work.across.pairs = malloc((size_t)column_weights.len);
+    work.down.pairs = malloc((size_t)row_weights.len);
+    work.ring = malloc(work.down.taps * (work.across.count * CHANNELS + 1));
+    ring_rows = malloc(work.down.taps * sizeof *ring_rows);
+    if (work.across.pairs == NULL || work.down.pairs == NULL || work.ring == NULL || ring_rows == NULL) {
+        PyErr_NoMemory();
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        resample_all(&work, ring_rows);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    free(ring_rows);
+    free(work.ring);
+    free(work.down.pairs);
+    free(work.across.pairs);
+
+close:
+    PyBuffer_Release(&out);
+close_pixels:
+    PyBuffer_Release(&pixels);
+end:
+    PyBuffer_Release(&columns);
+    PyBuffer_Release(&column_weights);
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&row_weights);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"open_library", open_library, METH_O, "Decode with the libjpeg-turbo of this file, from now on."},
     {"reduce_pixels", reduce_pixels, METH_VARARGS, "Means of squares of pixels."},
+    {"resample_pixels", resample_pixels, METH_VARARGS, "Pixels as weighted means of others."},
     {"start_patches", start_patches, METH_VARARGS, "What some patches need, and white where there is nothing."},
     {"read_tiles", read_tiles, METH_VARARGS, "Read, decode and hand out tiles; see plain_tiles.py."},
     {NULL, NULL, 0, NULL},

@@ -11,6 +11,15 @@ def start_patches(
     /,
 ) -> dict[int, int]: ...
 def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8], /) -> None: ...
+def resample_pixels(
+    pixels: NDArray[np.uint8],
+    columns: NDArray[np.int32],
+    column_weights: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    row_weights: NDArray[np.int32],
+    out: NDArray[np.uint8],
+    /,
+) -> None: ...
 def read_tiles(
     descriptor: int,
     head: bytes,

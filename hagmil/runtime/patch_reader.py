@@ -16,11 +16,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from hagmil.runtime.geometry import StageGeometry
 from hagmil.runtime.slide import Slide
-from hagmil.runtime.tile_kernel import reduce_pixels
+from hagmil.runtime.tile_kernel import reduce_pixels, resample_pixels
 
 _BAND_PIXELS = 4 << 20
 _SHRINK_FIRST_ABOVE = 4.0
@@ -116,12 +115,9 @@ def read_patch(slide: Regions, geometry: StageGeometry, x: int, y: int) -> NDArr
     left, upper = x / geometry.downsample, y / geometry.downsample  # in the level's pixels
     box_left, box_upper = (left - corner_x) / seen.shrink, (upper - corner_y) / seen.shrink
     box_side = geometry.region_px / seen.shrink
-    resized = Image.fromarray(pixels).resize(  # step 3
-        (geometry.patch_px, geometry.patch_px),
-        Image.Resampling.BILINEAR,
-        box=(box_left, box_upper, box_left + box_side, box_upper + box_side),
-    )
-    return np.asarray(resized)
+    patch = np.empty((geometry.patch_px, geometry.patch_px, 3), np.uint8)
+    resample_pixels(pixels, (box_left, box_upper, box_left + box_side, box_upper + box_side), patch)  # step 3
+    return patch
 
 
 @dataclass(frozen=True, slots=True)

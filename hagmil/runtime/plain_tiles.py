@@ -132,6 +132,19 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
     means[...] = _reduced(pixels, factor)
 
 
+def resample_pixels(
+    pixels: NDArray[np.uint8], box: tuple[float, float, float, float], out: NDArray[np.uint8], /
+) -> None:
+    """Resample a square of a picture by Pillow's antialiasing linear filter.
+
+    Args:
+        pixels: uint8 (side, side, 3), contiguous.
+        box: left, upper, right and lower edge of the square, in pixels; fractions count.
+        out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
+    """
+    out[...] = np.asarray(Image.fromarray(pixels).resize((len(out), len(out)), Image.Resampling.BILINEAR, box=box))
+
+
 def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(factor))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import features
 
 from hagmil.runtime import plain_tiles
+from hagmil.runtime.linear_filter import linear_filter
 
 _SYSTEM_LIBRARIES = ("libjpeg.so.62", "libjpeg.so.8")  # of the two interfaces in use: Debian's and Ubuntu's
 
@@ -86,6 +87,21 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
         compiled.reduce_pixels(pixels, factor, means)
     else:
         plain_tiles.reduce_pixels(pixels, factor, means)
+
+
+def resample_pixels(pixels: NDArray[np.uint8], box: tuple[float, float, float, float], out: NDArray[np.uint8]) -> None:
+    """Resample a square of a picture by Pillow's antialiasing linear filter.
+
+    Args:
+        pixels: uint8 (side, side, 3), contiguous.
+        box: left, upper, right and lower edge of the square, in pixels; fractions count.
+        out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
+    """
+    across, down = (linear_filter(len(pixels), box[axis], box[axis + 2], len(out)) for axis in (0, 1))
+    if why_plain is None and across is not None and down is not None:
+        compiled.resample_pixels(pixels, across.first, across.weights, down.first, down.weights, out)
+    else:
+        plain_tiles.resample_pixels(pixels, box, out)
 
 
 def kernel_name() -> str:

@@ -237,6 +237,33 @@ def test_pixels_are_reduced_as_pillow_reduces_them(kernel: Any, factor: int) -> 
 
 
 @each_kernel
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_are_resampled_as_pillow_resamples_them(kernel: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        side, patch_px = rng.integers(3, 120, 2).tolist()
+        box_px = (0.2 + 0.8 * rng.random()) * side
+        left, upper = (rng.random(2) * (side - box_px)).tolist()
+        box = (left, upper, left + box_px, upper + box_px)
+        noise = rng.integers(0, 256, (side, side, 3), np.uint8)
+        for pixels in (noise, np.full_like(noise, 255), noise | 0xFE):
+            out = np.full((patch_px, patch_px, 3), UNTOUCHED, np.uint8)
+            kernel.resample_pixels(pixels, box, out)
+            wanted = Image.fromarray(pixels).resize((patch_px, patch_px), Image.Resampling.BILINEAR, box=box)
+            assert (out == np.asarray(wanted)).all()
+
+
+@each_kernel
+@pytest.mark.parametrize(("side", "box_px"), [(497, 487.0), (567, 556.52), (520, 511.9), (1040, 1020.3)])
+def test_patches_are_resampled_as_pillow_resamples_them(kernel: Any, side: int, box_px: float) -> None:
+    pixels, out = picture(side, side), np.empty((256, 256, 3), np.uint8)
+    box = (2.37, 1.91, 2.37 + box_px, 1.91 + box_px)
+    kernel.resample_pixels(pixels, box, out)
+    wanted = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR, box=box)
+    assert (out == np.asarray(wanted)).all()
+
+
+@each_kernel
 def test_progressive_tiles_are_decoded_too(tmp_path: Path, kernel: Any) -> None:
     level = write_level(tmp_path / "tiles", (128, 64), (64, 64), progressive=True)
     corners, patches = np.array([[5, 0]], np.int64), np.zeros((1, 64, 100, 3), np.uint8)
@@ -450,6 +477,19 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
     for factor, means in ((3, patches[0]), (0, patches[0]), (1, patches[0, :32]), (1, patches[0, ..., :1].copy())):
         with pytest.raises(TypeError):
             tile_kernel.compiled.reduce_pixels(patches[0], factor, means)
+    few, all_of_it = np.zeros(64, np.int32), np.full((64, 2), 1 << 21, np.int32)
+    for axes in (
+        (few[1:], all_of_it, few, all_of_it),
+        (few, all_of_it[:, :1].copy(), few, all_of_it),
+        (few, all_of_it, few + 63, all_of_it),
+        (few - 1, all_of_it, few, all_of_it),
+        (few, all_of_it, np.arange(64, dtype=np.int32)[::-1].copy(), all_of_it),
+        (few, all_of_it * 4, few, all_of_it),
+        (few, -all_of_it, few, all_of_it),
+    ):
+        with pytest.raises(TypeError):
+            tile_kernel.compiled.resample_pixels(patches[0], *axes, patches[1])
+    tile_kernel.compiled.resample_pixels(patches[0], few, all_of_it, few, all_of_it, patches[1])
     level.read(tile_kernel, corners, patches)
 
 

@@ -1,0 +1,170 @@
+/*
+ * Resampling by weights that are given: with those of linear_filter.py what Pillow's Image.resize gives, to the last
+ * bit.
+ *
+ * 1. Across: each row is resampled once, as soon as a row of the result needs it, to a ring of as many rows as that
+ *    needs.
+ * 2. Down: a row of the result is made of the ring's rows.
+ *
+ * Weights have 22 bits behind the point, more than a product of two vectors of 16 bits takes. Each is cut into its low
+ * 11 bits and the rest, both for two pixels side by side; sums of both are put together at the end.
+ */
+
+#ifndef HAGMIL_RESAMPLING_H
+#define HAGMIL_RESAMPLING_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define WEIGHT_BITS 22
+#define LOW_BITS 11
+#define HALF (1 << (WEIGHT_BITS - 1)) /* sums are rounded */
+#define VECTOR 16
+#define PIXEL 3 /* bytes */
+
+/* What the pixels of one axis are made of. */
+typedef struct {
+    const int32_t *first;   /* (count,), of the pixels that make each */
+    const int32_t *weights; /* (count, taps) */
+    size_t count, taps;     /* an even number of taps */
+    int32_t *pairs;         /* (count, taps): low bits of two weights, then the rest of both; room for them */
+} Axis;
+
+typedef struct {
+    const unsigned char *pixels; /* rows of `width` pixels */
+    unsigned char *out;          /* down.count rows of across.count pixels */
+    size_t width;
+    Axis across, down;
+    unsigned char *ring; /* room for down.taps rows of across.count pixels and a byte */
+} Resampling;
+
+static void cut_weights(Axis *axis)
+{
+    for (size_t at = 0; at < axis->count * axis->taps; at += 2) {
+        const uint32_t one = (uint32_t)axis->weights[at], other = (uint32_t)axis->weights[at + 1];
+        const uint32_t low = (1u << LOW_BITS) - 1;
+        axis->pairs[at] = (int32_t)((one & low) | (other & low) << 16);
+        axis->pairs[at + 1] = (int32_t)(one >> LOW_BITS | other >> LOW_BITS << 16);
+    }
+}
+
+#ifdef __SSE2__
+
+/* Add two pixels' share: `values` are 8 numbers of 16 bits, of the one and of the other in turn. */
+static inline void add_pair(__m128i *low, __m128i *rest, __m128i values, const int32_t *pair)
+{
+    *low = _mm_add_epi32(*low, _mm_madd_epi16(values, _mm_set1_epi32(pair[0])));
+    *rest = _mm_add_epi32(*rest, _mm_madd_epi16(values, _mm_set1_epi32(pair[1])));
+}
+
+static inline __m128i sum_of(__m128i low, __m128i rest)
+{
+    return _mm_srli_epi32(_mm_add_epi32(low, _mm_slli_epi32(rest, LOW_BITS)), WEIGHT_BITS);
+}
+
+static void resample_across(const Axis *axis, const unsigned char *row, unsigned char *out)
+{
+    const __m128i zero = _mm_setzero_si128(), half = _mm_set1_epi32(HALF);
+
+    for (size_t column = 0; column < axis->count; column++) {
+        const unsigned char *pixel = row + PIXEL * (size_t)axis->first[column];
+        const int32_t *pair = axis->pairs + column * axis->taps, *end = pair + axis->taps;
+        __m128i low = half, rest = zero;
+        for (; pair < end; pair += 2, pixel += 2 * PIXEL) {
+            int32_t one, other;
+            memcpy(&one, pixel, 4);
+            memcpy(&other, pixel + PIXEL - 1, 4); /* not a byte beyond the pair */
+            const __m128i begin = _mm_cvtsi32_si128(one), end = _mm_srli_si128(_mm_cvtsi32_si128(other), 1);
+            add_pair(&low, &rest, _mm_unpacklo_epi8(_mm_unpacklo_epi8(begin, end), zero), pair);
+        }
+        const __m128i sums = _mm_packs_epi32(sum_of(low, rest), zero);
+        const int32_t means = _mm_cvtsi128_si32(_mm_packus_epi16(sums, zero));
+        memcpy(out + PIXEL * column, &means, 4); /* a byte more, which the next one overwrites */
+    }
+}
+
+/* As many bytes as whole vectors hold; how many. */
+static size_t resample_down(const Axis *axis, size_t row, const unsigned char *const *rows, size_t bytes,
+                            unsigned char *out)
+{
+    const __m128i zero = _mm_setzero_si128(), half = _mm_set1_epi32(HALF);
+    const int32_t *pairs = axis->pairs + row * axis->taps;
+    size_t at = 0;
+
+    for (; at + VECTOR <= bytes; at += VECTOR) {
+        __m128i low[4] = {half, half, half, half}, rest[4] = {zero, zero, zero, zero};
+        for (size_t tap = 0; tap < axis->taps; tap += 2) {
+            const __m128i one = _mm_loadu_si128((const __m128i *)(rows[tap] + at));
+            const __m128i other = _mm_loadu_si128((const __m128i *)(rows[tap + 1] + at));
+            const __m128i begin = _mm_unpacklo_epi8(one, other), end = _mm_unpackhi_epi8(one, other);
+            add_pair(&low[0], &rest[0], _mm_unpacklo_epi8(begin, zero), pairs + tap);
+            add_pair(&low[1], &rest[1], _mm_unpackhi_epi8(begin, zero), pairs + tap);
+            add_pair(&low[2], &rest[2], _mm_unpacklo_epi8(end, zero), pairs + tap);
+            add_pair(&low[3], &rest[3], _mm_unpackhi_epi8(end, zero), pairs + tap);
+        }
+        const __m128i begin = _mm_packs_epi32(sum_of(low[0], rest[0]), sum_of(low[1], rest[1]));
+        const __m128i end = _mm_packs_epi32(sum_of(low[2], rest[2]), sum_of(low[3], rest[3]));
+        _mm_storeu_si128((__m128i *)(out + at), _mm_packus_epi16(begin, end));
+    }
+    return at;
+}
+
+#else
+
+static void resample_across(const Axis *axis, const unsigned char *row, unsigned char *out)
+{
+    for (size_t column = 0; column < axis->count; column++) {
+        const unsigned char *pixel = row + PIXEL * (size_t)axis->first[column];
+        const int32_t *weights = axis->weights + column * axis->taps;
+        for (size_t channel = 0; channel < PIXEL; channel++) {
+            int32_t sum = HALF;
+            for (size_t tap = 0; tap < axis->taps; tap++)
+                sum += weights[tap] * pixel[tap * PIXEL + channel];
+            out[column * PIXEL + channel] = (unsigned char)(sum >> WEIGHT_BITS);
+        }
+    }
+}
+
+static size_t resample_down(const Axis *axis, size_t row, const unsigned char *const *rows, size_t bytes,
+                            unsigned char *out)
+{
+    (void)axis, (void)row, (void)rows, (void)bytes, (void)out;
+    return 0;
+}
+
+#endif
+
+/* `rows` is room for a pointer to each row that one is made of. */
+static void resample_all(Resampling *work, const unsigned char **rows)
+{
+    const Axis *down = &work->down;
+    const size_t bytes = work->across.count * PIXEL, pitch = bytes + 1;
+    size_t done = (size_t)down->first[0]; /* rows before it are in the ring, or not needed */
+
+    cut_weights(&work->across);
+    cut_weights(&work->down);
+    for (size_t row = 0; row < down->count; row++) {
+        const size_t first = (size_t)down->first[row];
+        const int32_t *weights = down->weights + row * down->taps;
+        unsigned char *out = work->out + row * bytes;
+
+        for (done = done < first ? first : done; done < first + down->taps; done++)
+            resample_across(&work->across, work->pixels + done * work->width * PIXEL,
+                            work->ring + done % down->taps * pitch);
+        for (size_t tap = 0; tap < down->taps; tap++)
+            rows[tap] = work->ring + (first + tap) % down->taps * pitch;
+        for (size_t at = resample_down(down, row, rows, bytes, out); at < bytes; at++) {
+            int32_t sum = HALF;
+            for (size_t tap = 0; tap < down->taps; tap++)
+                sum += weights[tap] * rows[tap][at];
+            out[at] = (unsigned char)(sum >> WEIGHT_BITS);
+        }
+    }
+}
+
+#endif
