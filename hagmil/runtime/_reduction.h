@@ -9,7 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#define REDUCED_CHANNELS 3
+#include "_tile_types.h"
+
 #define MOST_REDUCED 256 /* above, sums do not fit into 16 and 32 bits */
 
 typedef struct {
@@ -26,23 +27,22 @@ typedef struct {
  */
 static void row_of_four(const Reduction *work, size_t row)
 {
-    const size_t values = work->width * 2 * REDUCED_CHANNELS;
+    const size_t values = work->width * 2 * CHANNELS;
     const unsigned char *upper = work->pixels + 2 * row * work->pixels_pitch, *lower = upper + work->pixels_pitch;
     unsigned char *means = work->means + row * work->means_pitch, *near = (unsigned char *)work->sums;
 
-    for (size_t value = 0; value < values - REDUCED_CHANNELS; value++)
-        near[value] = (unsigned char)((upper[value] + upper[value + REDUCED_CHANNELS] + lower[value] +
-                                       lower[value + REDUCED_CHANNELS] + 2) >> 2);
+    for (size_t value = 0; value < values - CHANNELS; value++)
+        near[value] =
+            (unsigned char)((upper[value] + upper[value + CHANNELS] + lower[value] + lower[value + CHANNELS] + 2) >> 2);
     for (size_t column = 0; column + 1 < work->width; column++) /* a byte more each, which the next one overwrites */
-        memcpy(means + column * REDUCED_CHANNELS, near + column * 2 * REDUCED_CHANNELS, REDUCED_CHANNELS + 1);
-    memcpy(means + (work->width - 1) * REDUCED_CHANNELS, near + (work->width - 1) * 2 * REDUCED_CHANNELS,
-           REDUCED_CHANNELS);
+        memcpy(means + column * CHANNELS, near + column * 2 * CHANNELS, CHANNELS + 1);
+    memcpy(means + (work->width - 1) * CHANNELS, near + (work->width - 1) * 2 * CHANNELS, CHANNELS);
 }
 
 /* The means of one row; `factor` is a constant where it is small, for the compiler's sake. */
 static inline void row_of_means(const Reduction *work, size_t row, size_t factor)
 {
-    const size_t values = work->width * factor * REDUCED_CHANNELS;
+    const size_t values = work->width * factor * CHANNELS;
     const unsigned char *pixels = work->pixels + row * factor * work->pixels_pitch;
     unsigned char *means = work->means + row * work->means_pitch;
     const uint32_t count = (uint32_t)(factor * factor);
@@ -54,12 +54,12 @@ static inline void row_of_means(const Reduction *work, size_t row, size_t factor
         for (size_t value = 0; value < values; value++)
             work->sums[value] = (uint16_t)(work->sums[value] + pixels[line * work->pixels_pitch + value]);
     for (size_t column = 0; column < work->width; column++) {
-        const uint16_t *sums = work->sums + column * factor * REDUCED_CHANNELS;
-        for (size_t channel = 0; channel < REDUCED_CHANNELS; channel++) {
+        const uint16_t *sums = work->sums + column * factor * CHANNELS;
+        for (size_t channel = 0; channel < CHANNELS; channel++) {
             uint32_t sum = count / 2;
             for (size_t pixel = 0; pixel < factor; pixel++)
-                sum += sums[pixel * REDUCED_CHANNELS + channel];
-            means[column * REDUCED_CHANNELS + channel] = (unsigned char)(sum * share >> 24);
+                sum += sums[pixel * CHANNELS + channel];
+            means[column * CHANNELS + channel] = (unsigned char)(sum * share >> 24);
         }
     }
 }

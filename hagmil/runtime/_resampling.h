@@ -17,6 +17,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_tile_types.h"
+
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -25,7 +27,6 @@
 #define LOW_BITS 11
 #define HALF (1 << (WEIGHT_BITS - 1)) /* sums are rounded */
 #define VECTOR 16
-#define PIXEL 3 /* bytes */
 
 /* What the pixels of one axis are made of. */
 typedef struct {
@@ -72,19 +73,19 @@ static void resample_across(const Axis *axis, const unsigned char *row, unsigned
     const __m128i zero = _mm_setzero_si128(), half = _mm_set1_epi32(HALF);
 
     for (size_t column = 0; column < axis->count; column++) {
-        const unsigned char *pixel = row + PIXEL * (size_t)axis->first[column];
+        const unsigned char *pixel = row + CHANNELS * (size_t)axis->first[column];
         const int32_t *pair = axis->pairs + column * axis->taps, *end = pair + axis->taps;
         __m128i low = half, rest = zero;
-        for (; pair < end; pair += 2, pixel += 2 * PIXEL) {
+        for (; pair < end; pair += 2, pixel += 2 * CHANNELS) {
             int32_t one, other;
             memcpy(&one, pixel, 4);
-            memcpy(&other, pixel + PIXEL - 1, 4); /* not a byte beyond the pair */
+            memcpy(&other, pixel + CHANNELS - 1, 4); /* not a byte beyond the pair */
             const __m128i begin = _mm_cvtsi32_si128(one), end = _mm_srli_si128(_mm_cvtsi32_si128(other), 1);
             add_pair(&low, &rest, _mm_unpacklo_epi8(_mm_unpacklo_epi8(begin, end), zero), pair);
         }
         const __m128i sums = _mm_packs_epi32(sum_of(low, rest), zero);
         const int32_t means = _mm_cvtsi128_si32(_mm_packus_epi16(sums, zero));
-        memcpy(out + PIXEL * column, &means, 4); /* a byte more, which the next one overwrites */
+        memcpy(out + CHANNELS * column, &means, 4); /* a byte more, which the next one overwrites */
     }
 }
 
@@ -119,13 +120,13 @@ static size_t resample_down(const Axis *axis, size_t row, const unsigned char *c
 static void resample_across(const Axis *axis, const unsigned char *row, unsigned char *out)
 {
     for (size_t column = 0; column < axis->count; column++) {
-        const unsigned char *pixel = row + PIXEL * (size_t)axis->first[column];
+        const unsigned char *pixel = row + CHANNELS * (size_t)axis->first[column];
         const int32_t *weights = axis->weights + column * axis->taps;
-        for (size_t channel = 0; channel < PIXEL; channel++) {
+        for (size_t channel = 0; channel < CHANNELS; channel++) {
             int32_t sum = HALF;
             for (size_t tap = 0; tap < axis->taps; tap++)
-                sum += weights[tap] * pixel[tap * PIXEL + channel];
-            out[column * PIXEL + channel] = (unsigned char)(sum >> WEIGHT_BITS);
+                sum += weights[tap] * pixel[tap * CHANNELS + channel];
+            out[column * CHANNELS + channel] = (unsigned char)(sum >> WEIGHT_BITS);
         }
     }
 }
@@ -143,7 +144,7 @@ static size_t resample_down(const Axis *axis, size_t row, const unsigned char *c
 static void resample_all(Resampling *work, const unsigned char **rows)
 {
     const Axis *down = &work->down;
-    const size_t bytes = work->across.count * PIXEL, pitch = bytes + 1;
+    const size_t bytes = work->across.count * CHANNELS, pitch = bytes + 1;
     size_t done = (size_t)down->first[0]; /* rows before it are in the ring, or not needed */
 
     cut_weights(&work->across);
@@ -154,7 +155,7 @@ static void resample_all(Resampling *work, const unsigned char **rows)
         unsigned char *out = work->out + row * bytes;
 
         for (done = done < first ? first : done; done < first + down->taps; done++)
-            resample_across(&work->across, work->pixels + done * work->width * PIXEL,
+            resample_across(&work->across, work->pixels + done * work->width * CHANNELS,
                             work->ring + done % down->taps * pitch);
         for (size_t tap = 0; tap < down->taps; tap++)
             rows[tap] = work->ring + (first + tap) % down->taps * pitch;

@@ -164,7 +164,7 @@ static void read_box(Decoder *decoder, const Box *box)
     JDIMENSION left = (JDIMENSION)most(box->left - BESIDE, 0) / FROM_LEFT * FROM_LEFT;
     JDIMENSION width = (JDIMENSION)least(box->right + BESIDE, jpeg->output_width) - left;
 
-    if (jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1) { /* of the first scan */
+    if (jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1) { /* no scan of a progressive or lossless one has both */
         read_rows(decoder, height);
         return;
     }

@@ -1,8 +1,8 @@
 /*
  * The compiled tile kernel: reads, decodes and hands out the JPEG tiles of a chunk of patches in one call.
  *
- * hagmil/runtime/plain_tiles.py is its plain twin: same arguments, same pixels, same errors; that module says what
- * the arguments are. One contract test holds both.
+ * hagmil/runtime/plain_tiles.py is its plain twin: same pixels, same errors, and but for resampling the same arguments;
+ * that module says what they are. One contract test holds both.
  *
  * 1. Arguments are checked and turned into plain C while the interpreter is held. It is let go for all that follows
  *    (_tile_decoder.h, _tile_work.h).
@@ -19,8 +19,8 @@
  * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines, but
  * for means, of which there are fewer.
  *
- * Pixels that were put together otherwise are reduced by whole numbers here (_reduction.h) or resampled (_resampling.h):
- * several times as fast as by Pillow, which keeps four bytes a pixel.
+ * Pixels that were put together otherwise are reduced by whole numbers here (_reduction.h) or resampled
+ * (_resampling.h): several times as fast as by Pillow, which keeps four bytes a pixel.
  *
  * There is no state beyond a call but the library's functions (_libjpeg.h), which are set before the first, so any
  * number of threads may be in here at once.
@@ -51,10 +51,19 @@ static PyObject *open_library(PyObject *module, PyObject *argument)
 
 /* ---- step 1 ---- */
 
-/* The tiles as plain C, their memory held by `buffers`; how many of those are held, all is well only if `*fine`. */
-static Py_ssize_t take_tiles(Work *work, PyObject *indices, PyObject *memories, Py_ssize_t decoded,
-                             Py_ssize_t level_tiles, Py_buffer *buffers, int *fine)
+static int64_t tiles_of(const Work *work)
 {
+    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const int64_t down = (work->height + work->tile_height - 1) / work->tile_height;
+
+    return across * down;
+}
+
+/* The tiles as plain C, their memory held by `buffers`; how many of those are held, all is well only if `*fine`. */
+static Py_ssize_t take_tiles(Work *work, PyObject *indices, PyObject *memories, Py_ssize_t decoded, Py_buffer *buffers,
+                             int *fine)
+{
+    const int64_t level_tiles = tiles_of(work);
     const Py_ssize_t bytes = (Py_ssize_t)(work->tile_width * work->tile_height * CHANNELS);
     Py_ssize_t held = 0;
 
@@ -112,9 +121,7 @@ static int sizes_fit(const Work *work, Py_ssize_t memories, const Py_buffer *off
 {
     if (work->width < 1 || work->height < 1 || work->tile_width < 1 || work->tile_height < 1 || work->head_bytes < 2)
         return 0;
-    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
-    const int64_t down = (work->height + work->tile_height - 1) / work->tile_height;
-    return work->tile_count == memories && offsets->len == sizes->len && offsets->len / 8 >= across * down &&
+    return work->tile_count == memories && offsets->len == sizes->len && offsets->len / 8 >= tiles_of(work) &&
            scratch->len == work->tile_width * work->tile_height * CHANNELS;
 }
 
@@ -160,7 +167,7 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
         PyErr_NoMemory();
         goto end;
     }
-    held = take_tiles(&work, indices, memories, decoded, offsets.len / 8, buffers, &fine);
+    held = take_tiles(&work, indices, memories, decoded, buffers, &fine);
     if (!fine)
         goto end;
 
@@ -318,7 +325,7 @@ end:
 
 /* ---- resampling ---- */
 
-/* Take one axis; whether it makes `count` pixels of those that are there. Room for its pairs is the caller's to free. */
+/* Take one axis; whether it makes `count` pixels of those that are there. Room for its pairs is the caller's. */
 static int take_axis(Axis *axis, const Py_buffer *first, const Py_buffer *weights, Py_ssize_t count, Py_ssize_t there)
 {
     const Py_ssize_t taps = count < 1 ? 0 : weights->len / ((Py_ssize_t)sizeof(int32_t) * count);
@@ -330,9 +337,16 @@ static int take_axis(Axis *axis, const Py_buffer *first, const Py_buffer *weight
     for (Py_ssize_t at = 0; at < count; at++)
         if (axis->first[at] < (at == 0 ? 0 : axis->first[at - 1]) || axis->first[at] > there - taps)
             return 0;
-    for (Py_ssize_t at = 0; at < taps * count; at++)
-        if (axis->weights[at] < 0 || axis->weights[at] > 1 << WEIGHT_BITS)
+    for (Py_ssize_t at = 0; at < count; at++) {
+        int64_t sum = 0;
+        for (const int32_t *weight = axis->weights + at * taps; weight < axis->weights + (at + 1) * taps; weight++) {
+            if (*weight < 0 || *weight > 1 << WEIGHT_BITS)
+                return 0;
+            sum += *weight;
+        }
+        if (sum > (1 << WEIGHT_BITS) + taps) /* each may have been rounded up */
             return 0;
+    }
     return 1;
 }
 

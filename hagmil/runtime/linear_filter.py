@@ -45,7 +45,7 @@ def linear_filter(size: int, begin: float, end: float, count: int) -> LinearFilt
         count: pixels of the result.
 
     Returns:
-        The filter; None where there are fewer pixels than make one.
+        The filter; None where there are fewer pixels than its taps.
     """
     low, high = np.float32(begin), np.float32(end)
     scale = float(high - low) / count  # step 1
@@ -65,4 +65,7 @@ def linear_filter(size: int, begin: float, end: float, count: int) -> LinearFilt
     for tap in range(taps):  # one after the other, as rounding has it
         total += weights[:, tap]
     whole = (weights / total[:, np.newaxis] * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)  # step 3
-    return LinearFilter(start.astype(np.int32), whole)
+    found = LinearFilter(start.astype(np.int32), whole)
+    for array in (found.first, found.weights):
+        array.setflags(write=False)  # it is everybody's
+    return found

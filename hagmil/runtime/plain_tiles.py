@@ -1,6 +1,6 @@
-"""The plain twin of the compiled tile kernel: simplejpeg decodes, NumPy copies, Pillow reduces.
+"""The plain twin of the compiled tile kernel: simplejpeg decodes, NumPy copies, Pillow reduces and resamples.
 
-Same arguments, same pixels, same errors as ``_tile_kernel.c``; one contract test holds both.
+Same pixels and same errors as ``_tile_kernel.c`` by way of ``tile_kernel.py``; one contract test holds both.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
     """Means of squares of pixels, rounded as Pillow rounds them.
 
     Args:
-        pixels: uint8 (height * factor, width * factor, 3), contiguous.
+        pixels: uint8 (height * factor, width * factor, 3).
         factor: side of a square, 1 to 256.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
@@ -138,8 +138,8 @@ def resample_pixels(
     """Resample a square of a picture by Pillow's antialiasing linear filter.
 
     Args:
-        pixels: uint8 (side, side, 3), contiguous.
-        box: left, upper, right and lower edge of the square, in pixels; fractions count.
+        pixels: uint8 (side, side, 3).
+        box: left, upper, right and lower edge of the square, in pixels and within them; fractions count.
         out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
     """
     out[...] = np.asarray(Image.fromarray(pixels).resize((len(out), len(out)), Image.Resampling.BILINEAR, box=box))

@@ -79,12 +79,12 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
     """Means of squares of pixels, rounded as Pillow rounds them.
 
     Args:
-        pixels: uint8 (height * factor, width * factor, 3), contiguous.
+        pixels: uint8 (height * factor, width * factor, 3).
         factor: side of a square.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
     if why_plain is None and factor <= MOST_REDUCED:
-        compiled.reduce_pixels(pixels, factor, means)
+        compiled.reduce_pixels(np.ascontiguousarray(pixels), factor, means)
     else:
         plain_tiles.reduce_pixels(pixels, factor, means)
 
@@ -93,15 +93,17 @@ def resample_pixels(pixels: NDArray[np.uint8], box: tuple[float, float, float, f
     """Resample a square of a picture by Pillow's antialiasing linear filter.
 
     Args:
-        pixels: uint8 (side, side, 3), contiguous.
-        box: left, upper, right and lower edge of the square, in pixels; fractions count.
+        pixels: uint8 (side, side, 3).
+        box: left, upper, right and lower edge of the square, in pixels and within them; fractions count.
         out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
     """
-    across, down = (linear_filter(len(pixels), box[axis], box[axis + 2], len(out)) for axis in (0, 1))
-    if why_plain is None and across is not None and down is not None:
-        compiled.resample_pixels(pixels, across.first, across.weights, down.first, down.weights, out)
-    else:
-        plain_tiles.resample_pixels(pixels, box, out)
+    if why_plain is None:
+        across, down = (linear_filter(len(pixels), box[axis], box[axis + 2], len(out)) for axis in (0, 1))
+        if across is not None and down is not None:
+            filters = across.first, across.weights, down.first, down.weights
+            compiled.resample_pixels(np.ascontiguousarray(pixels), *filters, out)
+            return
+    plain_tiles.resample_pixels(pixels, box, out)
 
 
 def kernel_name() -> str:

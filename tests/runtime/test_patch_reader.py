@@ -50,6 +50,17 @@ def test_a_whole_ratio_gives_the_mean_of_its_pixels(
     assert np.abs(patch - mean).max() <= 0.6
 
 
+@pytest.mark.parametrize("stage_um", [0.5, 0.7, 1.0, 1.5, 2.3])
+def test_a_slide_in_strips_has_the_same_patches(
+    tmp_path: Path, exact_path: Path, pixels: NDArray[np.uint8], stage_um: float
+) -> None:
+    path = save_pyramid(tmp_path / "strips.tif", pixels, compression="lzw", tiled=False, pyramid=False)
+    with open_slide(path) as strips, open_slide(exact_path) as tiled:
+        geometry = geometry_of(strips, stage_um)
+        patch = read_patch(strips, geometry, 64, 32)  # all of it inside: a part of what is decoded already
+        assert (patch == read_patch(tiled, geometry, 64, 32)).all()
+
+
 @pytest.mark.parametrize("factor", [4, 8])
 def test_reading_in_bands_changes_nothing(exact_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int) -> None:
     with open_slide(exact_path) as slide:

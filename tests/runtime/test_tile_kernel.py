@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from hagmil.runtime import plain_tiles, tile_kernel
 from hagmil.runtime.doctor import examine
+from hagmil.runtime.linear_filter import linear_filter
 from tests.conftest import REPOSITORY
 from tests.runtime.slide_files import picture
 
@@ -30,12 +32,10 @@ UNTOUCHED = 77
 SOURCE = REPOSITORY / "hagmil" / "runtime" / "_tile_kernel.c"
 PLAIN = tile_kernel.why_plain is not None
 
+compiled_only = pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}")
+
 KERNELS = [
-    pytest.param(
-        tile_kernel,
-        id="compiled",
-        marks=pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}"),
-    ),
+    pytest.param(tile_kernel, id="compiled", marks=compiled_only),
     pytest.param(plain_tiles, id="plain"),
 ]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
@@ -236,9 +236,9 @@ def test_pixels_are_reduced_as_pillow_reduces_them(kernel: Any, factor: int) -> 
         assert (means == np.asarray(Image.fromarray(pixels).reduce(factor))).all()
 
 
-@each_kernel
+@compiled_only
 @pytest.mark.parametrize("seed", range(12))
-def test_pixels_are_resampled_as_pillow_resamples_them(kernel: Any, seed: int) -> None:
+def test_pixels_are_resampled_as_pillow_resamples_them(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(12):
         side, patch_px = rng.integers(3, 120, 2).tolist()
@@ -248,19 +248,40 @@ def test_pixels_are_resampled_as_pillow_resamples_them(kernel: Any, seed: int) -
         noise = rng.integers(0, 256, (side, side, 3), np.uint8)
         for pixels in (noise, np.full_like(noise, 255), noise | 0xFE):
             out = np.full((patch_px, patch_px, 3), UNTOUCHED, np.uint8)
-            kernel.resample_pixels(pixels, box, out)
+            tile_kernel.resample_pixels(pixels, box, out)
             wanted = Image.fromarray(pixels).resize((patch_px, patch_px), Image.Resampling.BILINEAR, box=box)
             assert (out == np.asarray(wanted)).all()
 
 
-@each_kernel
-@pytest.mark.parametrize(("side", "box_px"), [(497, 487.0), (567, 556.52), (520, 511.9), (1040, 1020.3)])
-def test_patches_are_resampled_as_pillow_resamples_them(kernel: Any, side: int, box_px: float) -> None:
+@compiled_only
+@pytest.mark.parametrize(("side", "box_px"), [(497, 487.0), (567, 556.52), (520, 511.9), (1040, 1020.3), (60, 30.0)])
+def test_patches_are_resampled_as_pillow_resamples_them(side: int, box_px: float) -> None:
     pixels, out = picture(side, side), np.empty((256, 256, 3), np.uint8)
     box = (2.37, 1.91, 2.37 + box_px, 1.91 + box_px)
-    kernel.resample_pixels(pixels, box, out)
+    tile_kernel.resample_pixels(pixels, box, out)
     wanted = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR, box=box)
     assert (out == np.asarray(wanted)).all()
+
+
+@each_kernel
+def test_a_picture_with_fewer_pixels_than_a_filter_takes_is_resampled_too(kernel: Any) -> None:
+    pixels, out = picture(3, 3), np.empty((1, 1, 3), np.uint8)
+    assert linear_filter(3, 0.0, 3.0, 1) is None  # three of them, and taps are even
+    kernel.resample_pixels(pixels, (0.0, 0.0, 3.0, 3.0), out)
+    assert (out == np.asarray(Image.fromarray(pixels).resize((1, 1), Image.Resampling.BILINEAR))).all()
+
+
+@each_kernel
+def test_parts_of_a_picture_are_reduced_and_resampled_where_they_lie(kernel: Any) -> None:
+    part = picture(90, 70)[10:50, 20:60]
+    assert not part.flags.c_contiguous
+    means, resampled = np.empty((20, 20, 3), np.uint8), np.empty((20, 20, 3), np.uint8)
+    kernel.reduce_pixels(part, 2, means)
+    kernel.resample_pixels(part, (3.5, 3.5, 35.0, 35.0), resampled)
+    image = Image.fromarray(np.ascontiguousarray(part))
+    assert (means == np.asarray(image.reduce(2))).all()
+    wanted = image.resize((20, 20), Image.Resampling.BILINEAR, box=(3.5, 3.5, 35.0, 35.0))
+    assert (resampled == np.asarray(wanted)).all()
 
 
 @each_kernel
@@ -425,7 +446,7 @@ def test_a_tile_without_tables_is_not_decoded_by_those_of_another(level: Level, 
     assert caught.value.args[0] == 5
 
 
-@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}")
+@compiled_only
 def test_shared_tables_that_hold_an_image_are_refused(level: Level) -> None:
     level.head = encoded(PIXELS)
     with pytest.raises(ValueError, match="hold an image") as caught:
@@ -446,7 +467,7 @@ def test_a_file_that_ends_early_or_cannot_be_read_names_the_tile(level: Level, k
     assert caught.value.args[0] == 1
 
 
-@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}")
+@compiled_only
 def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
     corners, patches = np.zeros((2, 2), np.int64), np.zeros((2, 64, 64, 3), np.uint8)
     for wrong in (
@@ -455,6 +476,7 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
         {"patches": patches[0]},
         {"indices": [12]},
         {"indices": [-1]},
+        {"size": (200, 60), "indices": [4]},  # there are bytes of it, but the level ends before it
         {"indices": [0], "memories": [None, None]},
         {"indices": [0], "memories": [np.zeros(5, np.uint8)]},
         {"indices": [0], "decoded": 1},
@@ -465,8 +487,10 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
         {"shrink": 2, "corners": corners + 1},
         {"shrink": 512},
     ):
+        arguments: dict[str, Any] = {"corners": corners, "patches": patches, **wrong}
+        other = replace(level, size=arguments.pop("size", level.size))
         with pytest.raises(TypeError):
-            level.read(tile_kernel, **{"corners": corners, "patches": patches, **wrong})
+            other.read(tile_kernel, **arguments)
     with pytest.raises((BufferError, ValueError), match="contiguous"):
         level.read(tile_kernel, corners, np.zeros((2, 64, 64, 6), np.uint8)[..., ::2])
     for wrong in ((corners[:1], patches), (corners, patches[0]), (corners, patches[..., :1].copy())):
@@ -483,12 +507,17 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
         (few, all_of_it[:, :1].copy(), few, all_of_it),
         (few, all_of_it, few + 63, all_of_it),
         (few - 1, all_of_it, few, all_of_it),
-        (few, all_of_it, np.arange(64, dtype=np.int32)[::-1].copy(), all_of_it),
+        (few, all_of_it, np.minimum(np.arange(64, dtype=np.int32), 62)[::-1].copy(), all_of_it),  # it falls
+        (few, np.full((64, 3), 1 << 20, np.int32), few, all_of_it),
         (few, all_of_it * 4, few, all_of_it),
+        (few, all_of_it + 2, few, all_of_it),
         (few, -all_of_it, few, all_of_it),
     ):
         with pytest.raises(TypeError):
             tile_kernel.compiled.resample_pixels(patches[0], *axes, patches[1])
+    for wrong in ((patches[0, ..., :1].copy(), patches[1]), (patches[0], patches[1, ..., 0].copy())):
+        with pytest.raises(TypeError):
+            tile_kernel.compiled.resample_pixels(wrong[0], few, all_of_it, few, all_of_it, wrong[1])
     tile_kernel.compiled.resample_pixels(patches[0], few, all_of_it, few, all_of_it, patches[1])
     level.read(tile_kernel, corners, patches)
 
@@ -504,6 +533,36 @@ def test_the_kernel_is_compiled_where_it_can_be() -> None:
     assert tile_kernel.why_plain is None, f"it could be compiled, but is not there: {tile_kernel.why_plain}"
 
 
+@compiled_only
+def test_without_vectors_the_kernel_makes_the_same_pixels(tmp_path: Path, level: Level) -> None:
+    """As on a processor that is none of x86."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    built = tmp_path / "_tile_kernel.so"
+    options = ["-shared", "-fPIC", "-O1", "-U__SSE2__", f"-I{sysconfig.get_paths()['include']}"]
+    done = subprocess.run(
+        [compiler, *options, SOURCE, "-ldl", "-o", built], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"libjpeg-turbo's or Python's headers are missing: {done.stderr.splitlines()[0]}")
+    spec = importlib.util.spec_from_file_location("without_vectors._tile_kernel", built)
+    assert spec is not None
+    assert spec.loader is not None
+    kernel = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernel)
+    kernel.open_library(tile_kernel.library)
+    corners, patches = np.array([[-5, 3], [70, 70]], np.int64), np.full((2, 64, 64, 3), UNTOUCHED, np.uint8)
+    level.read(kernel, corners, patches)
+    assert (patches == level.expected(corners, 64, 64)).all()
+    pixels, out, wanted = picture(90, 90), np.empty((37, 37, 3), np.uint8), np.empty((37, 37, 3), np.uint8)
+    axis = linear_filter(90, 3.5, 80.25, 37)
+    assert axis is not None
+    kernel.resample_pixels(pixels, axis.first, axis.weights, axis.first, axis.weights, out)
+    tile_kernel.resample_pixels(pixels, (3.5, 3.5, 80.25, 80.25), wanted)
+    assert (out == wanted).all()
+
+
 def test_the_doctor_and_reports_name_what_reads_tiles() -> None:
     (finding,) = [finding for finding in examine() if finding.name == "tile kernel"]
     assert finding.state == ("optional" if PLAIN else "ok")
@@ -511,7 +570,7 @@ def test_the_doctor_and_reports_name_what_reads_tiles() -> None:
     assert tile_kernel.kernel_name().startswith("plain" if PLAIN else "compiled, libjpeg-turbo ")
 
 
-@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
+@compiled_only
 def test_every_libjpeg_turbo_gives_the_same_pixels(level: Level) -> None:
     corners, chosen = np.random.default_rng(8).integers(-60, 200, (40, 2)), tile_kernel.library
     assert chosen is not None
@@ -529,7 +588,7 @@ def test_every_libjpeg_turbo_gives_the_same_pixels(level: Level) -> None:
         tile_kernel.open_first([chosen])
 
 
-@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
+@compiled_only
 def test_what_is_no_libjpeg_turbo_is_refused_and_the_next_is_tried(tmp_path: Path) -> None:
     chosen, text = tile_kernel.library, tmp_path / "text.so"
     assert chosen is not None
@@ -539,7 +598,7 @@ def test_what_is_no_libjpeg_turbo_is_refused_and_the_next_is_tried(tmp_path: Pat
         tile_kernel.open_first([str(text), "libc.so.6"])
 
 
-@pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not used: {tile_kernel.why_plain}")
+@compiled_only
 def test_pillows_libjpeg_turbo_is_preferred_and_named_and_without_any_the_twin_is_used() -> None:
     code = (
         "import sys; from pathlib import Path; from unittest import mock\n"
