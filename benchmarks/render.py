@@ -47,16 +47,21 @@ SECTIONS = (
     Section(
         "Reading patches",
         "reading",
-        "Shares and threads over one are medians over 21 turns of the ratio within a turn, of wall-clock time; of "
-        "the two bare decoders the one counts that gives the smaller share. With one thread the compiled kernel "
-        "([0012](decisions/0012-tile-engine.md)) comes to 1.01 of it where patches lie on the tiles, and to 0.91 "
-        "across tiles (each tile counted once), short of 0.95. What is missing there is the way of the copied "
-        "pixels to memory, 7 to 8 % of a tile's time, and some 3 % for opening the slide and for Python between "
-        "chunks. Shares move by 0.03 and more from run to run on this machine. hagmil is faster than every peer, "
-        "and 12.6 and 9.3 times OpenSlide. Two threads over one: 1.94 and 1.92. On Aperio's tiles of 240 px the "
-        "share is above 1, since the bare decoders are slower there than on 256 px, for a reason not looked for.\n\n"
-        "A patch of aperio-half is the mean of 512 px: it needs 4.7 tiles. Its share, 0.90, pays for the reduction "
-        "too.",
+        "Shares and threads over one are medians over 15 turns of the ratio within a turn, of wall-clock time; of "
+        "the two bare decoders the one counts that gives the smaller share. This is a processor with AVX2 and no "
+        "AVX-512. With one thread the compiled kernel ([0012](decisions/0012-tile-engine.md)) comes to 1.07 of it "
+        "where patches lie on the tiles, and to 0.97 across tiles (each tile counted once; three runs before: 0.96, "
+        "0.96 and 0.99, the first two without leaving out what is not needed of tiles at the rim). On a processor "
+        "with AVX-512, where decoding takes two thirds of the time, it was 0.91 across tiles before that was left "
+        "out; it has not been measured there since. hagmil is faster than every peer, and 11 times OpenSlide in "
+        "both.\n\n"
+        "Two threads over one: 1.92 and 1.75, where the bare decoders themselves come to 1.63 to 1.87; in the "
+        "three runs before 1.99, 1.89 and 1.80, and 1.86, 1.85 and 1.88. The ratio moves by as much as that from "
+        "run to run.\n\n"
+        "In the cascade's case the share is above 1, because only a part of most tiles is needed. On Aperio's tiles "
+        "of 240 px it is, since the bare decoders are slower there than on 256 px, for a reason not looked for. A "
+        "patch of aperio-half is the mean of 512 px, and one of aperio-odd is resampled from 487: they need 4.7 and "
+        "4.2 tiles, and their shares pay for the reduction (0.99) and the filter (0.55) too.",
     ),
     Section(
         "Tissue masks",
