@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--no-peers", action="store_true", help="hagmil and the bare decoders alone, for more turns")
     parser.add_argument("--folder", type=Path, help="where slides are kept for another run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reading.json"))
     arguments = parser.parse_args()
@@ -76,7 +77,12 @@ def main() -> None:
         rows = [
             row
             for name in arguments.cases
-            for row in measure(make_case(name, folder, arguments.patches), arguments.threads, arguments.repeats)
+            for row in measure(
+                make_case(name, folder, arguments.patches),
+                arguments.threads,
+                arguments.repeats,
+                peers=not arguments.no_peers,
+            )
         ]
     report: dict[str, Any] = {"machine": machine(), "repeats": arguments.repeats, "rows": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,7 @@ def main() -> None:
     print(markdown(report))
 
 
-def measure(case: Case, threads: list[int], repeats: int) -> list[dict[str, Any]]:
+def measure(case: Case, threads: list[int], repeats: int, *, peers: bool) -> list[dict[str, Any]]:
     """All readers on one case, in turn, ``repeats`` times after a warm-up."""
     from benchmarks.reading_peers import DECODERS, PEERS, encoded_tiles
 
@@ -94,10 +100,12 @@ def measure(case: Case, threads: list[int], repeats: int) -> list[dict[str, Any]
         for name, decode in DECODERS.items():
             compared[name, count] = bare(tiles, count, decode)
         compared["hagmil", count] = ours(case, count)
-    peers = {(name, count): shared_out(case, count, peer) for count in threads for name, peer in PEERS.items()}
-    rates: dict[tuple[str, int], list[float]] = {key: [] for key in (*compared, *peers)}
+    others = {
+        (name, count): shared_out(case, count, peer) for count in threads for name, peer in PEERS.items() if peers
+    }
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in (*compared, *others)}
     for repeat in range(repeats + 1):
-        for key, contender in [*(TURNS * [*compared.items()]), *peers.items()]:
+        for key, contender in [*(TURNS * [*compared.items()]), *others.items()]:
             rate = contender()
             if repeat:
                 rates[key].append(rate)
