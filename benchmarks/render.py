@@ -52,7 +52,7 @@ SECTIONS = (
         "AVX-512. With one thread the compiled kernel ([0012](decisions/0012-tile-engine.md)) comes to 1.07 of it "
         "where patches lie on the tiles, and to 0.97 across tiles (each tile counted once; three runs before: 0.96, "
         "0.96 and 0.99, the first two without leaving out what is not needed of tiles at the rim). On a processor "
-        "with AVX-512, where decoding takes two thirds of the time, it was 0.91 across tiles before that was left "
+        "with AVX-512, where decoding takes 0.7 of the time, it was 0.91 across tiles before that was left "
         "out; it has not been measured there since. hagmil is faster than every peer, and 11 times OpenSlide in "
         "both.\n\n"
         "Two threads over one: 1.92 and 1.75, where the bare decoders themselves come to 1.63 to 1.87; in the "
