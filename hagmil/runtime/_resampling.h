@@ -80,8 +80,8 @@ static void resample_across(const Axis *axis, const unsigned char *row, unsigned
             int32_t one, other;
             memcpy(&one, pixel, 4);
             memcpy(&other, pixel + CHANNELS - 1, 4); /* not a byte beyond the pair */
-            const __m128i begin = _mm_cvtsi32_si128(one), end = _mm_srli_si128(_mm_cvtsi32_si128(other), 1);
-            add_pair(&low, &rest, _mm_unpacklo_epi8(_mm_unpacklo_epi8(begin, end), zero), pair);
+            const __m128i left = _mm_cvtsi32_si128(one), right = _mm_srli_si128(_mm_cvtsi32_si128(other), 1);
+            add_pair(&low, &rest, _mm_unpacklo_epi8(_mm_unpacklo_epi8(left, right), zero), pair);
         }
         const __m128i sums = _mm_packs_epi32(sum_of(low, rest), zero);
         const int32_t means = _mm_cvtsi128_si32(_mm_packus_epi16(sums, zero));

@@ -53,10 +53,9 @@ static PyObject *open_library(PyObject *module, PyObject *argument)
 
 static int64_t tiles_of(const Work *work)
 {
-    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
     const int64_t down = (work->height + work->tile_height - 1) / work->tile_height;
 
-    return across * down;
+    return tiles_across(work) * down;
 }
 
 /* The tiles as plain C, their memory held by `buffers`; how many of those are held, all is well only if `*fine`. */
@@ -230,7 +229,7 @@ static int start_patch(const Work *work, Py_ssize_t patch, PyObject *counts)
     const int64_t patch_width = work->patch_width * work->shrink, patch_height = work->patch_height * work->shrink;
     const int64_t left = most(x, 0), right = least(x + patch_width, work->width);
     const int64_t upper = most(y, 0), lower = least(y + patch_height, work->height);
-    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const int64_t across = tiles_across(work);
     const size_t bytes = (size_t)(work->patch_height * work->patch_width * CHANNELS);
 
     if (right - left < patch_width || lower - upper < patch_height)

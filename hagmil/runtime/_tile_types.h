@@ -57,4 +57,10 @@ static int64_t most(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
+/* Tiles in a row of the level. */
+static int64_t tiles_across(const Work *work)
+{
+    return (work->width + work->tile_width - 1) / work->tile_width;
+}
+
 #endif

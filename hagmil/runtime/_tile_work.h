@@ -143,7 +143,7 @@ static int is_whole(const Work *work, const Box *tile, ptrdiff_t count)
 
 static int do_tile(Decoder *decoder, const Work *work, const Tile *tile)
 {
-    const int64_t across = (work->width + work->tile_width - 1) / work->tile_width;
+    const int64_t across = tiles_across(work);
     const int64_t x = tile->index % across * work->tile_width, y = tile->index / across * work->tile_height;
     const Box whole = {0, 0, work->tile_width, work->tile_height};
     const Box place = {x, y, x + work->tile_width, y + work->tile_height};

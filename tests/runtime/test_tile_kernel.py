@@ -522,30 +522,31 @@ def test_arrays_that_do_not_belong_together_are_refused(level: Level) -> None:
     level.read(tile_kernel, corners, patches)
 
 
-def test_the_kernel_is_compiled_where_it_can_be() -> None:
+@pytest.fixture
+def compile_kernel() -> list[str]:
+    """The compiler and what it needs for the kernel's source; skips where these are missing."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    include = f"-I{sysconfig.get_paths()['include']}"
-    found = subprocess.run([compiler, "-E", include, SOURCE, "-o", os.devnull], capture_output=True, check=False)
+    command = [compiler, f"-I{sysconfig.get_paths()['include']}", str(SOURCE)]
+    found = subprocess.run([*command, "-E", "-o", os.devnull], capture_output=True, check=False)
     if found.returncode:
         pytest.skip(f"libjpeg-turbo's or Python's headers are missing: {found.stderr.decode().splitlines()[0]}")
+    return command
+
+
+@pytest.mark.usefixtures("compile_kernel")
+def test_the_kernel_is_compiled_where_it_can_be() -> None:
     assert tile_kernel.why_plain is None, f"it could be compiled, but is not there: {tile_kernel.why_plain}"
 
 
 @compiled_only
-def test_without_vectors_the_kernel_makes_the_same_pixels(tmp_path: Path, level: Level) -> None:
+def test_without_vectors_the_kernel_makes_the_same_pixels(
+    tmp_path: Path, level: Level, compile_kernel: list[str]
+) -> None:
     """As on a processor that is none of x86."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
     built = tmp_path / "_tile_kernel.so"
-    options = ["-shared", "-fPIC", "-O1", "-U__SSE2__", f"-I{sysconfig.get_paths()['include']}"]
-    done = subprocess.run(
-        [compiler, *options, SOURCE, "-ldl", "-o", built], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"libjpeg-turbo's or Python's headers are missing: {done.stderr.splitlines()[0]}")
+    subprocess.run([*compile_kernel, "-shared", "-fPIC", "-O1", "-U__SSE2__", "-ldl", "-o", built], check=True)
     spec = importlib.util.spec_from_file_location("without_vectors._tile_kernel", built)
     assert spec is not None
     assert spec.loader is not None
