@@ -28,7 +28,7 @@ clean:
 	rm -rf $(VENV) $(DEMO_DIR) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml setup.py $(wildcard hagmil/runtime/*.[ch]) constraints.txt
+$(READY): pyproject.toml setup.py $(wildcard hagmil/runtime/tiles/*.[ch]) constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,train,export,dev]"
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm  # its tests need no torchvision

@@ -5,15 +5,15 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "hagmil.runtime._tile_kernel",
-            ["hagmil/runtime/_tile_kernel.c"],
+            "hagmil.runtime.tiles._tile_kernel",
+            ["hagmil/runtime/tiles/_tile_kernel.c"],
             depends=[
-                "hagmil/runtime/_libjpeg.h",
-                "hagmil/runtime/_reduction.h",
-                "hagmil/runtime/_resampling.h",
-                "hagmil/runtime/_tile_decoder.h",
-                "hagmil/runtime/_tile_types.h",
-                "hagmil/runtime/_tile_work.h",
+                "hagmil/runtime/tiles/_libjpeg.h",
+                "hagmil/runtime/tiles/_reduction.h",
+                "hagmil/runtime/tiles/_resampling.h",
+                "hagmil/runtime/tiles/_tile_decoder.h",
+                "hagmil/runtime/tiles/_tile_types.h",
+                "hagmil/runtime/tiles/_tile_work.h",
             ],
             libraries=["dl"],  # libjpeg-turbo itself is opened at run time
             py_limited_api=True,

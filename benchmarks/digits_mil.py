@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from benchmarks.digits_bags import FINE_TO_COARSE, Bags, Cohort, make_cohort
 from benchmarks.digits_models import Contender, contenders
 from hagmil._files import write_text
-from hagmil.trainer.assessment_metrics import measure
+from hagmil.trainer.metrics.resampled import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "digits_mil.json"

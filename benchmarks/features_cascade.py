@@ -1,7 +1,8 @@
 """The cascade over extracted features: what a bundle would say with any ``--keep``, with no patch encoded again.
 
 Features of the whole quadtree are there (``hagmil extract``), so a stage's bag is a choice of rows: the steps are
-those of ``hagmil.runtime.cascade``, with the same sessions, and only reading and encoding are left out. Keeping
+those of ``hagmil.runtime.inference.cascade``, with the same sessions, and only reading and encoding are left out.
+Keeping
 everything is the limit that a number of kept patches is judged by: how many slides get the same verdict.
 """
 
@@ -18,13 +19,13 @@ from numpy.typing import NDArray
 from hagmil.bundle import Manifest
 from hagmil.features import SlideFeatures, read_features
 from hagmil.phantom import write_cohort
-from hagmil.runtime.cascade import highest, run_stage
 from hagmil.runtime.extract import Extractor, extract_many
+from hagmil.runtime.inference.cascade import highest, run_stage
+from hagmil.runtime.inference.loaded_bundle import LoadedModel
+from hagmil.runtime.inference.verdict import patch_attention, verdict_of
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.model import LoadedModel
-from hagmil.runtime.quadtree import child_rows
-from hagmil.runtime.verdict import patch_attention, verdict_of
-from hagmil.trainer.metrics import classification_metrics
+from hagmil.runtime.patches.quadtree import child_rows
+from hagmil.trainer.metrics.classification import classification_metrics
 
 EVERYTHING = 1 << 40
 """A number of kept patches that no bag reaches."""

@@ -28,24 +28,24 @@ import torch
 from numpy.typing import NDArray
 
 from hagmil.bundle import Bundle, open_bundle
-from hagmil.cli._calibration import SlidePatches, calibration_slides
-from hagmil.cli._slide_parity import CascadeRunner
-from hagmil.export.backbones import export_backbone
-from hagmil.export.int8_backbone import (
+from hagmil.export.backbones.export_backbone import export_backbone
+from hagmil.export.int8.backbone import (
     PatchRequest,
     feature_agreement,
     measure_throughput,
     processor_name,
     quantise_backbone,
 )
-from hagmil.export.quantize import write_quantised
-from hagmil.export.samples import sample_patches
-from hagmil.export.slide_parity import Sessions, compare_slides
+from hagmil.export.int8.quantize import write_quantised
+from hagmil.export.parity.slide_parity import Sessions, compare_slides
+from hagmil.export.parity.synthetic_inputs import sample_patches
 from hagmil.phantom import write_cohort
-from hagmil.runtime.cascade import stage_specs
+from hagmil.runtime.inference.cascade import stage_specs
+from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.model import builtin_bundle
 from hagmil.runtime.sessions import open_session
+from hagmil.workflows.calibration_patches import SlidePatches, calibration_slides
+from hagmil.workflows.slide_runner import CascadeRunner
 
 BACKBONES = (("resnet50-trunc", "random", 224, 32, 16), ("tiny", None, 64, 128, 64))
 """Name, weights, side of a patch in pixels, patches to calibrate on, patches to compare and to time on."""

@@ -35,9 +35,9 @@ from benchmarks.features_cascade import (
     smallest_agreeing,
 )
 from benchmarks.machine import machine
-from hagmil.export.backbones import export_backbone
+from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.runtime.extract import ExtractOptions, Extractor, parse_stages
-from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 
 KEEPS = (1, 2, 4, 8, 16, 32)
 SEED = 4051

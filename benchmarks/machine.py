@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from hagmil._versions import versions_of
-from hagmil.runtime.tile_kernel import kernel_name
+from hagmil.runtime.tiles.kernel import kernel_name
 
 PACKAGES = (
     "numpy",

@@ -38,10 +38,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.phantom import PhantomSpec, write_phantom
-from hagmil.runtime.kernels.protocol import MaskKernels
-from hagmil.runtime.overview import read_overview
-from hagmil.runtime.slide import open_slide
-from hagmil.runtime.tissue import otsu_threshold, require_brightfield, segment
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.tissue.kernels.protocol import MaskKernels
+from hagmil.runtime.tissue.segment import otsu_threshold, require_brightfield, segment
 from hagmil.tissue_parameters import TissueParameters
 
 Image = NDArray[np.uint8]
@@ -298,21 +298,21 @@ def libvips(_task: str, method: str) -> Callable[[Image], Mask]:
 
 def plain(task: str, method: str) -> Callable[[Image], Mask]:
     """Our plain NumPy set."""
-    from hagmil.runtime.kernels.reference import ReferenceKernels
+    from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
 
     return ours(ReferenceKernels(), task, method)
 
 
 def compiled(task: str, method: str) -> Callable[[Image], Mask]:
     """Our numba set."""
-    from hagmil.runtime.kernels.numba_cpu import NumbaKernels
+    from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 
     return ours(NumbaKernels(), task, method)
 
 
 def compiled_one_core(task: str, method: str) -> Callable[[Image], Mask]:
     """Our numba set on one thread."""
-    from hagmil.runtime.kernels.numba_cpu import NumbaKernels
+    from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 
     return ours(NumbaKernels(threads=1), task, method)
 

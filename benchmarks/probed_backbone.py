@@ -29,15 +29,15 @@ from torch import nn
 from benchmarks.features_cascade import LabelledSlide
 from hagmil._files import atomic_path, sha256_of, write_text
 from hagmil.bundle import BACKBONE_CARD_NAME, BackboneCard, new_folder, open_backbone
-from hagmil.export.backbones import export_backbone
-from hagmil.export.encoder import PatchEncoder
+from hagmil.export.backbones.encoder import PatchEncoder
+from hagmil.export.backbones.export_backbone import export_backbone
+from hagmil.export.backbones.resnet import NAME, resnet50_trunc
 from hagmil.export.graph import save
 from hagmil.export.passes.check_contract import check_contract
-from hagmil.export.resnet import NAME, resnet50_trunc
 from hagmil.features import SlideFeatures
 from hagmil.phantom import MASK_STEP_PX
 from hagmil.runtime.sessions import open_session
-from hagmil.runtime.slide import Slide, open_slide, require_spacing
+from hagmil.runtime.slides.slide import Slide, open_slide, require_spacing
 from hagmil.spec import BACKBONE_FEATURES, BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES
 
 STATISTICS_PATCHES = 96

@@ -9,9 +9,9 @@ from shutil import copyfile
 import torch
 
 from hagmil.bundle import Backbone, Manifest, Provenance, Stage, file_entries, new_folder, open_backbone, write_manifest
-from hagmil.export.backbones import export_backbone
+from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.graph import save
-from hagmil.export.stages import stage_graph
+from hagmil.export.parity.stages import stage_graph
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.models.iat import IntegratedAttentionTransformer
 

@@ -67,26 +67,26 @@ from benchmarks.probed_backbone import (
     write_backbone,
     write_probed,
 )
-from hagmil.cli._demo_run import PHANTOMS_ONLY, RECIPE
 from hagmil.export.pipeline import export_bundle
 from hagmil.features import SlideFeatures, write_features
 from hagmil.phantom import PhantomSpec, write_phantom
-from hagmil.runtime.cascade import plan_slide, run_stage, stage_specs
-from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions
 from hagmil.runtime.extract import ExtractOptions, Extractor, parse_stages
-from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.inference.cascade import plan_slide, run_stage, stage_specs
+from hagmil.runtime.inference.encode import EncodeOptions
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
+from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.model import LoadedModel, load_model
-from hagmil.runtime.overview import read_overview
+from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.predict import PredictOptions, predict_one
-from hagmil.runtime.quadtree import children, coarse_grid
-from hagmil.runtime.slide import open_slide
-from hagmil.runtime.tissue import find_tissue
-from hagmil.runtime.verdict import verdict_of
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.tissue.segment import find_tissue
 from hagmil.spec import BACKBONE_FEATURES, BAG, PATCHES
-from hagmil.trainer.config import parse_config
-from hagmil.trainer.loop import train
+from hagmil.trainer.config.training import parse_config
+from hagmil.trainer.training.loop import train
+from hagmil.workflows.demo import PHANTOMS_ONLY, RECIPE
 
 STAGES = "2,1,0.5"
 PATCH_PX = 256

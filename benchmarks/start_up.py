@@ -155,8 +155,8 @@ def driver() -> None:
     import hagmil.cli.app
 
     marks.done("command line")
-    look = importlib.import_module("hagmil.runtime.look")
-    model = importlib.import_module("hagmil.runtime.model")
+    look = importlib.import_module("hagmil.runtime.inference.one_slide")
+    model = importlib.import_module("hagmil.runtime.inference.loaded_bundle")
     marks.done("runtime")
     onnxruntime = importlib.import_module("onnxruntime")
     marks.done("ONNX Runtime")

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from hagmil.trainer.cohort import Bag, CohortStage
-from hagmil.trainer.config import HagMilConfig, parse_config
-from hagmil.trainer.hag_mil import HagMil
+from hagmil.trainer.config.training import HagMilConfig, parse_config
+from hagmil.trainer.data.cohort import Bag, CohortStage
+from hagmil.trainer.methods.hag_mil import HagMil
 
 FEATURE_DIM = 1024
 STAGES = ("coarse", "middle", "fine")

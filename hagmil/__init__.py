@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hagmil.runtime.predict import predict_slide
-    from hagmil.runtime.result import Result
+    from hagmil.runtime.results.result import Result
 
 __all__ = ["Result", "__version__", "predict_slide"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return predict_slide
     if name == "Result":
-        from hagmil.runtime.result import Result
+        from hagmil.runtime.results.result import Result
 
         return Result
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

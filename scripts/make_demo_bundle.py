@@ -12,8 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hagmil.cli._demo_run import DemoSize, run_demo
-from hagmil.runtime.model import builtin_bundle
+from hagmil.runtime.inference.loaded_bundle import builtin_bundle
+from hagmil.workflows.demo import DemoSize, run_demo
 
 SIZE = DemoSize(train_slides=96, unseen_slides=40, size_px=2048, seed=20)
 LARGEST_BYTES = 3_000_000

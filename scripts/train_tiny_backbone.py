@@ -1,6 +1,6 @@
 """Train the backbone ``tiny`` on phantoms and write the weights that the package ships.
 
-    python scripts/train_tiny_backbone.py            # writes hagmil/export/weights/tiny.safetensors
+    python scripts/train_tiny_backbone.py            # writes hagmil/export/backbones/trained/tiny.safetensors
     python scripts/train_tiny_backbone.py --out FILE --seed 7
 
 1. Make two cohorts of phantoms: normal against tumour, and the four classes of the hierarchy.
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from hagmil import __version__
 from hagmil._files import atomic_path
-from hagmil.export.encoder import PatchEncoder
-from hagmil.export.tiny import MEAN, PATCH_PX, SHIPPED, STD, TinyEncoder, randomise
+from hagmil.export.backbones.encoder import PatchEncoder
+from hagmil.export.backbones.tiny import MEAN, PATCH_PX, SHIPPED, STD, TinyEncoder, randomise
 from hagmil.phantom import MASK_STEP_PX, PHANTOM_CLASSES, CohortSlide, write_cohort
-from hagmil.runtime.slide import open_slide
+from hagmil.runtime.slides.slide import open_slide
 
 SPACINGS_UM = (2.0, 1.0, 0.5)
 GLASS, TISSUE = 0, 1

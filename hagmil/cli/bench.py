@@ -70,7 +70,7 @@ def bench(
 
     from hagmil.runtime.bench.report import HTML_NAME, write_report
     from hagmil.runtime.bench.run import BenchOptions, run_bench
-    from hagmil.runtime.encode import EncodeOptions
+    from hagmil.runtime.inference.encode import EncodeOptions
 
     options = BenchOptions(
         slide=slide,

@@ -10,7 +10,7 @@ import typer
 from hagmil.cli import _common as common
 
 if TYPE_CHECKING:
-    from hagmil.cli._demo_run import DemoReport
+    from hagmil.workflows.demo import DemoReport
 
 _DEFAULT_OUT = Path("hagmil-demo")
 
@@ -20,7 +20,7 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other phantoms.")] = 0,
 ) -> None:
     """Phantoms, features, training, export, and inference on unseen phantoms; a few minutes on two cores."""
-    from hagmil.cli._demo_run import DemoSize, run_demo
+    from hagmil.workflows.demo import DemoSize, run_demo
 
     with common.StepProgress() as display:
         report = run_demo(out, DemoSize(seed=seed), display)

@@ -11,8 +11,8 @@ import typer
 from hagmil.cli import _common as common
 
 if TYPE_CHECKING:
-    from hagmil.trainer.assessment import Estimate
-    from hagmil.trainer.evaluation_report import EvaluationReport
+    from hagmil.trainer.evaluation.report import EvaluationReport
+    from hagmil.trainer.metrics.bootstrap import Estimate
 
 
 class PartName(StrEnum):
@@ -50,8 +50,8 @@ def evaluate(
     """
     from hagmil.bundle import MANIFEST_NAME
     from hagmil.errors import UsageError
-    from hagmil.trainer.config import load_config
-    from hagmil.trainer.evaluation_report import HTML_NAME, write_report
+    from hagmil.trainer.config.training import load_config
+    from hagmil.trainer.evaluation.report import HTML_NAME, write_report
 
     loaded = load_config(config, overrides or [])
     with common.StepProgress() as progress:
@@ -73,7 +73,7 @@ def evaluate(
                 f'"{model}" is no bundle; --calibrate stores a temperature in one, run hagmil export first'
             )
         else:
-            from hagmil.trainer.evaluate_checkpoint import evaluate_checkpoint
+            from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
 
             report = evaluate_checkpoint(
                 model, loaded, part=part.value, resamples=resamples, seed=seed, progress=progress

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hagmil.bundle import Precision
+    from hagmil.export.parity.slide_parity import SlideParity
     from hagmil.export.pipeline import ExportReport
-    from hagmil.export.slide_parity import SlideParity
     from hagmil.export.tensorrt import EngineOptions, EngineReport
 
 _TENSORRT = "TensorRT engines"
@@ -134,12 +134,12 @@ def export(
     TensorRT-RTX builds engines without a GPU.
     """
     from hagmil._tensorrt.profiles import parse_range
-    from hagmil.cli._calibration import SlidePatches, calibration_slides
-    from hagmil.cli._slide_parity import default_phantoms, slide_runner
+    from hagmil.export.parity.stages import parse_form
     from hagmil.export.pipeline import export_bundle
-    from hagmil.export.precision import parse_precision
-    from hagmil.export.stages import parse_form
+    from hagmil.export.stage_half_precision import parse_precision
     from hagmil.export.tensorrt import EngineOptions, add_engines, engine_target, parse_hardware_compatibility
+    from hagmil.workflows.calibration_patches import SlidePatches, calibration_slides
+    from hagmil.workflows.slide_runner import default_phantoms, slide_runner
 
     options = EngineOptions(
         flavour=trt_flavour,
@@ -234,7 +234,7 @@ def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
 
 
 def _parity_table(report: ExportReport) -> Table:
-    from hagmil.export.parity import worst_by_tensor
+    from hagmil.export.parity.compare import worst_by_tensor
 
     table = common.table("graph", "tensor", "comparisons", "largest error", "allowed there")
     for row, comparisons in worst_by_tensor(report.parity.rows):

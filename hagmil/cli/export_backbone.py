@@ -40,7 +40,7 @@ def export_backbone(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
 ) -> None:
     """Write a patch encoder as ONNX: uint8 RGB patches in, normalisation inside, features out."""
-    from hagmil.export.backbones import export_backbone as export
+    from hagmil.export.backbones.export_backbone import export_backbone as export
 
     card = export(
         name,

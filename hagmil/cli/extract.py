@@ -44,10 +44,10 @@ def extract(
     Slides whose feature file is there already, from the same backbone, are left alone, so a stopped run goes on
     where it was.
     """
-    from hagmil.runtime.encode import EncodeOptions
     from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, parse_stages
+    from hagmil.runtime.inference.encode import EncodeOptions
     from hagmil.runtime.inputs import slide_requests
-    from hagmil.runtime.kernels import kernels_on
+    from hagmil.runtime.tissue.kernels import kernels_on
 
     requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
     options = ExtractOptions(

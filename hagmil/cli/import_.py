@@ -50,8 +50,8 @@ def import_(
     model of the published datasets' shape takes their values where an option is left out.
     """
     from hagmil.bundle import open_backbone
-    from hagmil.trainer.import_checkpoint import ImportOptions, import_checkpoint
-    from hagmil.trainer.published_defaults import parse_fine_to_coarse
+    from hagmil.trainer.published.defaults import parse_fine_to_coarse
+    from hagmil.trainer.published.import_checkpoint import ImportOptions, import_checkpoint
 
     options = ImportOptions(
         classes=None if classes is None else [name.strip() for name in classes.split(",")],

@@ -12,7 +12,7 @@ from hagmil.cli import _common as common
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hagmil.runtime.result import Result
+    from hagmil.runtime.results.result import Result
 
 _DEFAULT_OUT = Path("hagmil-results")
 
@@ -44,11 +44,11 @@ def infer(
     Results: OUT/results.csv, and OUT/<slide_id>/ with result.json, heatmap.png, attention.h5 and regions.geojson.
     """
     from hagmil.errors import UsageError
-    from hagmil.runtime.encode import EncodeOptions
+    from hagmil.runtime.inference.encode import EncodeOptions
+    from hagmil.runtime.inference.loaded_bundle import builtin_bundle, load_model
     from hagmil.runtime.inputs import slide_requests
-    from hagmil.runtime.kernels import kernels_on
-    from hagmil.runtime.model import builtin_bundle, load_model
     from hagmil.runtime.predict import PredictOptions, predict_many
+    from hagmil.runtime.tissue.kernels import kernels_on
 
     if provider != "tensorrt" and (rebuild or trt_flavour):
         raise UsageError("--rebuild and --trt-flavour belong to --provider tensorrt")

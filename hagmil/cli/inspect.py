@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hagmil.bundle import Quantization
-    from hagmil.export.inspection import BundleView, GraphView
-    from hagmil.export.parity import ParityReport
+    from hagmil.export.inspect_graph import BundleView, GraphView
+    from hagmil.export.parity.compare import ParityReport
 
 
 def inspect(
@@ -24,7 +24,7 @@ def inspect(
 
     Nothing is verified; hagmil verify does that.
     """
-    from hagmil.export.inspection import BundleView, inspect_path
+    from hagmil.export.inspect_graph import BundleView, inspect_path
 
     console = common.stdout()
     view = inspect_path(path)
@@ -97,7 +97,7 @@ def show_quantisation(console: Console, of: Quantization) -> None:
 
 
 def _show_parity(console: Console, parity: ParityReport | None) -> None:
-    from hagmil.export.parity import worst_by_tensor
+    from hagmil.export.parity.compare import worst_by_tensor
 
     if parity is None:
         console.print("parity: the bundle has no report of it")

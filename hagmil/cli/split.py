@@ -30,8 +30,8 @@ def split(
 ) -> None:
     """Split a cohort: stratified by class, patients never across parts."""
     from hagmil.errors import UsageError
-    from hagmil.trainer.data import PARTS, read_labels
-    from hagmil.trainer.splits import make_folds, make_splits, read_sites, write_splits
+    from hagmil.trainer.data.labels import PARTS, read_labels
+    from hagmil.trainer.data.splits import make_folds, make_splits, read_sites, write_splits
 
     if folds is not None and (count, val, test) != (None, None, None):
         raise UsageError("--folds decides the parts itself: leave out --count, --val and --test")

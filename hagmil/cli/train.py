@@ -10,9 +10,9 @@ import typer
 from hagmil.cli import _common as common
 
 if TYPE_CHECKING:
-    from hagmil.trainer.folds import FoldsSummary
-    from hagmil.trainer.metrics import ClassificationMetrics
-    from hagmil.trainer.progress import TrainingProgress
+    from hagmil.trainer.metrics.classification import ClassificationMetrics
+    from hagmil.trainer.training.cross_validation import FoldsSummary
+    from hagmil.trainer.training.progress import TrainingProgress
 
 
 def train(
@@ -46,8 +46,8 @@ def train(
     if folds is not None and not print_config:
         _train_folds(config, overrides or [], folds)
         return
-    from hagmil.trainer.config import load_config
-    from hagmil.trainer.loop import train as run
+    from hagmil.trainer.config.training import load_config
+    from hagmil.trainer.training.loop import train as run
 
     loaded = load_config(config, overrides or [])
     if print_config:
@@ -68,8 +68,8 @@ def _train_folds(config: str, overrides: list[str], folder: Path) -> None:
     """One training a fold, and a table over them."""
     import json
 
-    from hagmil.trainer.config import load_config
-    from hagmil.trainer.folds import SUMMARY_NAME, fold_splits, train_folds
+    from hagmil.trainer.config.training import load_config
+    from hagmil.trainer.training.cross_validation import SUMMARY_NAME, fold_splits, train_folds
 
     split = json.dumps(str(fold_splits(folder)[0][1]))  # each fold's own takes its place
     loaded = load_config(config, [*overrides, f"data.split={split}"])
@@ -134,7 +134,7 @@ class TrainingDisplay(common.Bars):
         return self
 
     def __call__(self, state: TrainingProgress) -> None:
-        """See :data:`hagmil.trainer.loop.ProgressCallback`."""
+        """See :data:`hagmil.trainer.training.loop.ProgressCallback`."""
         words = f"{self._fold}epochs"
         if state.last_validation is not None:
             words += f" (validation: {describe(state.last_validation)}; best epoch {state.best_epoch})"

@@ -1,6 +1,7 @@
 """A bundle's verdicts on feature files, and the temperature that it is calibrated with.
 
-The stages' graphs run in ONNX Runtime; everything around them is :mod:`hagmil.trainer.scoring`'s, so a bundle and
+The stages' graphs run in ONNX Runtime; everything around them is :mod:`hagmil.trainer.evaluation.scoring`'s, so a
+bundle and
 the checkpoint that it came from are evaluated alike.
 """
 
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 from hagmil.bundle import Bundle, open_bundle, write_manifest
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG
-from hagmil.trainer.assessment import RESAMPLES, probability_table
-from hagmil.trainer.calibration import fit_temperature
-from hagmil.trainer.config import TrainingConfig
-from hagmil.trainer.data import Part
-from hagmil.trainer.evaluate_checkpoint import Progress
-from hagmil.trainer.evaluation_part import EvaluationPart, Subject, SubjectStage, open_part
-from hagmil.trainer.evaluation_report import EvaluatedModel, EvaluationReport, make_report
-from hagmil.trainer.scoring import Outputs, Scores, StageRun, score_slides
+from hagmil.trainer.config.training import TrainingConfig
+from hagmil.trainer.data.labels import Part
+from hagmil.trainer.evaluation.evaluate_checkpoint import Progress
+from hagmil.trainer.evaluation.inputs import EvaluationPart, Subject, SubjectStage, open_part
+from hagmil.trainer.evaluation.report import EvaluatedModel, EvaluationReport, make_report
+from hagmil.trainer.evaluation.scoring import Outputs, Scores, StageRun, score_slides
+from hagmil.trainer.metrics.bootstrap import RESAMPLES, probability_table
+from hagmil.trainer.metrics.temperature_scaling import fit_temperature
 
 
 def evaluate_bundle(
@@ -134,7 +135,7 @@ def score_bundle(
 
     Args:
         bundle: an open bundle.
-        part: the slides; see :func:`hagmil.trainer.evaluation_part.open_part`.
+        part: the slides; see :func:`hagmil.trainer.evaluation.inputs.open_part`.
         provider: ``cpu`` or ``cuda``.
         threads: of one run on the CPU.
         after_slide: called after each slide with the number done.

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 
 from hagmil.bundle import BackboneCard, Quantization
-from hagmil.export.parity import PARITY_NAME, ParityReport, ParityRow, worst_by_tensor
-from hagmil.export.slide_parity import SlideParity
+from hagmil.export.parity.compare import PARITY_NAME, ParityReport, ParityRow, worst_by_tensor
+from hagmil.export.parity.slide_parity import SlideParity
 from hagmil.export.tracing import OPSET
-from hagmil.trainer.checkpoint import CheckpointCard, CheckpointStage
+from hagmil.trainer.checkpoints.checkpoint import CheckpointCard, CheckpointStage
 
 MODEL_CARD_NAME = "MODEL_CARD.md"
 Row = tuple[str, ...]

@@ -45,22 +45,22 @@ from hagmil.bundle import (
     write_manifest,
 )
 from hagmil.errors import BundleError, UsageError
-from hagmil.export.backbones import backbone_cases
-from hagmil.export.contender import open_rounded
+from hagmil.export.backbones.export_backbone import backbone_cases
 from hagmil.export.graph import copy_graph, opset_of, save
-from hagmil.export.int8_backbone import PatchRequest, PatchSource, quantise_backbone, with_verdicts
+from hagmil.export.half_backbone import hold_reduced, write_reduced
+from hagmil.export.int8.backbone import PatchRequest, PatchSource, quantise_backbone, with_verdicts
 from hagmil.export.model_card import MODEL_CARD_NAME, model_card
-from hagmil.export.parity import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce, renamed
-from hagmil.export.reduced_backbone import hold_reduced, write_reduced
-from hagmil.export.reference import TorchStage
-from hagmil.export.selftest import backbone_case, stage_case
-from hagmil.export.slide_parity import Sessions, SlideRunner, compare_slides, enforce_slides
-from hagmil.export.stages import ParityForm, hold_stage, stage_case_count, stage_graph, structure_sha256
+from hagmil.export.parity.compare import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce, renamed
+from hagmil.export.parity.graph_under_test import open_rounded
+from hagmil.export.parity.slide_parity import Sessions, SlideRunner, compare_slides, enforce_slides
+from hagmil.export.parity.stages import ParityForm, hold_stage, stage_case_count, stage_graph, structure_sha256
+from hagmil.export.parity.torch_reference import TorchStage
+from hagmil.export.selftest_cases import backbone_case, stage_case
 from hagmil.export.tracing import Captures
 from hagmil.export.versions import export_versions
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.selftest import BACKBONE, write_selftest
-from hagmil.trainer.checkpoint import CheckpointCard, build_models, load_checkpoint
+from hagmil.trainer.checkpoints.checkpoint import CheckpointCard, build_models, load_checkpoint
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

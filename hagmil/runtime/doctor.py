@@ -78,7 +78,7 @@ def _package(name: str, purpose: str, remedy: str, needed: bool) -> Finding:
 
 def _tile_kernel() -> Finding:
     try:
-        from hagmil.runtime.tile_kernel import REMEDY, kernel_name, why_plain
+        from hagmil.runtime.tiles.kernel import REMEDY, kernel_name, why_plain
     except ImportError as error:  # simplejpeg or NumPy, which inference needs
         return Finding("tile kernel", "missing", f"{error}; reads JPEG tiles: pip install simplejpeg")
     if why_plain is None:

@@ -16,18 +16,18 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
-from hagmil.runtime.cascade import plan_slide
-from hagmil.runtime.clock import StepClock
-from hagmil.runtime.device import to_host
-from hagmil.runtime.encode import EncodeOptions, Progress, encode_patches
-from hagmil.runtime.geometry import StageGeometry
+from hagmil.runtime.inference.cascade import plan_slide
+from hagmil.runtime.inference.device import to_host
+from hagmil.runtime.inference.encode import EncodeOptions, Progress, encode_patches
+from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.kernels import MaskKernels
-from hagmil.runtime.overview import read_overview
-from hagmil.runtime.quadtree import children, coarse_grid
+from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.sessions import Session, open_session
-from hagmil.runtime.slide import Slide, open_slide
-from hagmil.runtime.tissue import find_tissue
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.tissue.kernels import MaskKernels
+from hagmil.runtime.tissue.segment import find_tissue
 from hagmil.tissue_parameters import TissueParameters
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class ExtractOptions:
         half: store features as float16.
         overwrite: extract again what is there already.
         encode: batch size and reader threads.
-        mask_kernels: what makes tissue masks (``hagmil.runtime.kernels.kernels_on``); None chooses by the mask's size.
+        mask_kernels: what makes tissue masks (``hagmil.runtime.tissue.kernels.kernels_on``); None
+            chooses by the mask's size.
     """
 
     stages: tuple[tuple[str, float], ...]

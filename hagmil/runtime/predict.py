@@ -16,16 +16,16 @@ from hagmil._files import write_text
 from hagmil._versions import versions_of
 from hagmil.bundle import RESEARCH_USE_ONLY
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
-from hagmil.runtime.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
-from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions, Progress
-from hagmil.runtime.heatmap import Caption, draw_heatmap
+from hagmil.runtime.inference.encode import EncodeOptions, Progress
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
+from hagmil.runtime.inference.one_slide import Prepared, Seen, look, prepare
+from hagmil.runtime.inference.prefetch import LookAhead
+from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.inference.verdict import Verdict, class_attentions, stage_logits
 from hagmil.runtime.inputs import SlideRequest, slide_requests
-from hagmil.runtime.kernels import MaskKernels
-from hagmil.runtime.look import Prepared, Seen, look, prepare
-from hagmil.runtime.look_ahead import LookAhead
-from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
-from hagmil.runtime.result import (
+from hagmil.runtime.results.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
+from hagmil.runtime.results.heatmap import Caption, draw_heatmap
+from hagmil.runtime.results.result import (
     ATTENTION_NAME,
     HEATMAP_NAME,
     REGIONS_NAME,
@@ -40,8 +40,8 @@ from hagmil.runtime.result import (
     write_regions,
     write_result,
 )
-from hagmil.runtime.tile_kernel import kernel_name
-from hagmil.runtime.verdict import Verdict, class_attentions, stage_logits
+from hagmil.runtime.tiles.kernel import kernel_name
+from hagmil.runtime.tissue.kernels import MaskKernels
 
 _log = logging.getLogger(__name__)
 DEFAULT_OUT = Path("hagmil-results")
@@ -61,7 +61,8 @@ class PredictOptions:
         encode: batch size and reader threads.
         keep: patches kept at every stage but the last; the manifest's numbers where none is given.
         resume: leave slides alone whose result is there already, from the same bundle and the same settings.
-        mask_kernels: what makes tissue masks (``hagmil.runtime.kernels.kernels_on``); None chooses by the mask's size.
+        mask_kernels: what makes tissue masks (``hagmil.runtime.tissue.kernels.kernels_on``); None
+            chooses by the mask's size.
     """
 
     encode: EncodeOptions = field(default_factory=EncodeOptions)

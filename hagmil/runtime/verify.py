@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hagmil.bundle import MANIFEST_NAME, SELFTEST_NAME, Bundle, Manifest, check_file, open_bundle
 from hagmil.errors import BundleError
-from hagmil.runtime.model import LoadedModel, load_model
-from hagmil.runtime.onnx_header import read_onnx_header
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
+from hagmil.runtime.sessions.onnx_header import read_onnx_header
 from hagmil.selftest import BACKBONE, SelfTestCase, read_selftest
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, DYNAMIC_AXES, STAGE_INPUTS, STAGE_OUTPUTS, TensorSpec
 
@@ -78,8 +78,8 @@ def verify_bundle(
         path: the bundle's folder.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; the self-test runs on it.
         threads: threads inside one run on the CPU.
-        rebuild: see :func:`hagmil.runtime.model.load_model`.
-        trt_flavour: see :func:`hagmil.runtime.model.load_model`.
+        rebuild: see :func:`hagmil.runtime.inference.loaded_bundle.load_model`.
+        trt_flavour: see :func:`hagmil.runtime.inference.loaded_bundle.load_model`.
 
     Returns:
         Every check that was made; a bundle that is not as it should be gives checks that failed, not an error.

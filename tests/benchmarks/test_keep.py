@@ -20,7 +20,7 @@ from benchmarks.features_cascade import (
 )
 from benchmarks.keep import markdown, measure, rows_of
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures
-from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 from hagmil.tissue_parameters import TissueParameters
 
 LABELS = np.array([0, 0, 1, 1], np.int64)

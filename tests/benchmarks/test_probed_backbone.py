@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.features_cascade import phantom_cohort
 from benchmarks.probed_backbone import Probes, cut_patches, encode, fit, read_mask, write_probed
-from hagmil.export.backbones import export_backbone
+from hagmil.export.backbones.export_backbone import export_backbone
 
 
 def test_probes_find_what_each_spacing_s_patches_differ_in() -> None:

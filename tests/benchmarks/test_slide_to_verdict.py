@@ -23,7 +23,7 @@ from benchmarks.slide_to_verdict import (
     write_split,
 )
 from hagmil.phantom import PhantomSpec, write_phantom
-from hagmil.runtime.model import builtin_bundle, load_model
+from hagmil.runtime.inference.loaded_bundle import builtin_bundle, load_model
 
 PEER = Run((0, 0, 1000), {"read": 10.0, "backbone": 80.0, "models": 1.0, "total": 100.0}, "tumour", 0.9)
 MINE = Run((40, 20, 20), {"read": 0.2, "backbone": 7.0, "models": 0.5, "write": 0.3, "total": 8.0}, "tumour", 0.8)

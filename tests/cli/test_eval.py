@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from hagmil.bundle import open_backbone, open_bundle
-from hagmil.export.backbones import export_backbone
+from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import export_bundle
-from hagmil.trainer.config import load_config
-from hagmil.trainer.evaluation_report import EvaluationReport
-from hagmil.trainer.loop import train
+from hagmil.trainer.config.training import load_config
+from hagmil.trainer.evaluation.report import EvaluationReport
+from hagmil.trainer.training.loop import train
 from tests.cli.terminal import hagmil
 from tests.trainer.cohorts import write_cohort, write_slide
 

@@ -14,21 +14,21 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from hagmil.bundle import Quantization, open_backbone, open_bundle
-from hagmil.cli import _calibration
-from hagmil.cli._calibration import SlidePatches, calibration_slides
-from hagmil.cli._slide_parity import slide_runner
 from hagmil.cli.app import app
 from hagmil.errors import ParityError, UsageError
 from hagmil.export import pipeline
-from hagmil.export.backbones import export_backbone
-from hagmil.export.int8_backbone import quantise_backbone
+from hagmil.export.backbones.export_backbone import export_backbone
+from hagmil.export.int8.backbone import quantise_backbone
 from hagmil.export.model_card import MODEL_CARD_NAME
-from hagmil.export.parity import PARITY_NAME, ParityReport
+from hagmil.export.parity.compare import PARITY_NAME, ParityReport
+from hagmil.export.parity.stages import hold_stage
 from hagmil.export.pipeline import ExportReport, export_bundle
-from hagmil.export.stages import hold_stage
 from hagmil.phantom import write_cohort
-from hagmil.runtime.model import load_model
+from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.verify import verify_bundle
+from hagmil.workflows import calibration_patches
+from hagmil.workflows.calibration_patches import SlidePatches, calibration_slides
+from hagmil.workflows.slide_runner import slide_runner
 from tests.export.checkpoints import write_small_checkpoint
 
 
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_small_checkpoint(folder / "checkpoint", open_backbone(folder / "backbone"))
     write_cohort(folder, slides=2, size_px=1024, seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_calibration, "CALIBRATION_PATCHES", 48)
-        patch.setattr(_calibration, "HELD_OUT_PATCHES", 16)
+        patch.setattr(calibration_patches, "CALIBRATION_PATCHES", 48)
+        patch.setattr(calibration_patches, "HELD_OUT_PATCHES", 16)
         patch.setattr(pipeline, "hold_stage", _hold_stage_at_few_counts)
         yield folder
 

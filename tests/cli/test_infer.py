@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hagmil.errors import EnvironmentLacks
-from hagmil.runtime.kernels import kernels_on
 from hagmil.runtime.sessions.onnx import available_providers
+from hagmil.runtime.tissue.kernels import kernels_on
 from tests.cli.terminal import hagmil
 from tests.runtime.slide_files import save_pyramid, tissue_picture
 from tests.runtime.small_bundle import write_small_bundle

@@ -15,7 +15,7 @@ from tests.export.checkpoints import write_small_checkpoint
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one stage."""
-    from hagmil.export.backbones import export_backbone
+    from hagmil.export.backbones.export_backbone import export_backbone
     from hagmil.export.pipeline import export_bundle
 
     folder = tmp_path_factory.mktemp("source")

@@ -23,7 +23,7 @@ from tests.export.checkpoints import write_small_checkpoint
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a backbone and a small checkpoint."""
-    from hagmil.export.backbones import export_backbone
+    from hagmil.export.backbones.export_backbone import export_backbone
 
     folder = tmp_path_factory.mktemp("export")
     write_small_checkpoint(folder / "checkpoint", export_backbone("tiny", "random", folder / "backbone"))

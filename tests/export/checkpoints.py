@@ -9,7 +9,7 @@ import torch
 from hagmil import __version__
 from hagmil.bundle import BackboneCard
 from hagmil.tissue_parameters import TissueParameters
-from hagmil.trainer.checkpoint import (
+from hagmil.trainer.checkpoints.checkpoint import (
     CheckpointBackbone,
     CheckpointCard,
     CheckpointStage,
@@ -17,7 +17,7 @@ from hagmil.trainer.checkpoint import (
     weights_sha256,
     write_checkpoint,
 )
-from hagmil.trainer.metrics import ClassificationMetrics
+from hagmil.trainer.metrics.classification import ClassificationMetrics
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 
 WIDTHS = (16, 32)

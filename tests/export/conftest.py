@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hagmil.bundle import open_backbone
-from hagmil.export.backbones import export_backbone
+from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import ExportReport, export_bundle
 from tests.export.checkpoints import write_small_checkpoint
 from tests.export.torchvision_stand_in import torchvision_stand_in

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hagmil._tensorrt.profiles import Range, backbone_profile, bag_profiles
 from hagmil.bundle import EnginePrecision, Profile
-from hagmil.export import resnet, tiny
-from hagmil.export.encoder import PatchEncoder, TorchBackbone
-from hagmil.export.precision import ReducedPrecision
-from hagmil.export.stages import stage_graph
+from hagmil.export.backbones import resnet, tiny
+from hagmil.export.backbones.encoder import PatchEncoder, TorchBackbone
+from hagmil.export.parity.stages import stage_graph
+from hagmil.export.stage_half_precision import ReducedPrecision
 from hagmil.export.tracing import trace
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES, Kind
 from hagmil.trainer.models.hmil import HierarchicalMil

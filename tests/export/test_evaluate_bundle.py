@@ -12,12 +12,12 @@ from hagmil.bundle import open_backbone, open_bundle, write_manifest
 from hagmil.errors import DataError
 from hagmil.export.evaluate_bundle import bundle_run, evaluate_bundle
 from hagmil.export.pipeline import ExportReport, export_bundle
-from hagmil.runtime.verdict import verdict_of
+from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.spec import LOGITS
-from hagmil.trainer.config import TrainingConfig, parse_config
-from hagmil.trainer.evaluate_checkpoint import evaluate_checkpoint
-from hagmil.trainer.evaluation_report import EvaluationReport
-from hagmil.trainer.loop import train
+from hagmil.trainer.config.training import TrainingConfig, parse_config
+from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from hagmil.trainer.evaluation.report import EvaluationReport
+from hagmil.trainer.training.loop import train
 from tests.trainer.cohorts import write_cohort, write_slide
 from tests.trainer.hierarchy_cohorts import cascade_with_hierarchy, write_hierarchy_cohort
 

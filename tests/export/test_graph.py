@@ -15,13 +15,13 @@ from hagmil._tensorrt.flavour import load_flavour
 from hagmil._tensorrt.profiles import Range, bag_profiles
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import BundleError
-from hagmil.export import backbones
-from hagmil.export.backbones import export_backbone
+from hagmil.export.backbones import export_backbone as backbones
+from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.graph import DATA_SUFFIX, copy_graph, data_files, save
+from hagmil.export.parity.stages import stage_graph
+from hagmil.export.parity.synthetic_inputs import sample_bag
 from hagmil.export.passes.half_precision import to_half
 from hagmil.export.pipeline import export_bundle
-from hagmil.export.samples import sample_bag
-from hagmil.export.stages import stage_graph
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.verify import verify_bundle
 from hagmil.trainer.models.iat import IntegratedAttentionTransformer

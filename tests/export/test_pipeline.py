@@ -15,12 +15,12 @@ from hagmil.bundle import SELFTEST_NAME, open_backbone, open_bundle
 from hagmil.errors import BundleError, ParityError, UsageError
 from hagmil.export import pipeline
 from hagmil.export.model_card import MODEL_CARD_NAME
-from hagmil.export.parity import PARITY_NAME, ParityReport
+from hagmil.export.parity.compare import PARITY_NAME, ParityReport
+from hagmil.export.parity.stages import stage_graph
 from hagmil.export.pipeline import ExportReport, export_bundle
-from hagmil.export.stages import stage_graph
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import read_selftest
-from hagmil.trainer.checkpoint import load_checkpoint
+from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from tests.export.checkpoints import write_small_checkpoint
 
 

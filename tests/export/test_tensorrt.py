@@ -27,9 +27,9 @@ from hagmil.bundle import write_manifest as write
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
 from hagmil.export import tensorrt
 from hagmil.export.graph import save
+from hagmil.export.parity.stages import stage_graph
 from hagmil.export.pipeline import ExportReport
-from hagmil.export.precision import ReducedPrecision
-from hagmil.export.stages import stage_graph
+from hagmil.export.stage_half_precision import ReducedPrecision
 from hagmil.export.tensorrt import BUILD_LOG_NAME, EngineOptions, add_engines, engine_target
 from tests.export.graphs import EXAMPLES, example, example_graph
 from tests.fakes.bundles import FEATURES, write_small_bundle

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard
-from tests.trainer.published import Official, weights
+from tests.trainer.published_models import Official, weights
 
 HMIL_SALT = "hagmil-hmil"
 LEVELS = (2, 1, 0)

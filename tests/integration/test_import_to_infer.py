@@ -14,13 +14,13 @@ from hagmil.bundle import BackboneCard, open_backbone, open_bundle
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.model_card import MODEL_CARD_NAME
 from hagmil.export.pipeline import export_bundle
-from hagmil.runtime.class_heatmaps import class_heatmap_name
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.model import LoadedModel, load_model
 from hagmil.runtime.predict import PredictOptions, predict_one
-from hagmil.trainer.checkpoint import load_checkpoint
-from hagmil.trainer.import_checkpoint import ImportOptions, import_checkpoint
-from hagmil.trainer.published_defaults import BRACS_HIERARCHY
+from hagmil.runtime.results.class_heatmaps import class_heatmap_name
+from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
+from hagmil.trainer.published.defaults import BRACS_HIERARCHY
+from hagmil.trainer.published.import_checkpoint import ImportOptions, import_checkpoint
 from tests.integration.published_files import (
     HMIL_SALT,
     LEVELS,
@@ -29,7 +29,7 @@ from tests.integration.published_files import (
     write_published_hmil,
 )
 from tests.runtime.slide_files import save_pyramid, tissue_picture
-from tests.trainer.published import Official, features, load_official
+from tests.trainer.published_models import Official, features, load_official
 
 pytestmark = pytest.mark.timeout(900)  # a full-size cascade is exported
 

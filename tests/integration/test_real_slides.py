@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hagmil.bundle import open_bundle
-from hagmil.runtime.model import builtin_bundle
+from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from tests.cli.terminal import hagmil
 
 LARGEST_BYTES = 3_000_000

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hagmil.bundle import open_bundle
-from hagmil.cli._demo_run import DemoSize, run_demo
 from hagmil.errors import UsageError
-from hagmil.runtime.result import read_result
+from hagmil.runtime.results.result import read_result
+from hagmil.workflows.demo import DemoSize, run_demo
 
 
 def test_the_demonstration_runs_from_nothing_to_verdicts(tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard
 from hagmil.errors import BundleError, DataError, UsageError
 from hagmil.features import read_features
-from hagmil.runtime.cascade import first_candidates, run_cascade
-from hagmil.runtime.clock import StepClock
-from hagmil.runtime.encode import EncodeOptions
 from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, extract_slide, parse_stages
-from hagmil.runtime.geometry import plan_stages
+from hagmil.runtime.inference.cascade import first_candidates, run_cascade
+from hagmil.runtime.inference.encode import EncodeOptions
+from hagmil.runtime.inference.loaded_bundle import load_model
+from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.model import load_model
-from hagmil.runtime.overview import read_overview
-from hagmil.runtime.quadtree import children
-from hagmil.runtime.slide import open_slide
-from hagmil.runtime.tissue import find_tissue
+from hagmil.runtime.patches.geometry import plan_stages
+from hagmil.runtime.patches.quadtree import children
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.tissue.segment import find_tissue
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import fake_onnxruntime

@@ -14,13 +14,13 @@ import pytest
 
 import hagmil
 from hagmil.errors import BundleError, EnvironmentLacks, Interrupted, SlideFailed
-from hagmil.runtime import look as look_module
 from hagmil.runtime import predict as predict_module
-from hagmil.runtime.cascade import StageOutcome
+from hagmil.runtime.inference import one_slide
+from hagmil.runtime.inference.cascade import StageOutcome
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inputs import SlideRequest, slide_requests
-from hagmil.runtime.model import LoadedModel, load_model
 from hagmil.runtime.predict import PredictOptions, predict_many, predict_one
-from hagmil.runtime.result import Result, read_result, result_schema
+from hagmil.runtime.results.result import Result, read_result, result_schema
 from tests.conftest import REPOSITORY
 from tests.runtime.slide_files import save_pyramid, tissue_picture
 
@@ -183,7 +183,7 @@ def test_what_concerns_one_slide_fails_that_slide_only(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(look_module, "run_cascade", _failing(error))
+    monkeypatch.setattr(one_slide, "run_cascade", _failing(error))
     result = predict_one(_request(tissue_path), model, tmp_path, PredictOptions())
     assert (result.status, result.code) == ("failed", code)
     assert result.message
@@ -193,7 +193,7 @@ def test_what_concerns_one_slide_fails_that_slide_only(
 def test_what_no_next_slide_could_do_better_stops_the_run(
     error: Exception, tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look_module, "run_cascade", _failing(error))
+    monkeypatch.setattr(one_slide, "run_cascade", _failing(error))
     with pytest.raises(EnvironmentLacks) as caught:
         predict_many(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
     assert caught.value.exit_code == 5

@@ -13,9 +13,9 @@ from onnx import helper
 
 from hagmil.bundle import SELFTEST_NAME, EngineEntry, ShapeRange, file_entries, open_bundle, write_manifest
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
-from hagmil.runtime.onnx_header import read_onnx_header
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.onnx import available_providers
+from hagmil.runtime.sessions.onnx_header import read_onnx_header
 from hagmil.runtime.verify import Check, VerifyReport, verify_bundle
 from hagmil.selftest import SelfTestCase, write_selftest
 from tests.runtime.small_bundle import write_small_bundle

@@ -10,7 +10,7 @@ import numpy as np
 
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, write_features
 from hagmil.tissue_parameters import TissueParameters
-from hagmil.trainer.config import TrainingConfig, parse_config
+from hagmil.trainer.config.training import TrainingConfig, parse_config
 
 FEATURE_DIM = 6
 STAGES = (("low", 1.0), ("high", 0.5))

@@ -4,7 +4,7 @@ Requires a valid graph of standard operators without subgraphs. Ensures a valid 
 in which every node between the first and the last matrix product computes in float16.
 
 Used for backbones, which arrive as ONNX. A stage is wrapped in torch instead
-(:class:`hagmil.export.precision.ReducedPrecision`).
+(:class:`hagmil.export.stage_half_precision.ReducedPrecision`).
 
 1. Inside is a node that is a product, or has one both before and after it. What is not, stays in float32: pixels are
    normalised, and the last feature map is pooled, in float32, which costs next to nothing (docs/numerics.md).

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hagmil._page import COLOURS, svg
+from hagmil.reports.page import COLOURS, svg
 
 _WIDTH = 980
 _ROW, _BAR = 34, 22

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from hagmil._page import html_page
+from hagmil.reports.page import html_page
 from hagmil.runtime.bench.charts import Stack, bars_svg, legend, stacks_svg
 from hagmil.runtime.bench.figures import Figure, Pair, differences, pairs_of, shown
-from hagmil.runtime.bench.html import STYLE, step_colours, throughput_bars
+from hagmil.runtime.bench.page import STYLE, step_colours, throughput_bars
 from hagmil.runtime.bench.report import BenchReport
 
 

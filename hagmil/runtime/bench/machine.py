@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from hagmil.runtime.bench.report import Machine
-from hagmil.runtime.tile_kernel import kernel_name
+from hagmil.runtime.tiles.kernel import kernel_name
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")

@@ -23,25 +23,25 @@ from hagmil.runtime.bench.report import (
     ReadFigures,
     StageFigures,
 )
-from hagmil.runtime.bench.subject import Subject
-from hagmil.runtime.clock import StepClock
-from hagmil.runtime.device import place_of, to_host
-from hagmil.runtime.encode import (
+from hagmil.runtime.bench.workload import Subject
+from hagmil.runtime.inference.device import place_of, to_host
+from hagmil.runtime.inference.encode import (
     EncodeOptions,
     default_batch_size,
     encode_patches,
     read_batches,
     reader_threads,
 )
+from hagmil.runtime.inference.loaded_bundle import LoadedModel
+from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.kernels import MaskKernels
-from hagmil.runtime.model import LoadedModel
-from hagmil.runtime.overview import read_overview
+from hagmil.runtime.patches.stream import StreamStalls
 from hagmil.runtime.predict import PredictOptions, predict_one
 from hagmil.runtime.sessions import Session
-from hagmil.runtime.slide import Slide
-from hagmil.runtime.stream import StreamStalls
-from hagmil.runtime.tissue import find_tissue
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import Slide
+from hagmil.runtime.tissue.kernels import MaskKernels
+from hagmil.runtime.tissue.segment import find_tissue
 from hagmil.spec import BACKBONE_FEATURES, BAG, PATCHES
 
 RUN_S = 1.0

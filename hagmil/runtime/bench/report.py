@@ -226,7 +226,7 @@ def bench_schema() -> str:
 
 def write_report(folder: Path, report: BenchReport) -> None:
     """Write ``report.html``, and last ``report.json``."""
-    from hagmil.runtime.bench.html import render_html
+    from hagmil.runtime.bench.page import render_html
 
     write_text(folder / HTML_NAME, render_html(report))
     write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")

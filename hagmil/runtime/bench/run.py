@@ -47,15 +47,15 @@ from hagmil.runtime.bench.report import (
     SweepPoint,
 )
 from hagmil.runtime.bench.start_up import InferCall, measure_start_up
-from hagmil.runtime.bench.subject import Subject, describe_bundle, describe_slide, request_of, subject_of
 from hagmil.runtime.bench.sweep import sweep, sweep_size
-from hagmil.runtime.encode import EncodeOptions
+from hagmil.runtime.bench.workload import Subject, describe_bundle, describe_slide, request_of, subject_of
+from hagmil.runtime.inference.encode import EncodeOptions
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.kernels import kernels_on
-from hagmil.runtime.model import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.predict import PredictOptions, versions
 from hagmil.runtime.sessions import PROVIDERS
-from hagmil.runtime.slide import open_slide
+from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.tissue.kernels import kernels_on
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 from hagmil.errors import EnvironmentLacks
-from hagmil.runtime.bench.probe import Notes
 from hagmil.runtime.bench.repeats import middle
 from hagmil.runtime.bench.report import Memory, StartUp
+from hagmil.runtime.bench.watched_infer import Notes
 from hagmil.runtime.inputs import SlideRequest
 
 _TAIL_CHARACTERS = 500
@@ -93,7 +93,13 @@ def _start(call: InferCall) -> tuple[float, tuple[float, Notes]]:
     with TemporaryDirectory(prefix="hagmil-bench-") as name:
         folder = Path(name)
         notes = folder / "notes.json"
-        command = [sys.executable, "-m", "hagmil.runtime.bench.probe", str(notes), *call.arguments(folder / "out")]
+        command = [
+            sys.executable,
+            "-m",
+            "hagmil.runtime.bench.watched_infer",
+            str(notes),
+            *call.arguments(folder / "out"),
+        ]
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "compiled")}
         began = monotonic()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hagmil.runtime.bench.measure import Measuring, measure_backbone, measure_model, measure_reading
 from hagmil.runtime.bench.report import SweepPoint
-from hagmil.runtime.bench.subject import Subject
-from hagmil.runtime.model import LoadedModel
+from hagmil.runtime.bench.workload import Subject
+from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.sessions import open_session
 
 BATCHES = (1, 4, 16, 64, 256)

@@ -1,0 +1,1 @@
+"""Patch encoders as ONNX: built-in architectures, timm models and existing ONNX files."""

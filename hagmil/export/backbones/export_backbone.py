@@ -1,0 +1,283 @@
+"""Backbones: a patch encoder as ``backbone.onnx`` in the contract's form, proven, and what it is.
+
+1. Find the encoder by its name: ``resnet50-trunc``, ``tiny``, a path that ends in ``.onnx``, or a model of
+   timm.
+2. Bring it into the contract's form: uint8 (batch, height, width, 3) in, features out, normalisation inside.
+3. Hold the graph against its source, over batches, sizes and kinds of patches, and end on a difference.
+4. Write graph, card and parity report as one folder that appears whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from hagmil._files import sha256_of, write_text
+from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, BackboneCard, Precision, new_folder
+from hagmil.errors import BundleError, UsageError
+from hagmil.export.backbones import resnet, tiny
+from hagmil.export.backbones.encoder import Channels, PatchEncoder, TorchBackbone
+from hagmil.export.backbones.onnx_encoder import ANY_SIZE_PX, SUFFIX, OnnxEncoder, load_onnx_encoder
+from hagmil.export.backbones.timm_models import PREFIX, timm_backbone, timm_is_installed
+from hagmil.export.graph import data_files, opset_of, save
+from hagmil.export.parity.compare import (
+    PARITY_NAME,
+    TOLERANCES,
+    Arrays,
+    Case,
+    Contender,
+    ParityReport,
+    ParityRow,
+    Run,
+    Source,
+    compare,
+    enforce,
+)
+from hagmil.export.parity.synthetic_inputs import PATCH_SAMPLES, PatchSample, sample_patches
+from hagmil.export.parity.torch_reference import torch_run
+from hagmil.export.passes.check_contract import check_contract
+from hagmil.export.tracing import trace
+from hagmil.export.versions import export_versions
+from hagmil.runtime.sessions import open_session
+from hagmil.selftest import BACKBONE
+from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES, TensorSpec
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_log = logging.getLogger(__name__)
+
+RANDOM = "random"
+HUB = "hub"
+_BATCHES = (1, 2, 7)
+_BUILT_IN = {resnet.NAME: resnet.resnet50_trunc, tiny.NAME: tiny.tiny}
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A backbone in the contract's form, and its source to hold it against."""
+
+    name: str
+    model: onnx.ModelProto
+    features: int
+    mean: Channels | None
+    std: Channels | None
+    weights: str
+    patch_px: int | None
+    precision: Precision
+    sizes: tuple[tuple[int, int], ...]  # (height, width) that parity is held at
+    reference: Run
+    source: Run | None
+
+
+def export_backbone(
+    name: str,
+    weights: str | None,
+    out_dir: Path,
+    *,
+    patch_px: int | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BackboneCard:
+    """Write a patch encoder as ``backbone.onnx`` with ``backbone.json`` and ``parity.json`` beside it.
+
+    Args:
+        name: ``resnet50-trunc``, ``tiny``, a path that ends in ``.onnx``, ``timm:NAME`` or a name of timm's.
+        weights: a file; ``random`` for weights that mean nothing; ``hub`` for timm's own; None for the
+            weights that ``tiny`` ships with, and for an ONNX file, which holds its own.
+        out_dir: the folder to write.
+        patch_px: side of the patches in pixels, for a model of timm that takes, or can be exported for, one size
+            alone; None for its own. Of no effect on others.
+        mean: per channel, of pixels in 0..1, for an ONNX file that takes floats.
+        std: per channel, of pixels in 0..1, for an ONNX file that takes floats.
+        output: the output to take of an ONNX file that has several.
+        overwrite: replace what is in ``out_dir``.
+        progress: called as comparisons are made.
+
+    Returns:
+        The card as it was written.
+
+    Raises:
+        UsageError: no such backbone or file, weights missing, or options that do not belong to it.
+        BundleError: weights that are refused or do not fit, a graph that cannot be a backbone.
+        ParityError: the graph's numbers are not its source's; nothing is written.
+        EnvironmentLacks: a package is missing.
+    """
+    is_onnx = name.endswith(SUFFIX)
+    if not is_onnx and (mean or std or output):
+        raise UsageError("--mean, --std and --output belong to ONNX encoders; others bring their own")
+    if is_onnx and (weights is not None or patch_px is not None):
+        raise UsageError("an ONNX file brings its own weights and size; leave out --weights and --patch-px")
+    with new_folder(out_dir, overwrite=overwrite) as folder:
+        if is_onnx:
+            prepared = _from_onnx(load_onnx_encoder(Path(name), mean=mean, std=std, output=output))
+        else:
+            prepared = _from_torch(find_backbone(name, weights, patch_px=patch_px))
+        return _write(prepared, folder, progress)
+
+
+def find_backbone(name: str, weights: str | None, *, patch_px: int | None = None) -> TorchBackbone:
+    """Step 1, for encoders in torch; the arguments are those of :func:`export_backbone`."""
+    if name in _BUILT_IN:
+        return _BUILT_IN[name](_built_in_weights(name, weights))
+    if not name.startswith(PREFIX) and not timm_is_installed():
+        raise UsageError(
+            f'no backbone "{name}"; choose {", ".join(_BUILT_IN)}, a path ending in {SUFFIX}, '
+            "or install timm for its models",
+            code="no_backbone",
+        )
+    if weights is None:
+        raise UsageError(f'"{name}" needs --weights: a file, {HUB}, or {RANDOM}', code="weights_missing")
+    return timm_backbone(name.removeprefix(PREFIX), weights, patch_px=patch_px)
+
+
+def _built_in_weights(name: str, weights: str | None) -> Path | None:
+    """The file to load; None for random weights."""
+    if weights == RANDOM:
+        return None
+    if weights is not None:
+        return Path(weights)
+    if name == tiny.NAME:
+        return tiny.SHIPPED
+    raise UsageError(f'"{name}" needs --weights: a file, or the word {RANDOM}', code="weights_missing")
+
+
+def _from_torch(backbone: TorchBackbone) -> _Prepared:
+    """Step 2 for an encoder in torch."""
+    module = PatchEncoder(backbone.encoder, backbone.mean, backbone.std).eval()
+    model, patch_px = _trace(module, backbone)
+    side = backbone.native_px
+    return _Prepared(
+        name=backbone.name,
+        model=model,
+        features=backbone.features,
+        mean=backbone.mean,
+        std=backbone.std,
+        weights=backbone.weights,
+        patch_px=patch_px,
+        precision="fp32",
+        sizes=_sizes(side, patch_px, backbone.least_px),
+        reference=torch_run(module, BACKBONE_INPUTS, BACKBONE_OUTPUTS, dtype=torch.float64),
+        source=torch_run(module, BACKBONE_INPUTS, BACKBONE_OUTPUTS, dtype=torch.float32),
+    )
+
+
+def _trace(module: PatchEncoder, backbone: TorchBackbone) -> tuple[onnx.ModelProto, int | None]:
+    """Export with height and width dynamic, or fixed where the encoder takes one size alone."""
+    side = backbone.native_px
+    example = {"batch": 3, "height": side, "width": side}
+    if backbone.patch_px is None:
+        least = {"height": backbone.least_px, "width": backbone.least_px}
+        try:
+            return trace(module, BACKBONE_INPUTS, BACKBONE_OUTPUTS, example=example, least=least), None
+        except BundleError as error:
+            if backbone.name in _BUILT_IN:
+                raise
+            _log.warning('"%s" is exported for patches of %d pixels alone: %s', backbone.name, side, error)
+    return trace(module, (_fixed_patches(side),), BACKBONE_OUTPUTS, example=example), side
+
+
+def _from_onnx(encoder: OnnxEncoder) -> _Prepared:
+    """Step 2 for an ONNX file; its source is the file itself, one patch at a time."""
+    return _Prepared(
+        name=encoder.name,
+        model=encoder.model,
+        features=encoder.features,
+        mean=encoder.mean,
+        std=encoder.std,
+        weights=encoder.weights,
+        patch_px=encoder.patch_px,
+        precision=encoder.precision,
+        sizes=_sizes(encoder.patch_px or ANY_SIZE_PX, encoder.patch_px, ANY_SIZE_PX // 4),
+        reference=one_by_one(encoder.reference),
+        source=None,
+    )
+
+
+def _fixed_patches(side_px: int) -> TensorSpec:
+    return replace(PATCHES, axes=("batch", side_px, side_px, 3))
+
+
+def _sizes(side_px: int, patch_px: int | None, least_px: int) -> tuple[tuple[int, int], ...]:
+    """The sizes, (height, width), that parity is held at: its own, its smallest, one that is no square."""
+    own = (side_px, side_px)
+    return (own,) if patch_px is not None else (own, (least_px, least_px), (96, 80))
+
+
+def backbone_cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[Case]:
+    """Every batch and every kind of patches at the last size, two patches like tissue at the others.
+
+    Args:
+        sizes: (height, width) in pixels.
+    """
+    runs: list[tuple[PatchSample, int, tuple[int, int]]] = [("tissue", 2, size) for size in sizes[:-1]]
+    runs += [("tissue", batch, sizes[-1]) for batch in _BATCHES]
+    runs += [(kind, 2, sizes[-1]) for kind in PATCH_SAMPLES if kind != "tissue"]
+    for seed, (kind, batch, (height, width)) in enumerate(runs):
+        patches = sample_patches(kind, batch, height, width, seed=seed)
+        yield Case(kind, {"batch": batch, "height": height, "width": width}, {PATCHES.name: patches})
+
+
+def _hold(prepared: _Prepared, graph: Path, progress: Progress | None) -> list[ParityRow]:
+    """Step 3."""
+    cases = list(backbone_cases(prepared.sizes))
+    rows: list[ParityRow] = []
+    held = compare(
+        BACKBONE,
+        cases,
+        graph=Contender(open_session(graph, threads=torch.get_num_threads()).run),
+        source=Source(prepared.reference, prepared.source, "float64" if prepared.source is not None else "graph"),
+        tolerance=TOLERANCES[prepared.precision],
+    )
+    for done, case_rows in enumerate(held, start=1):
+        rows.extend(case_rows)
+        if progress is not None:
+            progress("parity", done, len(cases))
+    enforce(rows)
+    return rows
+
+
+def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> BackboneCard:
+    """Step 4."""
+    graph = folder / BACKBONE_ONNX_NAME
+    side = prepared.patch_px
+    check_contract(prepared.model, (_fixed_patches(side),) if side else BACKBONE_INPUTS, BACKBONE_OUTPUTS)
+    save(prepared.model, graph)
+    rows = _hold(prepared, graph, progress)
+    card = BackboneCard(
+        name=prepared.name,
+        sha256=sha256_of(graph),
+        weights_files={name: sha256_of(folder / name) for name in data_files(graph)},
+        features=prepared.features,
+        patch_px=side,
+        weights=prepared.weights,
+        mean=prepared.mean,
+        std=prepared.std,
+        opset=opset_of(prepared.model),
+        versions=export_versions(),
+    )
+    report = ParityReport(precision=prepared.precision, tolerance=TOLERANCES[prepared.precision], rows=tuple(rows))
+    write_text(folder / BACKBONE_CARD_NAME, card.model_dump_json(indent=2) + "\n")
+    write_text(folder / PARITY_NAME, report.model_dump_json(indent=2) + "\n")
+    return card
+
+
+def one_by_one(run: Run) -> Run:
+    """Run patches one at a time, so that a graph that mixes the patches of a batch is found out."""
+
+    def alone(arrays: dict[str, NDArray[Any]]) -> Arrays:
+        singles = [run({PATCHES.name: patch[None]}) for patch in arrays[PATCHES.name]]
+        return {name: np.concatenate([single[name] for single in singles]) for name in singles[0]}
+
+    return alone

@@ -1,0 +1,54 @@
+"""A backbone in half precision, made from its float32 graph and held against it over patches.
+
+A backbone arrives as ONNX, and so it is reduced as ONNX. What the models were trained on stays the float32 graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+
+from hagmil.export.backbones.export_backbone import backbone_cases
+from hagmil.export.graph import save
+from hagmil.export.parity.compare import TOLERANCES, ParityRow, Source, compare
+from hagmil.export.parity.graph_under_test import contender
+from hagmil.export.passes.half_precision import to_half
+from hagmil.runtime.sessions import open_session
+from hagmil.selftest import BACKBONE
+
+
+def write_reduced(source: Path, graph: Path) -> None:
+    """Write the half-precision form of a backbone.
+
+    Args:
+        source: its float32 graph.
+        graph: the file to write.
+
+    Raises:
+        BundleError: the graph cannot be brought to half precision.
+    """
+    save(to_half(onnx.load(source)), graph)
+
+
+def hold_reduced(source: Path, graph: Path, patch_px: int) -> Iterator[tuple[ParityRow, ...]]:
+    """Hold a half-precision backbone against its float32 graph, over batches and kinds of patches.
+
+    Args:
+        source: the float32 graph.
+        graph: the half-precision graph.
+        patch_px: side of a patch in pixels.
+
+    Returns:
+        For each batch of patches its rows.
+    """
+    exact = open_session(source, threads=torch.get_num_threads()).run
+    return compare(
+        BACKBONE,
+        backbone_cases(((patch_px, patch_px),)),
+        graph=contender(graph, "fp16"),
+        source=Source(exact, None, "graph"),
+        tolerance=TOLERANCES["fp16"],
+    )

@@ -1,0 +1,134 @@
+"""What a bundle or an ONNX file is, at a glance.
+
+A bundle's manifest, its parity report and its engines need nothing installed; counting nodes needs the onnx package,
+and where it is missing that is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hagmil.bundle import MANIFEST_NAME, Bundle, open_bundle
+from hagmil.errors import BundleError, UsageError
+from hagmil.export.parity.compare import PARITY_NAME, ParityReport
+
+GRAPH_SUFFIX = ".onnx"
+_MOST_OPERATORS = 6
+_HALF, _BFLOAT, _FLOAT, _INT8 = 10, 16, 1, 3  # onnx.TensorProto's numbers
+
+
+@dataclass(frozen=True, slots=True)
+class GraphView:
+    """One ONNX file.
+
+    Args:
+        name: the file's name.
+        bytes: its size, weights beside it included.
+        opset: version of the standard operators.
+        nodes: how many it has; None where the onnx package is missing.
+        operators: the most frequent ones with their counts, most frequent first.
+        weights: element type of most of its weights: fp32, fp16, bf16 or int8; None where the onnx package is missing.
+        inputs: name, type and axes of each, in words.
+        outputs: the same of its outputs.
+    """
+
+    name: str
+    bytes: int
+    opset: int
+    nodes: int | None
+    operators: tuple[tuple[str, int], ...]
+    weights: str | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleView:
+    """A bundle.
+
+    Args:
+        bundle: the bundle; its files are not verified.
+        graphs: the backbone, then the stages.
+        parity: its parity report; None where it has none.
+    """
+
+    bundle: Bundle
+    graphs: tuple[GraphView, ...]
+    parity: ParityReport | None
+
+
+def inspect_path(path: Path) -> BundleView | GraphView:
+    """Look at a bundle or an ONNX file.
+
+    Args:
+        path: a bundle's folder, or a file that ends in ``.onnx``.
+
+    Raises:
+        UsageError: it is neither.
+        BundleError: it cannot be read.
+    """
+    if path.is_file() and path.suffix == GRAPH_SUFFIX:
+        return inspect_graph(path)
+    if not (path / MANIFEST_NAME).is_file():
+        raise UsageError(f'"{path}" is neither a bundle (no {MANIFEST_NAME}) nor a file ending in {GRAPH_SUFFIX}')
+    bundle = open_bundle(path, verify=False)
+    names = (bundle.manifest.backbone.onnx, *(stage.onnx for stage in bundle.manifest.stages))
+    return BundleView(bundle, tuple(inspect_graph(bundle.file(name)) for name in names), _parity(bundle))
+
+
+def inspect_graph(path: Path) -> GraphView:
+    """Look at an ONNX file.
+
+    Raises:
+        BundleError: it is missing, or no ONNX file.
+    """
+    from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
+    from hagmil.runtime.sessions.onnx_header import read_onnx_header
+
+    def words(tensors: dict[str, TensorInfo]) -> tuple[str, ...]:
+        return tuple(
+            f"{name}: {one.dtype} ({', '.join('?' if axis is None else str(axis) for axis in one.axes)})"
+            for name, one in tensors.items()
+        )
+
+    opset = read_onnx_header(path).opset
+    inputs, outputs = OnnxSession(path, threads=1).tensors()
+    nodes, operators, weights, beside = _inside(path) if find_spec("onnx") is not None else (None, (), None, 0)
+    return GraphView(
+        path.name, path.stat().st_size + beside, opset, nodes, operators, weights, words(inputs), words(outputs)
+    )
+
+
+def _inside(path: Path) -> tuple[int, tuple[tuple[str, int], ...], str, int]:
+    """Nodes, their operators, the type of most weights, and the bytes that lie beside the file."""
+    import onnx
+
+    from hagmil.export.graph import data_files
+
+    graph = onnx.load(path, load_external_data=False).graph
+    operators = Counter(node.op_type for node in graph.node)
+    sizes = Counter[int]()
+    for tensor in graph.initializer:
+        values = 1
+        for length in tensor.dims:
+            values *= length
+        sizes[tensor.data_type] += values
+    kinds = {_FLOAT: "fp32", _HALF: "fp16", _BFLOAT: "bf16", _INT8: "int8"}
+    largest = max(kinds, key=lambda kind: sizes[kind])
+    beside = sum(path.with_name(name).stat().st_size for name in data_files(path))
+    return len(graph.node), tuple(operators.most_common(_MOST_OPERATORS)), kinds[largest], beside
+
+
+def _parity(bundle: Bundle) -> ParityReport | None:
+    path = bundle.file(PARITY_NAME)
+    if not path.is_file():
+        return None
+    try:
+        return ParityReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f'"{path}" is not valid: {error}', code="bundle_invalid") from error

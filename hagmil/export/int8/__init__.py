@@ -1,0 +1,1 @@
+"""Quantisation of backbones to int8."""

@@ -1,0 +1,59 @@
+"""Torch modules as the sources that graphs are held against: NumPy arrays in, NumPy arrays out."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hagmil.export.parity.compare import Run
+from hagmil.spec import STAGE_INPUTS, STAGE_OUTPUTS, Kind, TensorSpec
+
+
+def torch_run(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, dtype: torch.dtype
+) -> Run:
+    """Make a function that runs a copy of a module in evaluation mode and in a given precision.
+
+    Args:
+        module: takes tensors in the order of ``inputs``, gives a tuple of them in that of ``outputs``.
+        inputs: names of the inputs; those of a floating type are converted to ``dtype``.
+        outputs: names of the outputs.
+        dtype: ``torch.float32``, or ``torch.float64`` for a reference.
+    """
+    copy = deepcopy(module).to(dtype).eval()
+
+    def run(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = [torch.from_numpy(arrays[spec.name]) for spec in inputs]
+        with torch.inference_mode():
+            values = copy(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors))
+        return {spec.name: value.numpy() for spec, value in zip(outputs, values, strict=True)}
+
+    return run
+
+
+class TorchStage:
+    """A stage's model in float32 as a :class:`hagmil.runtime.sessions.Session`, so that a cascade can run it.
+
+    Args:
+        model: the source of a stage's graph.
+        kind: which tensors it gives.
+    """
+
+    provider = "torch"
+    on_device = False
+
+    def __init__(self, model: nn.Module, kind: Kind) -> None:
+        self._run = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[str | int, ...]]:
+        """The shape of its input as the contract has it."""
+        return {spec.name: spec.axes for spec in STAGE_INPUTS}
+
+    def run(self, inputs: dict[str, NDArray[Any]], *, last: bool = False) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """Run the model once; nothing is kept between runs."""
+        return dict(self._run(inputs))

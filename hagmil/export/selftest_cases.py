@@ -1,0 +1,65 @@
+"""The self-test of a bundle: a few patches and small bags, with what must come out of each graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hagmil.bundle import Precision
+from hagmil.export.parity.compare import Tolerance
+from hagmil.export.parity.synthetic_inputs import sample_bag, sample_patches
+from hagmil.export.parity.torch_reference import torch_run
+from hagmil.runtime.sessions import open_session
+from hagmil.selftest import BACKBONE, SelfTestCase
+from hagmil.spec import BAG, PATCHES, STAGE_INPUTS, STAGE_OUTPUTS, Kind
+
+SELFTEST_TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(absolute=1e-3, relative=1e-3),
+    "fp16": Tolerance(absolute=1e-2, relative=1e-2),
+    "int8": Tolerance(absolute=2e-2, relative=2e-2),
+}
+"""Wider than parity's: they must hold on every provider, tensor cores included."""
+
+_SEED = 2023
+_PATCHES_LEAST = 2
+_BAG_PATCHES = 37
+
+
+def backbone_case(source: Path, patch_px: int, precision: Precision) -> SelfTestCase:
+    """A few patches through the backbone's graph on the CPU.
+
+    Args:
+        source: ``backbone.onnx``, or the float32 graph that half precision was made from.
+        patch_px: side of a patch in pixels.
+        precision: of the bundle's graph.
+    """
+    patches = np.concatenate(
+        [
+            sample_patches("tissue", _PATCHES_LEAST, patch_px, patch_px, seed=_SEED),
+            sample_patches("white", 1, patch_px, patch_px),
+        ]
+    )
+    inputs = {PATCHES.name: patches}
+    tolerance = SELFTEST_TOLERANCES[precision]
+    return SelfTestCase(
+        BACKBONE, inputs, open_session(source).run(dict(inputs)), tolerance.absolute, tolerance.relative
+    )
+
+
+def stage_case(name: str, model: nn.Module, feature_dim: int, kind: Kind, precision: Precision) -> SelfTestCase:
+    """A small bag through a stage's model in torch.
+
+    Args:
+        name: the stage's name.
+        model: the source of its graph.
+        feature_dim: length of a feature vector.
+        kind: of the model.
+        precision: of the graph.
+    """
+    inputs = {BAG.name: sample_bag("clustered", _BAG_PATCHES, feature_dim, seed=_SEED)}
+    outputs = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)(dict(inputs))
+    tolerance = SELFTEST_TOLERANCES[precision]
+    return SelfTestCase(name, inputs, outputs, tolerance.absolute, tolerance.relative)

@@ -1,0 +1,1 @@
+"""Pages for people: one theme and one SVG layer."""

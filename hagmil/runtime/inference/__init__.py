@@ -1,0 +1,1 @@
+"""One slide through a loaded bundle: encoding, the cascade and the verdict."""

@@ -1,0 +1,93 @@
+"""A bundle with its sessions open: what the cascade runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hagmil.bundle import Bundle, open_bundle
+from hagmil.errors import BundleError, UsageError
+from hagmil.runtime.memory.buffers import give_back_free_memory
+from hagmil.runtime.sessions import Session, open_session
+from hagmil.spec import PATCHES
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A bundle whose graphs are loaded.
+
+    Args:
+        bundle: the bundle.
+        backbone: session of the patch encoder.
+        stages: session of each stage's model, coarse to fine.
+    """
+
+    bundle: Bundle
+    backbone: Session
+    stages: tuple[Session, ...]
+
+
+def load_model(
+    path: Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    rebuild: bool = False,
+    trt_flavour: str | None = None,
+) -> LoadedModel:
+    """Open a bundle, check its digests, and load its graphs.
+
+    Args:
+        path: the bundle's folder.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: threads inside one run on the CPU; as many as there are cores where none are given.
+        rebuild: build TensorRT engines for this machine where the bundle's do not fit (provider ``tensorrt``).
+        trt_flavour: ``tensorrt`` or ``tensorrt-rtx``; the installed one where None (provider ``tensorrt``).
+
+    Raises:
+        UsageError: no such provider or flavour.
+        BundleError: the bundle is altered, invalid, or one of its graphs cannot be loaded.
+        EnvironmentLacks: the provider is not on this machine.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    if provider == "tensorrt":
+        if manifest.precision == "int8":
+            raise UsageError(
+                f'bundle "{path}" is quantised for CPUs; run it with --provider cpu, or export it in fp16 for TensorRT'
+            )
+        from hagmil.runtime.sessions.engines import open_tensorrt  # TensorRT is imported only where it is asked for
+
+        opened = open_tensorrt(bundle, threads=threads, rebuild=rebuild, flavour=trt_flavour)
+    else:
+        opened = partial(_open_graph, bundle, provider, threads)
+    backbone = opened(manifest.backbone.onnx)
+    _check_patch_size(bundle, backbone)
+    stages = tuple(opened(stage.onnx) for stage in manifest.stages)
+    give_back_free_memory()
+    return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
+
+
+def _open_graph(bundle: Bundle, provider: str, threads: int | None, graph: str) -> Session:
+    many_runs = graph == bundle.manifest.backbone.onnx
+    return open_session(bundle.file(graph), provider=provider, threads=threads, many_runs=many_runs)
+
+
+def builtin_bundle() -> Path:
+    """The folder of the built-in demonstration model, which knows phantoms only."""
+    return Path(__file__).resolve().parents[2] / "demo_bundle"
+
+
+def _check_patch_size(bundle: Bundle, backbone: Session) -> None:
+    shape = backbone.input_shapes.get(PATCHES.name)
+    if shape is None or len(shape) != len(PATCHES.axes):
+        raise BundleError(
+            f'bundle "{bundle.path}": its backbone has no input {PATCHES.name} of four axes', code="contract"
+        )
+    patch_px = bundle.manifest.patch_px
+    if any(isinstance(side, int) and side != patch_px for side in shape[1:3]):
+        raise BundleError(
+            f'bundle "{bundle.path}": patches are {patch_px} pixels wide but its backbone takes {shape[1:3]}',
+            code="contract",
+        )

@@ -1,0 +1,140 @@
+"""One slide looked at, in two parts: what comes before its patches, and the cascade over them.
+
+The first part needs the slide alone and no device, so that a run over many slides may do it ahead of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil.bundle import Manifest
+from hagmil.runtime.inference.cascade import StageOutcome, first_candidates, plan_slide, run_cascade, stage_specs
+from hagmil.runtime.inference.encode import EncodeOptions, Progress
+from hagmil.runtime.inference.loaded_bundle import LoadedModel
+from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.inference.verdict import Verdict, verdict_of
+from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.memory.buffers import give_back_free_memory
+from hagmil.runtime.patches.geometry import TOLERANCE, StageGeometry, finest_ratio
+from hagmil.runtime.results.heatmap import PANEL_PX
+from hagmil.runtime.slides.overview import Overview, read_overview, shrunk
+from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.tissue.kernels import MaskKernels
+from hagmil.runtime.tissue.segment import find_tissue
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A slide before its first patch is read.
+
+    Args:
+        slide: open; whoever takes it through the cascade closes it.
+        plan: geometry of the model's stages on it.
+        coords: int64 (patches, 2), the coarsest stage's patches.
+        picture: what its heatmap is drawn on.
+    """
+
+    slide: Slide
+    plan: tuple[StageGeometry, ...]
+    coords: NDArray[np.int64]
+    picture: Overview
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was found on a slide, before it is written."""
+
+    verdict: Verdict
+    outcomes: tuple[StageOutcome, ...]
+    picture: Overview
+    spacing_source: str | None
+    warnings: tuple[str, ...]
+
+
+def prepare(request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels | None, clock: StepClock) -> Prepared:
+    """Open a slide, mask its tissue, and lay out the coarsest stage.
+
+    Args:
+        request: the slide.
+        manifest: of the bundle that it goes through.
+        mask_kernels: what makes the mask; None chooses by its size.
+        clock: gets the seconds of ``open``, ``tissue`` and ``picture``.
+
+    Returns:
+        The slide, open.
+
+    Raises:
+        SlideRejected: it gives no spacing, is too coarse, or shows no tissue.
+        SlideFailed: it cannot be read.
+    """
+    with clock.step("open"):
+        slide = open_slide(request.path, spacing_um=request.spacing_um)
+    try:
+        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
+        with clock.step("tissue"):
+            overview = read_overview(slide, manifest.tissue.spacing_um)
+            mask = find_tissue(overview, manifest.tissue, mask_kernels)
+            coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+        with clock.step("picture"):
+            picture = _picture(slide, overview)
+        del overview, mask  # of a large slide they are tens of megabytes
+        give_back_free_memory()
+        return Prepared(slide, plan, coords, picture)
+    except BaseException:
+        slide.close()
+        raise
+
+
+def look(
+    prepared: Prepared,
+    model: LoadedModel,
+    options: EncodeOptions,
+    *,
+    keep: int | None,
+    clock: StepClock,
+    progress: Progress | None = None,
+) -> Seen:
+    """Take a prepared slide through the cascade, and close it.
+
+    Args:
+        prepared: the slide.
+        model: the loaded bundle.
+        options: batch size and reader threads.
+        keep: patches kept at every stage but the last; the manifest's numbers where none is given.
+        clock: gets the seconds by step.
+        progress: called after every batch of patches.
+
+    Raises:
+        SlideFailed: a patch cannot be read.
+    """
+    manifest, slide = model.bundle.manifest, prepared.slide
+    with slide:
+        outcomes = run_cascade(
+            slide, prepared.coords, model, prepared.plan, options, clock=clock, keep=keep, progress=progress
+        )
+    verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
+    warnings = _warnings(manifest, prepared.picture.slide_spacing_um)
+    return Seen(verdict, outcomes, prepared.picture, slide.spacing_source, warnings)
+
+
+def _picture(slide: Slide, overview: Overview) -> Overview:
+    """What the heatmap is drawn on: the overview, no larger than it needs be, or a finer one where a small slide would
+    look blurred."""
+    if max(overview.pixels.shape) >= PANEL_PX:
+        return shrunk(overview, max(overview.pixels.shape) // PANEL_PX)
+    finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
+    return finer if finer.downsample < overview.downsample else overview
+
+
+def _warnings(manifest: Manifest, slide_spacing_um: float) -> tuple[str, ...]:
+    ratio = finest_ratio(slide_spacing_um, stage_specs(manifest))
+    if ratio > 1 - TOLERANCE:
+        return ()
+    finest = manifest.stages[-1]
+    return (
+        f"stage {finest.name} was read at the slide's own {slide_spacing_um:.4g} um/px, "
+        f"{1 / ratio - 1:.1%} coarser than the model's {finest.spacing_um:g}",
+    )

@@ -1,0 +1,1 @@
+"""Process memory: pooled buffers and the settings of malloc."""

@@ -1,0 +1,1 @@
+"""Patches of a slide: which squares are read at each stage, and their pixels."""

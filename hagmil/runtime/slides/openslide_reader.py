@@ -1,0 +1,147 @@
+"""Slides through OpenSlide: what libvips cannot open (NDPI, MRXS, DICOM, ...) or must not (JPEG 2000)."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from hagmil.errors import SlideFailed
+from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing, one_line, over_white
+from hagmil.units import Level
+
+_CACHE_BYTES = 64 << 20
+_SERIES = "dicom.SeriesInstanceUID"
+
+
+class _SharedHandle:
+    """One OpenSlide handle for a reader and all its forks; the last one to let go closes it.
+
+    OpenSlide is safe to call from many threads. One handle means one tile cache, so that memory does not grow
+    with the threads, and one reading of indices that take seconds in some formats.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.slide = openslide.OpenSlide(path)
+        self.slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+        self._lock = threading.Lock()
+        self._users = 1
+
+    def share(self) -> Self:
+        with self._lock:
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.slide.close()
+
+
+class OpenSlideReader(SlideReader):
+    """A slide read by OpenSlide."""
+
+    def __init__(self, path: Path, facts: SlideFacts, spacing: Spacing, handle: _SharedHandle) -> None:
+        super().__init__(path, facts, spacing)
+        self._handle: _SharedHandle | None = handle
+
+    @classmethod
+    def open(cls, path: Path, spacing_um: float | None) -> OpenSlideReader:
+        """Open a file that OpenSlide knows.
+
+        Args:
+            path: the file.
+            spacing_um: micrometres per level-0 pixel that overrides the file's.
+
+        Raises:
+            SlideFailed: OpenSlide cannot open it (code ``unreadable``).
+            SlideRejected: its pixels are not square (code ``spacing_anisotropic``).
+        """
+        try:
+            handle = _SharedHandle(path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideFailed(
+                f'slide "{path.name}" cannot be opened: {one_line(str(error))}', code="unreadable"
+            ) from error
+        try:
+            facts = _facts(handle.slide)
+            return cls(path, facts, decide_spacing(path.name, facts.spacing_xy_um, spacing_um), handle)
+        except BaseException:
+            handle.release()
+            raise
+
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        if self._handle is None:
+            raise ValueError(f'slide "{self.path.name}" is closed')
+        downsample = self.levels[level].downsample
+        origin = (round(x * downsample), round(y * downsample))  # OpenSlide wants level-0 pixels
+        try:
+            rgba = np.asarray(self._handle.slide.read_region(origin, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            raise self._undecodable(level, x, y, width, height, str(error)) from error
+        return over_white(rgba)
+
+    def fork(self) -> OpenSlideReader:
+        """A reader of the same file for another thread; the file stays open until the last one is closed."""
+        if self._handle is None:
+            raise ValueError(f'slide "{self.path.name}" is closed')
+        return OpenSlideReader(self.path, self.facts, self.spacing, self._handle.share())
+
+    def close(self) -> None:
+        """Let go of the file; closing twice does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.release()
+
+
+def detect_vendor(path: Path) -> str | None:
+    """OpenSlide's word for a file's format, from what is in the file; None where it knows none."""
+    vendor: str | None = openslide.OpenSlide.detect_format(path)
+    return vendor
+
+
+def dicom_series(path: Path) -> str | None:
+    """The series that a DICOM file belongs to; all files of one series are one slide.
+
+    Args:
+        path: a file.
+
+    Returns:
+        The SeriesInstanceUID; None for a file that OpenSlide does not open as DICOM.
+    """
+    try:
+        with openslide.OpenSlide(path) as slide:
+            series: str | None = slide.properties.get(_SERIES)
+            return series
+    except (openslide.OpenSlideError, OSError):
+        return None
+
+
+def _facts(slide: openslide.OpenSlide) -> SlideFacts:
+    levels = tuple(
+        Level(index, width, height, float(downsample))
+        for index, ((width, height), downsample) in enumerate(
+            zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+        )
+    )
+    properties = slide.properties
+    x, y = (_number(properties.get(name)) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y))
+    return SlideFacts(
+        vendor=properties[openslide.PROPERTY_NAME_VENDOR],
+        levels=levels,
+        spacing_xy_um=None if x is None or y is None else (x, y),
+        objective_power=_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None

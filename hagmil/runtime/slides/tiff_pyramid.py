@@ -1,0 +1,161 @@
+"""Which images of a TIFF file are levels of its pyramid, and what its tags say of spacing and objective.
+
+The rules are OpenSlide's, so that both agree on every file that both open, with two differences that are
+meant: SubIFDs are levels too (OpenSlide sees level 0 alone), and an image of another shape than level 0 never
+is one.
+
+1. Aperio: the tiled pages, in file order; thumbnail, label and macro are stored in strips.
+2. Other files whose first page is tiled: the first page, and each tiled page marked as reduced, widest first.
+3. Where that leaves one level: its SubIFDs under the same conditions.
+4. A first page in strips is the only level.
+5. A level must be smaller than the one before, and of level 0's shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hagmil.errors import SlideFailed, SlideRejected
+from hagmil.runtime.slides.reader_base import SlideFacts
+from hagmil.runtime.tiles.tiff_tags import TiffDirectory
+from hagmil.units import Level
+
+APERIO, GENERIC_TIFF = "aperio", "generic-tiff"
+
+_SHAPE_TOLERANCE = 0.01
+_MICRONS_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
+_UNSIGNED, _UNDEFINED = 1, 4
+_COLOURS = (0, 1, 2, 6)  # grey, white is 0; grey, black is 0; RGB; YCbCr
+_SIDE_BY_SIDE = 1
+_CHANNELS = (1, 3, 4)
+_LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50000, 50001})
+"""None, LZW, JPEG, Deflate (two numbers), PackBits, Zstandard, WebP."""
+
+
+def pyramid_of(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[TiffDirectory, ...]:
+    """The images that are levels, finest first.
+
+    Args:
+        directories: the pages of the file, at least one.
+        vendor: ``aperio`` or ``generic-tiff``.
+    """
+    first = directories[0]
+    if not first.tiled:
+        return (first,)  # rule 4
+    if vendor == APERIO:
+        return _shrinking([page for page in directories if page.tiled])  # rule 1
+    levels = _shrinking(_widest_first([first, *_reduced(directories[1:])]))  # rule 2
+    if len(levels) == 1:
+        levels = _shrinking([first, *_widest_first(_reduced(first.subdirectories))])  # rule 3
+    return levels
+
+
+def facts_of(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideFacts:
+    """What the tags say about a slide, in the numbers that OpenSlide would report.
+
+    Args:
+        levels: the images that are levels, finest first.
+        vendor: ``aperio`` or ``generic-tiff``.
+    """
+    finest = levels[0]
+    properties = _aperio_properties(finest.description) if vendor == APERIO else {}
+    spacing_um = _number(properties.get("MPP"))
+    along_both = None if spacing_um is None else (spacing_um, spacing_um)
+    return SlideFacts(
+        vendor=vendor,
+        levels=tuple(
+            Level(index, level.width, level.height, _downsample(finest, level)) for index, level in enumerate(levels)
+        ),
+        spacing_xy_um=along_both if vendor == APERIO else _resolution_um(finest),
+        objective_power=_number(properties.get("AppMag")),
+    )
+
+
+def check_pixels(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
+    """Refuse pixels that are not 8-bit grey, RGB or RGBA.
+
+    Raises:
+        SlideRejected: the pixels are of another kind (code ``pixel_format``).
+        SlideFailed: the first page is a small image beside larger ones (code ``unreadable``).
+    """
+    first, others = directories[0], directories[1:]
+    name = path.name
+    if set(first.bits) != {8} or first.sample_format not in (_UNSIGNED, _UNDEFINED):
+        bits = "/".join(str(bits) for bits in sorted(set(first.bits)))
+        raise SlideRejected(
+            f'slide "{name}" has {bits}-bit pixels; convert it to 8 bits a channel', code="pixel_format"
+        )
+    if first.photometric not in _COLOURS or first.samples not in _CHANNELS:
+        raise SlideRejected(
+            f'slide "{name}" is neither grey nor RGB (photometric {first.photometric}, '
+            f"{first.samples} channels); convert it to RGB",
+            code="pixel_format",
+        )
+    size = (first.width, first.height)
+    if first.samples == 1 and any((page.width, page.height) == size and not page.reduced for page in others):
+        raise SlideRejected(
+            f'slide "{name}" keeps its channels or planes in pages of their own; convert it to RGB',
+            code="pixel_format",
+        )
+    if not first.tiled and any(page.width > first.width and page.height > first.height for page in others):
+        raise SlideFailed(
+            f'slide "{name}" starts with a small image before the large one; convert it to a tiled pyramid',
+            code="unreadable",
+        )
+
+
+def libvips_reads(levels: tuple[TiffDirectory, ...]) -> bool:
+    """Whether libvips decodes all levels as they are: known compressions, channels side by side, no gaps.
+
+    Tiles without bytes stand for glass that was not scanned; libvips fails on them, OpenSlide makes them
+    transparent.
+    """
+    return all(
+        level.compression in _LIBVIPS_COMPRESSIONS and level.planar == _SIDE_BY_SIDE and not level.missing_tiles
+        for level in levels
+    )
+
+
+def _reduced(directories: tuple[TiffDirectory, ...]) -> list[TiffDirectory]:
+    return [directory for directory in directories if directory.tiled and directory.reduced]
+
+
+def _widest_first(directories: list[TiffDirectory]) -> list[TiffDirectory]:
+    return sorted(directories, key=lambda directory: -directory.width)
+
+
+def _shrinking(candidates: list[TiffDirectory]) -> tuple[TiffDirectory, ...]:
+    """Rule 5: each smaller than the one before; a rounded width or height may be one pixel off."""
+    levels = candidates[:1]
+    for candidate in candidates[1:]:
+        across, down = levels[0].width / candidate.width, levels[0].height / candidate.height
+        rounding = 1 / candidate.width + 1 / candidate.height
+        same_shape = abs(across - down) <= max(across, down) * (_SHAPE_TOLERANCE + rounding)
+        if same_shape and candidate.width < levels[-1].width and candidate.height < levels[-1].height:
+            levels.append(candidate)
+    return tuple(levels)
+
+
+def _downsample(finest: TiffDirectory, level: TiffDirectory) -> float:
+    return (finest.width / level.width + finest.height / level.height) / 2
+
+
+def _resolution_um(directory: TiffDirectory) -> tuple[float, float] | None:
+    microns = _MICRONS_PER_UNIT.get(directory.resolution_unit)
+    if microns is None or directory.resolution is None:
+        return None
+    x, y = directory.resolution
+    return microns / x, microns / y
+
+
+def _aperio_properties(description: str) -> dict[str, str]:
+    """The ``key = value`` fields of an Aperio description, which are parted by bars."""
+    fields = (field.partition("=") for field in description.split("|")[1:])
+    return {key.strip(): value.strip() for key, sign, value in fields if sign}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text.replace(",", ".")) if text is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,139 @@
+"""The encoded JPEG tiles of one level of a TIFF file, each decoded by itself, by libjpeg-turbo.
+
+What is given to the decoder beside a tile's own bytes, as a JPEG stream without an image, the head of all tiles:
+
+1. An Adobe marker that says whether the three channels are YCbCr or RGB, as the TIFF tags say it. Many files
+   leave that to the tags, and a decoder would take them for YCbCr. What a tile itself says comes first.
+2. The tables that all tiles of the level share, where they do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hagmil.errors import SlideFailed
+from hagmil.runtime.slides.reader_base import one_line
+from hagmil.runtime.tiles.kernel import read_tiles, start_patches
+from hagmil.runtime.tiles.kernel_numpy import END, START
+from hagmil.runtime.tiles.protocol import Tile, TileLoan
+from hagmil.runtime.tiles.tiff_tags import TiffDirectory, TiffError, read_tile_index
+
+_JPEG, _SIDE_BY_SIDE = 7, 1
+_RGB, _YCBCR = 2, 6
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and one byte: 0 for RGB, 1 for YCbCr
+
+
+def holds_jpeg_tiles(directory: TiffDirectory) -> bool:
+    """Whether an image is stored in JPEG tiles of three channels of 8 bits, none of them missing."""
+    return (
+        directory.tiled
+        and directory.compression == _JPEG
+        and directory.photometric in (_RGB, _YCBCR)
+        and directory.bits == (8, 8, 8)
+        and directory.planar == _SIDE_BY_SIDE
+        and not directory.missing_tiles
+    )
+
+
+class JpegTiles:
+    """Tiles of one level; several threads may read at once.
+
+    Args:
+        path: the file.
+        level: index of the level, for messages.
+        directory: the level's image; see ``holds_jpeg_tiles``.
+
+    Raises:
+        SlideFailed: the tags do not say where the tiles lie, or the file is gone (code ``unreadable``).
+    """
+
+    def __init__(self, path: Path, level: int, directory: TiffDirectory) -> None:
+        assert directory.tile_width is not None
+        assert directory.tile_height is not None
+        self.width, self.height = directory.width, directory.height
+        self.tile_width, self.tile_height = directory.tile_width, directory.tile_height
+        self.across, self.down = -(-self.width // self.tile_width), -(-self.height // self.tile_height)
+        self._path, self._level = path, level
+        try:
+            index = read_tile_index(path, directory)
+            self._file = path.open("rb", buffering=0)
+        except (TiffError, OSError) as error:
+            raise SlideFailed(
+                f'slide "{path.name}" cannot be read at level {level}: {error}', code="unreadable"
+            ) from error
+        self._descriptor = self._file.fileno()
+        self._index = index
+        colours = bytes([directory.photometric == _YCBCR])
+        self._head = START + _ADOBE + colours + index.jpeg_tables[len(START) : -len(END)] + END
+
+    def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], *, shrink: int) -> dict[int, int]:
+        """Whiten patches that reach beyond the level, and say which tiles patches need.
+
+        Args:
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
+            shrink: pixels of the level, each way, that make one of a patch.
+            patches: uint8 (n, height, width, 3), contiguous.
+
+        Returns:
+            Tiles, counted row after row, in the order of patches, and how many patches touch each.
+        """
+        return start_patches((self.width, self.height), (self.tile_width, self.tile_height), corners, shrink, patches)
+
+    def read(
+        self,
+        loan: TileLoan,
+        corners: NDArray[np.int64],
+        patches: NDArray[np.uint8],
+        scratch: Tile,
+        *,
+        shrink: int,
+        past_cache: bool,
+    ) -> None:
+        """Decode what is not decoded of some tiles, and give patches the parts that they cover, or means of these.
+
+        Args:
+            loan: the tiles.
+            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels: whole numbers of
+                ``shrink``, as the sides of tiles are.
+            shrink: a pixel of a patch is the mean of so many of the level's each way.
+            patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
+            scratch: for tiles that are not kept; overwritten.
+            past_cache: whether patches are so many that they had better not pass through the processor's cache.
+
+        Raises:
+            SlideFailed: a tile is damaged (code ``unreadable``).
+        """
+        try:
+            read_tiles(
+                self._descriptor,
+                self._head,
+                self._index.offsets,
+                self._index.sizes,
+                (self.width, self.height),
+                (self.tile_width, self.tile_height),
+                loan.indices,
+                loan.memories,
+                loan.decoded,
+                corners,
+                shrink,
+                patches,
+                scratch,
+                past_cache,
+            )
+        except ValueError as error:
+            tile, problem = error.args
+            row, column = divmod(tile, self.across)
+            raise SlideFailed(
+                f'slide "{self._path.name}" cannot be decoded at level {self._level}, '
+                f"x {column * self.tile_width}, y {row * self.tile_height}, "
+                f"{self.tile_width} x {self.tile_height} px: {one_line(problem)}; "
+                "the file is damaged, copy or scan it again",
+                code="unreadable",
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file; closing twice does nothing."""
+        self._file.close()

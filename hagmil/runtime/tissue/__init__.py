@@ -1,0 +1,1 @@
+"""Tissue masks: segmentation, areas of a mask, and the kernels that compute them."""

@@ -1,0 +1,1 @@
+"""Checkpoint folders: card, weights and how models are restored."""

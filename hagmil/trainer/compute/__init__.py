@@ -1,0 +1,1 @@
+"""Distributed processes and mixed precision."""

@@ -1,0 +1,1 @@
+"""Labels, splits, feature files and the cohort that they make up."""

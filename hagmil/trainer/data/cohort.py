@@ -1,0 +1,329 @@
+"""The slides of a training: feature files, labels and split put together, and checked before anything is
+trained.
+
+1. Every slide of the split has a label that is a class (with a hierarchy: a fine class), and features.
+2. All features agree on stages, spacings, patch size, feature length, backbone and tissue parameters.
+3. In each slide, a finer stage has f² times the rows of the coarser one.
+4. Slides without tissue have empty bags: they are set aside, and counted.
+5. Every class has a slide to train on, and there is one to validate on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from torch import Tensor
+
+from hagmil.bundle import Hierarchy
+from hagmil.errors import DataError
+from hagmil.tissue_parameters import TissueParameters
+from hagmil.trainer.config.training import TrainingConfig
+from hagmil.trainer.data.feature_sources import FeatureSource, Hdf5Source, listed, source_of
+from hagmil.trainer.data.feature_summary import Outline
+from hagmil.trainer.data.labels import PARTS, Part, SlideLabel, Split, shared_cases
+from hagmil.trainer.data.spacings import SPACING_TOLERANCE, stage_factor
+from hagmil.trainer.data.tables import Tables, read_tables
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CohortStage:
+    """One stage that all slides have.
+
+    Args:
+        name: the stage's name.
+        spacing_um: micrometres per pixel.
+        factor: f, this stage's spacing over the next finer one's; None on the finest.
+    """
+
+    name: str
+    spacing_um: float
+    factor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CohortSlide:
+    """One slide to train or evaluate on.
+
+    Args:
+        slide_id: its name.
+        label: its class; with a hierarchy its fine class.
+        source: where its features are.
+    """
+
+    slide_id: str
+    label: int
+    source: FeatureSource
+
+
+@dataclass(frozen=True, slots=True)
+class DataDigests:
+    """SHA-256 of what a model was trained on; of features, their headers and sizes."""
+
+    labels_sha256: str
+    split_sha256: str
+    features_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """All slides of a training.
+
+    Args:
+        classes: names, in the order of the logits; with a hierarchy the fine classes.
+        hierarchy: labels in two layers; None where there is one.
+        stages: coarse to fine.
+        feature_dim: length of a feature vector.
+        patch_px: side of a patch as the backbone saw it.
+        backbone_name: name of the patch encoder; None where the features do not tell.
+        backbone_sha256: digest of its ONNX file; None where the features do not tell.
+        tissue: parameters of the tissue masks; the package's own where the features do not tell.
+        train: slides with tissue.
+        val: slides with tissue.
+        test: slides with tissue; may be none.
+        empty: names of the slides without tissue, for each part.
+        digests: of the data.
+    """
+
+    classes: tuple[str, ...]
+    hierarchy: Hierarchy | None
+    stages: tuple[CohortStage, ...]
+    feature_dim: int
+    patch_px: int
+    backbone_name: str | None
+    backbone_sha256: str | None
+    tissue: TissueParameters
+    train: tuple[CohortSlide, ...]
+    val: tuple[CohortSlide, ...]
+    test: tuple[CohortSlide, ...]
+    empty: Mapping[Part, tuple[str, ...]]
+    digests: DataDigests
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """The features of one slide.
+
+    Args:
+        slide_id: the slide's name.
+        label: its class; with a hierarchy its fine class.
+        features: for each stage, coarse to fine, float16 or float32 (patches, feature_dim), rows in quadtree
+            order.
+    """
+
+    slide_id: str
+    label: int
+    features: tuple[Tensor, ...]
+
+
+def open_cohort(features: Path, labels_path: Path, split_path: Path, *, classes: Sequence[str] | None = None) -> Cohort:
+    """Put a cohort of HDF5 files together and check it; no feature is read yet.
+
+    Args:
+        features: folder of ``<slide_id>.h5`` files.
+        labels_path: labels.csv.
+        split_path: the split.
+        classes: names in the order of the logits; the labels of the split's slides, sorted, where None.
+
+    Returns:
+        The cohort.
+
+    Raises:
+        DataError: anything that the steps at the top of this module find.
+    """
+    return assemble(Hdf5Source(features), read_tables(labels_path, split_path), classes=classes)
+
+
+def open_training_cohort(config: TrainingConfig) -> Cohort:
+    """Put the cohort of a configuration together and check it; no feature is read yet.
+
+    Args:
+        config: of either kind.
+
+    Raises:
+        DataError: anything that the steps at the top of this module find.
+    """
+    data, classes = config.data, config.class_names()
+    tables = read_tables(data.labels, data.split, fold=data.fold, classes=classes)
+    return assemble(source_of(data), tables, classes=classes, hierarchy=config.label_hierarchy())
+
+
+def assemble(
+    source: FeatureSource,
+    tables: Tables,
+    *,
+    classes: Sequence[str] | None = None,
+    hierarchy: Hierarchy | None = None,
+    for_training: bool = True,
+) -> Cohort:
+    """Put a cohort together and check it; no feature is read yet.
+
+    Args:
+        source: of the features.
+        tables: labels and split.
+        classes: names in the order of the logits; the labels of the split's slides, sorted, where None.
+        hierarchy: labels in two layers, its fine classes being ``classes``.
+        for_training: whether it is trained on, and step 5 must hold.
+
+    Raises:
+        DataError: anything that the steps at the top of this module find.
+    """
+    labels, split = tables.labels, tables.split
+    class_names = _check_labels(labels, split, classes, hierarchy)  # step 1
+    for case_id in shared_cases(split, labels):
+        _log.warning('case "%s" has slides in more than one part of the split; its results are not unseen', case_id)
+    outlines = source.outlines([slide_id for part in PARTS for slide_id in split.part(part)])
+    reference = _check_agreement(outlines)  # step 2
+    stages = _stages(reference)
+    for slide_id, outline in outlines.items():
+        _check_rows(slide_id, outline, stages)  # step 3
+
+    slides, empty = _without_empty(source, labels, split, outlines, class_names)  # step 4
+    if for_training:
+        _check_parts(slides, class_names)  # step 5
+    header = reference.header
+    return Cohort(
+        classes=class_names,
+        hierarchy=hierarchy,
+        stages=stages,
+        feature_dim=reference.stages[0].feature_dim,
+        patch_px=reference.stages[0].patch_px,
+        backbone_name=header.backbone_name if header else None,
+        backbone_sha256=header.backbone_sha256 if header else None,
+        tissue=header.tissue if header else TissueParameters(),
+        train=slides["train"],
+        val=slides["val"],
+        test=slides["test"],
+        empty=empty,
+        digests=DataDigests(tables.labels_sha256, tables.split_sha256, _features_digest(outlines)),
+    )
+
+
+def read_bag(slide: CohortSlide) -> Bag:
+    """Read the features of one slide, in the type that they are stored in.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    return Bag(slide.slide_id, slide.label, slide.source.read(slide.slide_id))
+
+
+def _check_labels(
+    labels: Mapping[str, SlideLabel], split: Split, classes: Sequence[str] | None, hierarchy: Hierarchy | None
+) -> tuple[str, ...]:
+    used = [slide_id for part in PARTS for slide_id in split.part(part)]
+    unlabelled = [slide_id for slide_id in used if slide_id not in labels]
+    if unlabelled:
+        raise DataError(f"slides of the split that labels.csv does not have: {listed(unlabelled)}")
+    found = {labels[slide_id].label for slide_id in used}
+    class_names = tuple(sorted(found) if classes is None else classes)
+    unknown = sorted(found - set(class_names))
+    if unknown:
+        is_coarse = hierarchy is not None and set(unknown) & set(hierarchy.coarse)
+        hint = "; with a hierarchy labels.csv holds the fine class" if is_coarse else ""
+        raise DataError(f"labels that are no class: {listed(unknown)}; the classes are {', '.join(class_names)}{hint}")
+    if len(class_names) < 2:
+        raise DataError(f"all slides of the split are labelled {listed(class_names)}: there is nothing to tell apart")
+    return class_names
+
+
+def _check_agreement(outlines: Mapping[str, Outline]) -> Outline:
+    """All slides agree with the first; that one is returned."""
+    if not outlines:
+        raise DataError("the split names no slides")
+    (first_id, first), *others = outlines.items()
+    expected = _traits(first)
+    for slide_id, outline in others:
+        for what, found in _traits(outline).items():
+            if not _agree(found, expected[what]):
+                raise DataError(
+                    f'slide "{slide_id}" and slide "{first_id}" have different {what}: {found} and '
+                    f"{expected[what]}; extract all slides of a training alike"
+                )
+    return first
+
+
+def _traits(outline: Outline) -> dict[str, tuple[object, ...]]:
+    header, stages = outline.header, outline.stages
+    return {
+        "stages": tuple(stage.name for stage in stages),
+        "spacings": tuple(stage.spacing_um for stage in stages),
+        "patch sizes": tuple(stage.patch_px for stage in stages),
+        "feature lengths": tuple(stage.feature_dim for stage in stages),
+        "backbones": (header and header.backbone_name, header and header.backbone_sha256),
+        "tissue parameters": (header and header.tissue,),
+    }
+
+
+def _agree(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=SPACING_TOLERANCE) if isinstance(a, float) and isinstance(b, float) else a == b
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _stages(outline: Outline) -> tuple[CohortStage, ...]:
+    stages = outline.stages
+    if not stages:
+        raise DataError(f'features of slide "{outline.slide_id}" hold no stage')
+    if len({(stage.patch_px, stage.feature_dim) for stage in stages}) > 1:
+        raise DataError("the stages' patch sizes or feature lengths differ; one backbone serves all stages")
+    factors = [stage_factor(coarse.spacing_um, fine.spacing_um) for coarse, fine in pairwise(stages)]
+    return tuple(
+        CohortStage(stage.name, stage.spacing_um, factor)
+        for stage, factor in zip(stages, (*factors, None), strict=True)
+    )
+
+
+def _check_rows(slide_id: str, outline: Outline, stages: Sequence[CohortStage]) -> None:
+    for stage, coarse, fine in zip(stages, outline.stages, outline.stages[1:], strict=False):
+        if stage.factor is not None and fine.rows != coarse.rows * stage.factor**2:
+            raise DataError(
+                f'slide "{slide_id}": stage {fine.name} has {fine.rows} rows, but {stage.factor}² times the '
+                f"{coarse.rows} rows of {coarse.name} are {coarse.rows * stage.factor**2}; extract it again"
+            )
+
+
+def _without_empty(
+    source: FeatureSource,
+    labels: Mapping[str, SlideLabel],
+    split: Split,
+    outlines: Mapping[str, Outline],
+    classes: Sequence[str],
+) -> tuple[dict[Part, tuple[CohortSlide, ...]], dict[Part, tuple[str, ...]]]:
+    """For each part, the slides with tissue, and the names of those without."""
+    slides: dict[Part, tuple[CohortSlide, ...]] = {}
+    empty: dict[Part, tuple[str, ...]] = {}
+    for part in PARTS:
+        empty[part] = tuple(name for name in split.part(part) if outlines[name].stages[0].rows == 0)
+        slides[part] = tuple(
+            CohortSlide(name, classes.index(labels[name].label), source)
+            for name in split.part(part)
+            if name not in empty[part]
+        )
+        for name in empty[part]:
+            _log.warning('slide "%s" (%s) has no tissue: it is left out', name, part)
+    return slides, empty
+
+
+def _check_parts(slides: Mapping[Part, Sequence[CohortSlide]], classes: Sequence[str]) -> None:
+    trained = {slide.label for slide in slides["train"]}
+    untrained = [name for index, name in enumerate(classes) if index not in trained]
+    if untrained:
+        raise DataError(f"no slide with tissue to train on for class {listed(untrained)}")
+    if not slides["val"]:
+        raise DataError("the split has no slide with tissue to validate on; training stops by validation loss")
+
+
+def _features_digest(outlines: Mapping[str, Outline]) -> str:
+    digest = hashlib.sha256()
+    for _, outline in sorted(outlines.items()):
+        digest.update(repr(outline).encode())
+    return digest.hexdigest()

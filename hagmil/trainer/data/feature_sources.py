@@ -1,0 +1,158 @@
+"""Where the features of a training come from: our HDF5 files, or the layouts of the published code.
+
+A source answers two questions about a slide, by its name: what its features are (no number is read), and the
+features themselves. Nothing else in the trainer knows how they lie on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hagmil.errors import DataError
+from hagmil.features import read_features
+from hagmil.trainer.config.sections import DataConfig
+from hagmil.trainer.data.feature_summary import Outline, StageOutline, read_outline
+from hagmil.trainer.data.published_features import PublishedBag, open_hag_mil_bag, open_hmil_bag
+from hagmil.trainer.data.spacings import stage_factor
+
+_NAMED_AT_MOST = 5
+
+
+class FeatureSource(Protocol):
+    """The features of slides, by their names."""
+
+    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+        """What the features of each slide are.
+
+        Raises:
+            DataError: a slide has none, or they cannot be read.
+        """
+        ...
+
+    def read(self, slide_id: str) -> tuple[Tensor, ...]:
+        """The features of one slide.
+
+        Returns:
+            For each stage, coarse to fine, float16 or float32 (patches, feature_dim), rows in quadtree order.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hdf5Source:
+    """Files of ``hagmil extract``.
+
+    Args:
+        folder: of ``<slide_id>.h5``.
+        stages: names of the stages to use, coarse to fine; all of them where None.
+    """
+
+    folder: Path
+    stages: tuple[str, ...] | None = None
+
+    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+        """See :class:`FeatureSource`."""
+        missing = [slide_id for slide_id in slide_ids if not self._path(slide_id).is_file()]
+        if missing:
+            raise DataError(
+                f'no features in "{self.folder}" for {listed(missing)}; run hagmil extract on them',
+                code="features_missing",
+            )
+        return {slide_id: read_outline(self._path(slide_id), self.stages) for slide_id in slide_ids}
+
+    def read(self, slide_id: str) -> tuple[Tensor, ...]:
+        """See :class:`FeatureSource`."""
+        stored = read_features(self._path(slide_id), self.stages)
+        return tuple(torch.from_numpy(stage.features) for stage in stored.stages)
+
+    def _path(self, slide_id: str) -> Path:
+        return self.folder / f"{slide_id}.h5"
+
+
+@dataclass(frozen=True, slots=True)
+class HagMilPtSource:
+    """``.pt`` files of the published HAG-MIL.
+
+    Args:
+        root: what all feature folders' names begin with.
+        levels: pyramid levels, coarse to fine.
+        spacing_um: micrometres per pixel of each level.
+        patch_px: side of a patch.
+    """
+
+    root: Path
+    levels: tuple[int, ...]
+    spacing_um: tuple[float, ...]
+    patch_px: int
+
+    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+        """See :class:`FeatureSource`."""
+        return {name: _outline(name, self._bag(name), self.spacing_um, self.patch_px) for name in slide_ids}
+
+    def read(self, slide_id: str) -> tuple[Tensor, ...]:
+        """See :class:`FeatureSource`."""
+        return self._bag(slide_id).load()
+
+    def _bag(self, slide_id: str) -> PublishedBag:
+        factors = {stage_factor(*pair) for pair in zip(self.spacing_um, self.spacing_um[1:], strict=False)}
+        if len(factors) > 1:
+            raise DataError(f"spacings {self.spacing_um} must fall by one factor from level to level")
+        return open_hag_mil_bag(self.root, slide_id, levels=self.levels, factor=next(iter(factors), 2))
+
+
+@dataclass(frozen=True, slots=True)
+class HmilPtSource:
+    """``.pt`` files of the published HMIL.
+
+    Args:
+        folder: of ``<slide>.pt``.
+        spacing_um: micrometres per pixel.
+        patch_px: side of a patch.
+    """
+
+    folder: Path
+    spacing_um: float
+    patch_px: int
+
+    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+        """See :class:`FeatureSource`."""
+        bags = {slide_id: open_hmil_bag(self.folder, slide_id) for slide_id in slide_ids}
+        return {name: _outline(name, bag, (self.spacing_um,), self.patch_px) for name, bag in bags.items()}
+
+    def read(self, slide_id: str) -> tuple[Tensor, ...]:
+        """See :class:`FeatureSource`."""
+        return open_hmil_bag(self.folder, slide_id).load()
+
+
+def source_of(data: DataConfig) -> FeatureSource:
+    """The source that a configuration speaks of."""
+    if data.layout == "hdf5":
+        return Hdf5Source(data.features, data.stages)
+    assert data.spacing_um is not None  # the configuration was checked
+    assert data.patch_px is not None
+    if data.layout == "hmil-pt":
+        return HmilPtSource(data.features, data.spacing_um[0], data.patch_px)
+    return HagMilPtSource(data.features, data.levels, data.spacing_um, data.patch_px)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in quotes for a message, the first few of many."""
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(f'"{name}"' for name in names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _outline(slide_id: str, bag: PublishedBag, spacing_um: Sequence[float], patch_px: int) -> Outline:
+    stages = tuple(
+        StageOutline(f"{spacing:g}um", spacing, patch_px, rows, bag.feature_dim)
+        for spacing, rows in zip(spacing_um, bag.rows, strict=True)
+    )
+    return Outline(slide_id, None, stages)

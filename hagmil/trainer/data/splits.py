@@ -1,0 +1,256 @@
+"""Splits of a cohort into training, validation and test: stratified by class, patients never across.
+
+1. The slides of held-out sites are the test part of every split; no patient may have slides inside and
+   outside.
+2. The other slides are shared out to pieces by scikit-learn's StratifiedGroupKFold: every piece has about the
+   same share of each class, and all slides of a patient are in one piece. The order of the slides in the file
+   does not matter, the seed does.
+3. k folds: fold i tests on piece i and validates on piece i + 1; with held-out sites it validates on piece i.
+   The rest is trained on.
+4. A single split, or several random ones: as many pieces as the asked-for shares need (tenths need 10), of
+   which each part gets its share.
+5. A training part without some class is an error; a validation or test part without it is a warning, since
+   nothing can be said of that class there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from sklearn.model_selection import StratifiedGroupKFold
+
+from hagmil._files import write_text
+from hagmil.errors import DataError, UsageError
+from hagmil.trainer.data.labels import PARTS, Part, SlideLabel, Split
+
+_log = logging.getLogger(__name__)
+
+FINEST_SHARE = 20
+"""Shares are counted in parts of at most this: 0.05 can be asked for, 0.01 cannot."""
+_SHARE_TOLERANCE = 0.005
+
+
+def make_folds(
+    labels: Mapping[str, SlideLabel],
+    folds: int,
+    *,
+    seed: int = 0,
+    sites: Mapping[str, str] | None = None,
+    held_out_sites: Collection[str] = (),
+) -> tuple[Split, ...]:
+    """Make k folds for cross-validation.
+
+    Args:
+        labels: slide name to its label and patient.
+        folds: k; at least 3, or 2 with held-out sites.
+        seed: another seed, other folds.
+        sites: slide name to the site that it comes from; needed for ``held_out_sites``.
+        held_out_sites: sites to test on; then every fold has the same test part.
+
+    Returns:
+        One split a fold. Without held-out sites each slide is tested on once.
+
+    Raises:
+        UsageError: too few folds, or held-out sites without sites. DataError: fewer patients than folds, an
+        unknown site, a patient across sites, or a class that some fold
+            cannot be trained on.
+    """
+    least = 2 if held_out_sites else 3
+    if folds < least:
+        raise UsageError(f"{folds} folds; training, validation and test need at least {least}")
+    rest, test = _hold_out(labels, sites, held_out_sites)  # step 1
+    _need_cases(rest, folds, f"cannot be shared out to {folds} folds; ask for fewer")
+    pieces = _pieces(rest, folds, seed)  # step 2
+    splits = []
+    for fold in range(folds):  # step 3
+        val = fold if held_out_sites else (fold + 1) % folds
+        tested = test if held_out_sites else pieces[fold]
+        left_out = {fold, val}
+        trained = [slide for place, piece in enumerate(pieces) if place not in left_out for slide in piece]
+        splits.append(Split(tuple(sorted(trained)), pieces[val], tested))
+    return _checked(splits, labels)
+
+
+def make_splits(
+    labels: Mapping[str, SlideLabel],
+    count: int = 1,
+    *,
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+    sites: Mapping[str, str] | None = None,
+    held_out_sites: Collection[str] = (),
+) -> tuple[Split, ...]:
+    """Make one or more random splits, each independent of the others.
+
+    Args:
+        labels: slide name to its label and patient.
+        count: how many.
+        val_share: share of the slides to validate on.
+        test_share: share of the slides to test on, 0 for no test; without meaning where sites are held out.
+        seed: another seed, other splits.
+        sites: slide name to the site that it comes from; needed for ``held_out_sites``.
+        held_out_sites: sites to test on; the shares are then of the other slides.
+
+    Returns:
+        The splits. Shares are met as well as whole patients allow.
+
+    Raises:
+        UsageError: a count below 1, shares that leave nothing to train on or are no multiples of 0.05 (or simple
+            fractions), or held-out sites without sites.
+        DataError: too few patients, an unknown site, a patient across sites, or a class that cannot be trained on.
+    """
+    if count < 1:
+        raise UsageError(f"{count} splits; ask for at least 1")
+    rest, held_out = _hold_out(labels, sites, held_out_sites)  # step 1
+    no_test_share = bool(held_out_sites) or test_share == 0
+    shares = (_share(val_share, "validation"), Fraction(0) if no_test_share else _share(test_share, "test"))
+    pieces_needed = math.lcm(*(share.denominator for share in shares))
+    val, test = (int(share * pieces_needed) for share in shares)
+    if val + test >= pieces_needed:
+        raise UsageError(f"shares {val_share:g} and {test_share:g} leave nothing to train on")
+    _need_cases(
+        rest,
+        pieces_needed,
+        f"are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each at the least; "
+        "ask for simpler ones such as 0.2 (parts of 1/5), or for folds",
+    )
+    splits = []
+    for index in range(count):  # step 4
+        pieces = _pieces(rest, pieces_needed, seed + index)
+        parts = (pieces[val + test :], pieces[:val], pieces[val : val + test])
+        train_part, val_part, test_part = (tuple(sorted(sum(part, ()))) for part in parts)
+        splits.append(Split(train_part, val_part, held_out if held_out_sites else test_part))
+    return _checked(splits, labels, PARTS if held_out_sites or test_share else ("train", "val"))
+
+
+def read_sites(path: Path) -> dict[str, str]:
+    """Read the sites of a cohort.
+
+    Args:
+        path: labels.csv with a column ``site`` beside ``slide_id``.
+
+    Returns:
+        Slide name to site.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column or a value.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    except OSError as error:
+        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f'"{path}" is not a CSV in UTF-8: {error}') from error
+    sites = {(row.get("slide_id") or "").strip(): (row.get("site") or "").strip() for row in rows}
+    nameless = [slide_id for slide_id, site in sites.items() if not slide_id or not site]
+    if nameless:
+        raise DataError(f'"{path}": slide "{nameless[0]}" has no site; held-out sites need a column site')
+    return sites
+
+
+def write_splits(folder: Path, splits: Sequence[Split]) -> list[Path]:
+    """Write splits as CLAM does: ``splits_i.csv`` (a column a part) and ``splits_i_bool.csv`` (a row a slide).
+
+    Args:
+        folder: made if it is missing; files of the same names are replaced.
+        splits: number i goes into ``splits_i.csv``.
+
+    Returns:
+        The paths of the ``splits_i.csv``.
+    """
+    paths = []
+    for index, split in enumerate(splits):
+        columns = [split.part(part) for part in PARTS]
+        height = max(map(len, columns))
+        table = [[str(row), *(column[row] if row < len(column) else "" for column in columns)] for row in range(height)]
+        rows = [[slide, *(str(part == other) for other in PARTS)] for part in PARTS for slide in split.part(part)]
+        write_text(folder / f"splits_{index}_bool.csv", _csv([["", *PARTS], *rows]))
+        paths.append(folder / f"splits_{index}.csv")
+        write_text(paths[-1], _csv([["", *PARTS], *table]))
+    return paths
+
+
+def _hold_out(
+    labels: Mapping[str, SlideLabel], sites: Mapping[str, str] | None, held_out_sites: Collection[str]
+) -> tuple[dict[str, SlideLabel], tuple[str, ...]]:
+    """Step 1: the slides to share out, and those of the held-out sites."""
+    if not held_out_sites:
+        return dict(labels), ()
+    if sites is None:
+        raise UsageError("held-out sites need to know each slide's site: a column site in labels.csv")
+    unplaced = sorted(labels.keys() - sites.keys())
+    if unplaced:
+        raise DataError(f'slide "{unplaced[0]}" has no site')
+    known = {sites[slide_id] for slide_id in labels}
+    unknown = sorted(set(held_out_sites) - known)
+    if unknown:
+        raise DataError(f"no slide is from site {', '.join(unknown)}; the sites are {', '.join(sorted(known))}")
+    test = tuple(sorted(slide_id for slide_id in labels if sites[slide_id] in held_out_sites))
+    rest = {slide_id: label for slide_id, label in labels.items() if slide_id not in test}
+    across = sorted({labels[slide_id].case_id for slide_id in test} & {label.case_id for label in rest.values()})
+    if across:
+        raise DataError(
+            f'case "{across[0]}" has slides from a held-out site and from another; hold out both sites, or leave '
+            "the case out of labels.csv"
+        )
+    return rest, test
+
+
+def _need_cases(labels: Mapping[str, SlideLabel], least: int, complaint: str) -> None:
+    cases = len({label.case_id for label in labels.values()})
+    if cases < least:
+        raise DataError(f"{cases} cases {complaint}")
+
+
+def _pieces(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tuple[str, ...]]:
+    """Step 2: slide names of each piece, sorted; of as many cases as pieces at the least."""
+    slides = sorted(labels)
+    cases = [labels[slide_id].case_id for slide_id in slides]
+    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    classes = [labels[slide_id].label for slide_id in slides]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of rare classes: step 5 says it in our words
+        try:
+            folds = [test for _, test in splitter.split(slides, classes, cases)]
+        except ValueError as error:
+            raise DataError(f"{len(slides)} slides cannot be shared out to {count} pieces: {error}") from error
+    return [tuple(slides[place] for place in fold) for fold in folds]
+
+
+def _share(share: float, part: str) -> Fraction:
+    fraction = Fraction(share).limit_denominator(FINEST_SHARE) if 0 < share < 1 else Fraction(0)
+    if not 0 < fraction < 1 or abs(float(fraction) - share) > _SHARE_TOLERANCE:
+        raise UsageError(f"{part} share {share:g}; give a multiple of 0.05 or a fraction such as 1/3, between 0 and 1")
+    return fraction
+
+
+def _checked(
+    splits: Sequence[Split], labels: Mapping[str, SlideLabel], parts: Sequence[Part] = PARTS
+) -> tuple[Split, ...]:
+    """Step 5."""
+    classes = sorted({label.label for label in labels.values()})
+    for index, split in enumerate(splits):
+        for part in parts:
+            found = {labels[slide_id].label for slide_id in split.part(part)}
+            absent = ", ".join(name for name in classes if name not in found)
+            if absent and part == "train":
+                raise DataError(f"split {index} has no slide to train on for class {absent}; ask for fewer folds")
+            if not found:
+                raise DataError(f"split {index} has no slide in its {part} part; ask for fewer folds")
+            if absent:
+                _log.warning("split %d has no slide of class %s in its %s part", index, absent, part)
+    return tuple(splits)
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints and bundles: inputs, scoring, report and page."""

@@ -1,0 +1,135 @@
+"""What is evaluated on what: a model as an evaluation sees it, and the slides of one part of a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hagmil.bundle import Hierarchy
+from hagmil.errors import DataError
+from hagmil.spec import Kind
+from hagmil.trainer.checkpoints.checkpoint import Checkpoint
+from hagmil.trainer.config.training import TrainingConfig
+from hagmil.trainer.data.cohort import Cohort, CohortSlide, CohortStage, assemble
+from hagmil.trainer.data.feature_sources import source_of
+from hagmil.trainer.data.labels import Part, Split
+from hagmil.trainer.data.spacings import SPACING_TOLERANCE
+from hagmil.trainer.data.tables import Tables, read_tables
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectStage:
+    """One stage of a model: its name, spacing, and how many patches it keeps (None on the last)."""
+
+    name: str
+    spacing_um: float
+    keep: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an evaluation must know of a model, be it a checkpoint or a bundle.
+
+    Args:
+        kind: the family of models.
+        classes: of the verdict, in the order of its logits.
+        hierarchy: of the classes; None where they have none.
+        stages: coarse to fine.
+        feature_dim: length of a feature vector.
+        patch_px: side of a patch.
+        backbone_sha256: digest of the patch encoder's graph; None where it is not known.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    hierarchy: Hierarchy | None
+    stages: tuple[SubjectStage, ...]
+    feature_dim: int
+    patch_px: int
+    backbone_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPart:
+    """The slides of one part of a split.
+
+    Args:
+        name: which part.
+        stages: of the features, coarse to fine.
+        slides: with tissue.
+        empty: names of the slides without tissue.
+        cases: the patient of each slide.
+    """
+
+    name: Part
+    stages: tuple[CohortStage, ...]
+    slides: tuple[CohortSlide, ...]
+    empty: tuple[str, ...]
+    cases: Mapping[str, str]
+
+
+def checkpoint_subject(checkpoint: Checkpoint) -> Subject:
+    """What a checkpoint's card says of its models."""
+    card = checkpoint.card
+    return Subject(
+        kind=card.kind,
+        classes=card.classes,
+        hierarchy=card.hierarchy,
+        stages=tuple(SubjectStage(stage.name, stage.spacing_um, stage.keep) for stage in card.stages),
+        feature_dim=card.feature_dim,
+        patch_px=card.patch_px,
+        backbone_sha256=card.backbone.sha256 if card.backbone else None,
+    )
+
+
+def open_part(config: TrainingConfig, subject: Subject, part: Part) -> EvaluationPart:
+    """Put the slides of one part together and see that the model can be evaluated on them.
+
+    Features of the other parts need not exist. Classes are the model's, whatever the configuration names.
+
+    Args:
+        config: says where features, labels and split are.
+        subject: the model.
+        part: train, val or test.
+
+    Raises:
+        DataError: tables or features that cannot be read or do not fit together, an unknown label, no slide, or
+            features of other stages, patch size, length or backbone than the model's.
+    """
+    data = config.data
+    tables = read_tables(data.labels, data.split, fold=data.fold, classes=subject.classes)
+    wanted = tables.split.part(part)
+    if not wanted:
+        raise DataError(f'split "{data.split}" has no slide in its {part} part; choose another --part')
+    only = Split(**{name: wanted if name == part else () for name in ("train", "val", "test")})
+    narrowed = Tables(tables.labels, only, tables.labels_sha256, tables.split_sha256)
+    cohort = assemble(
+        source_of(data), narrowed, classes=subject.classes, hierarchy=subject.hierarchy, for_training=False
+    )
+    _check_features(subject, cohort)
+    slides: dict[Part, tuple[CohortSlide, ...]] = {"train": cohort.train, "val": cohort.val, "test": cohort.test}
+    cases = {slide_id: tables.labels[slide_id].case_id for slide_id in wanted}
+    return EvaluationPart(part, cohort.stages, slides[part], cohort.empty[part], cases)
+
+
+def _check_features(subject: Subject, cohort: Cohort) -> None:
+    expected = [(stage.name, f"{stage.spacing_um:g} um/px") for stage in subject.stages]
+    found = [(stage.name, f"{stage.spacing_um:g} um/px") for stage in cohort.stages]
+    same_stages = len(expected) == len(found) and all(
+        one.name == other.name and math.isclose(one.spacing_um, other.spacing_um, rel_tol=SPACING_TOLERANCE)
+        for one, other in zip(subject.stages, cohort.stages, strict=True)
+    )
+    backbones = (cohort.backbone_sha256, subject.backbone_sha256)  # features of the published codes do not tell
+    differences: list[tuple[str, bool, object, object]] = [
+        ("stages", same_stages, found, expected),
+        ("patch size", cohort.patch_px == subject.patch_px, cohort.patch_px, subject.patch_px),
+        ("feature length", cohort.feature_dim == subject.feature_dim, cohort.feature_dim, subject.feature_dim),
+        ("backbone", None in backbones or backbones[0] == backbones[1], *backbones),
+    ]
+    for what, same, in_features, in_model in differences:
+        if not same:
+            raise DataError(
+                f"{what} of the features: {in_features}; of the model: {in_model}; evaluate it on features that were "
+                "extracted as for its training"
+            )

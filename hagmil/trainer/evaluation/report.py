@@ -1,0 +1,169 @@
+"""``evaluation.json``: what an evaluation found, slide by slide and in sum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hagmil import __version__
+from hagmil._files import write_text
+from hagmil.bundle import Digest
+from hagmil.errors import DataError
+from hagmil.spec import Kind
+from hagmil.trainer.data.labels import Part
+from hagmil.trainer.evaluation.inputs import Subject
+from hagmil.trainer.evaluation.scoring import Scores
+from hagmil.trainer.metrics.bootstrap import CONFIDENCE, RESAMPLES, Assessment, Estimate, assess, estimate_share
+
+JSON_NAME = "evaluation.json"
+HTML_NAME = "evaluation.html"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EvaluatedModel(_Model):
+    """Which model was evaluated."""
+
+    what: Literal["checkpoint", "bundle"]
+    path: str
+    sha256: Digest = Field(description="a bundle's digest, or that of a checkpoint's weights")
+    kind: Kind
+    temperature: float | None = Field(
+        default=None, description="that the verdict's logits were divided by; null: not calibrated"
+    )
+    coarse_temperature: float | None = Field(default=None, description="the same for the coarse classes of a hierarchy")
+
+
+class SlideVerdict(_Model):
+    """One slide: what it is, and what the model says."""
+
+    slide_id: str
+    case_id: str
+    label: str
+    prediction: str
+    probabilities: dict[str, float]
+    coarse_label: str | None = None
+    coarse_prediction: str | None = None
+    coarse_probabilities: dict[str, float] = Field(default_factory=dict)
+
+
+class EvaluationReport(_Model):
+    """What an evaluation found on one part of a split."""
+
+    format: Literal["hagmil-evaluation"] = "hagmil-evaluation"
+    format_version: Literal[1] = 1
+    hagmil: str = Field(description="version of hagmil that wrote it")
+    created: datetime
+    model: EvaluatedModel
+    part: Part
+    confidence: float = Field(description="of the intervals: bootstrap percentiles over patients, not stratified")
+    seed: int = Field(description="of the bootstrap")
+    empty_slides: tuple[str, ...] = Field(description="slides without tissue: no verdict, and in no number here")
+    verdict: Assessment = Field(description="by the model's classes; the fine ones where there is a hierarchy")
+    coarse: Assessment | None = Field(description="by the coarse classes; null without a hierarchy")
+    agreement: Estimate | None = Field(description="share of slides whose coarse and fine predictions agree")
+    slides: tuple[SlideVerdict, ...]
+
+
+def make_report(
+    scores: Scores,
+    subject: Subject,
+    model: EvaluatedModel,
+    part: Part,
+    *,
+    empty_slides: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> EvaluationReport:
+    """Put a report together.
+
+    Args:
+        scores: the verdicts, at the model's temperatures.
+        subject: the model's classes and hierarchy.
+        model: what to call it.
+        part: which part of the split the slides are.
+        empty_slides: names of the part's slides that have no tissue.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: no slide has a verdict.
+    """
+    if not scores.verdict:
+        raise DataError(f"the split has no slide with tissue in its {part} part; choose another --part")
+    coarse = agreement = None
+    if scores.coarse is not None and subject.hierarchy is not None:
+        coarse = assess(scores.coarse, subject.hierarchy.coarse, resamples=resamples, seed=seed)
+        parents = subject.hierarchy.fine_to_coarse
+        agreement = estimate_share(
+            [
+                parents[_argmax(fine.probabilities)] == _argmax(own.probabilities)
+                for fine, own in zip(scores.verdict, scores.coarse, strict=True)
+            ],
+            [score.case_id for score in scores.verdict],
+            resamples=resamples,
+            seed=seed,
+        )
+    return EvaluationReport(
+        hagmil=__version__,
+        created=datetime.now(UTC),
+        model=model,
+        part=part,
+        confidence=CONFIDENCE,
+        seed=seed,
+        empty_slides=tuple(empty_slides),
+        verdict=assess(scores.verdict, subject.classes, resamples=resamples, seed=seed),
+        coarse=coarse,
+        agreement=agreement,
+        slides=_slides(scores, subject),
+    )
+
+
+def write_report(folder: Path, report: EvaluationReport) -> None:
+    """Write ``evaluation.json`` and ``evaluation.html`` into a folder."""
+    from hagmil.trainer.evaluation.report_page import render_html
+
+    write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
+    write_text(folder / HTML_NAME, render_html(report))
+
+
+def evaluation_schema() -> str:
+    """The JSON schema of ``evaluation.json``, as published in docs/schemas."""
+    return json.dumps(EvaluationReport.model_json_schema(), indent=2) + "\n"
+
+
+def _slides(scores: Scores, subject: Subject) -> tuple[SlideVerdict, ...]:
+    rows = []
+    for place, score in enumerate(scores.verdict):
+        coarse = {}
+        if scores.coarse is not None and subject.hierarchy is not None:
+            names, own = subject.hierarchy.coarse, scores.coarse[place]
+            coarse = {
+                "coarse_label": names[own.label],
+                "coarse_prediction": names[_argmax(own.probabilities)],
+                "coarse_probabilities": dict(zip(names, own.probabilities, strict=True)),
+            }
+        rows.append(
+            SlideVerdict.model_validate(
+                {
+                    "slide_id": score.slide_id,
+                    "case_id": score.case_id,
+                    "label": subject.classes[score.label],
+                    "prediction": subject.classes[_argmax(score.probabilities)],
+                    "probabilities": dict(zip(subject.classes, score.probabilities, strict=True)),
+                    **coarse,
+                }
+            )
+        )
+    return tuple(rows)
+
+
+def _argmax(probabilities: Sequence[float]) -> int:
+    return max(range(len(probabilities)), key=probabilities.__getitem__)

@@ -1,0 +1,174 @@
+"""``evaluation.html``: the evaluation for people, one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from hagmil.reports.page import COLOURS, html_page
+from hagmil.trainer.evaluation.report import EvaluationReport, SlideVerdict
+from hagmil.trainer.evaluation.report_plots import calibration_svg, confusion_svg, roc_points, roc_svg
+from hagmil.trainer.metrics.bootstrap import Assessment, ClassAssessment, Estimate
+
+_WRONG_AT_MOST = 100
+_PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+_STYLE = """
+td.interval { color: var(--soft); } svg .count { font-weight: 600; }
+svg .chance { stroke: var(--soft); stroke-dasharray: 4 4; } svg .gap { stroke: var(--series-1); stroke-width: 2; }
+svg .cell { fill: var(--page); stroke: var(--rule); }
+"""
+
+
+def render_html(report: EvaluationReport) -> str:
+    """The page.
+
+    Args:
+        report: what was found.
+
+    Returns:
+        HTML with its style and pictures inside; it loads nothing.
+    """
+    model, verdict = report.model, report.verdict
+    name = _PART_NAMES[report.part]
+    head = (
+        f"<h1>Evaluation on the {name} part</h1><p>{verdict.slides} slides of {verdict.patients} patients"
+        f"{_empty(report)}. {model.what.capitalize()} <code>{escape(model.path)}</code>, {model.kind}, SHA-256 "
+        f"<code>{model.sha256[:16]}</code>. {_temperature(report)} hagmil {escape(report.hagmil)}, "
+        f"{report.created:%Y-%m-%d %H:%M} UTC.</p>"
+    )
+    has_coarse = report.coarse is not None
+    sections = [_section("Fine classes" if has_coarse else "Verdict", verdict, _columns(report.slides))]
+    if report.coarse is not None:
+        sections.append(_section("Coarse classes", report.coarse, _columns(report.slides, coarse=True)))
+        if report.agreement is not None:
+            sections.append(f"<p>Coarse and fine predictions agree on {_words(report.agreement)} of the slides.</p>")
+    sections.append(_wrong(report.slides))
+    sections.append(_method(report))
+    return html_page(f"Evaluation: {name}", head + "".join(sections), _STYLE)
+
+
+_Columns = tuple[list[str], list[dict[str, float]]]
+
+
+def _columns(slides: Sequence[SlideVerdict], *, coarse: bool = False) -> _Columns:
+    """Labels and probabilities of all slides."""
+    if coarse:
+        return [slide.coarse_label or "" for slide in slides], [slide.coarse_probabilities for slide in slides]
+    return [slide.label for slide in slides], [slide.probabilities for slide in slides]
+
+
+def _section(title: str, found: Assessment, columns: _Columns) -> str:
+    labels, probabilities = columns
+    truth = np.array(labels)
+    curves = [
+        (each, roc_points(np.array([row[each] for row in probabilities]), truth == each)) for each in found.classes
+    ]
+    legend = "".join(
+        f'<li><span class="key" style="background: var(--series-{index % COLOURS})"></span>'
+        f"{escape(each.name)}: AUC {_words(each.auc)}</li>"
+        for index, each in enumerate(found.by_class)
+    )
+    pictures = (
+        f"<figure><figcaption>ROC, one against rest</figcaption>{roc_svg(curves)}"
+        f'<ul class="legend">{legend}</ul></figure>'
+        f"<figure><figcaption>Calibration</figcaption>{calibration_svg(found.calibration)}</figure>"
+        "<figure><figcaption>Confusion</figcaption>"
+        f"{confusion_svg(found.classes, found.confusion, found.confusion_share)}</figure>"
+    )
+    return f'<h2>{title}</h2>{_totals(found)}<div class="plots">{pictures}</div>{_by_class(found.by_class)}'
+
+
+def _totals(found: Assessment) -> str:
+    rows = (
+        ("AUC, macro", found.auc),
+        ("accuracy", found.accuracy),
+        ("balanced accuracy", found.balanced_accuracy),
+        ("macro F1", found.macro_f1),
+        ("expected calibration error", found.calibration_error),
+        ("log loss", found.log_loss),
+    )
+    body = "".join(
+        f"<tr><td>{name}</td><td>{_number(value.value)}</td><td class='interval'>{_interval(value)}</td>"
+        f"<td class='interval'>{value.undefined_resamples or ''}</td></tr>"
+        for name, value in rows
+    )
+    return (
+        '<div class="wide"><table><thead><tr><th>measure</th><th>value</th><th>95 % interval</th>'
+        f"<th>undefined resamples</th></tr></thead><tbody>{body}</tbody></table></div><p></p>"
+    )
+
+
+def _by_class(classes: Sequence[ClassAssessment]) -> str:
+    body = "".join(
+        f"<tr><td>{escape(each.name)}</td><td>{each.slides}</td>"
+        + "".join(f"<td>{_words(value)}</td>" for value in (each.auc, each.sensitivity, each.specificity, each.f1))
+        + "</tr>"
+        for each in classes
+    )
+    return (
+        '<h3>Each class against the rest</h3><div class="wide"><table><thead><tr><th>class</th><th>slides</th>'
+        "<th>AUC</th><th>sensitivity</th><th>specificity</th><th>F1</th></tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _wrong(slides: Sequence[SlideVerdict]) -> str:
+    wrong = sorted(
+        (slide for slide in slides if slide.prediction != slide.label),
+        key=lambda slide: (-slide.probabilities[slide.prediction], slide.slide_id),
+    )
+    if not wrong:
+        return "<h2>Wrong verdicts</h2><p>None.</p>"
+    more = len(wrong) - _WRONG_AT_MOST
+    note = f"<p>The surest first; {more} more stand in the JSON.</p>" if more > 0 else "<p>The surest first.</p>"
+    body = "".join(
+        f"<tr><td>{escape(slide.slide_id)}</td><td>{escape(slide.case_id)}</td><td>{escape(slide.label)}</td>"
+        f"<td>{escape(slide.prediction)}</td><td>{slide.probabilities[slide.prediction]:.3f}</td>"
+        f"<td>{slide.probabilities[slide.label]:.3f}</td></tr>"
+        for slide in wrong[:_WRONG_AT_MOST]
+    )
+    return (
+        f'<h2>Wrong verdicts</h2>{note}<div class="wide"><table><thead><tr><th>slide</th><th>patient</th><th>label</th>'
+        "<th>prediction</th><th>its probability</th><th>the label's</th></tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _method(report: EvaluationReport) -> str:
+    return (
+        "<h2>How it was measured</h2><p>Intervals are the central 95 % of "
+        f"{report.verdict.resamples} bootstrap resamples (seed {report.seed}). Patients are drawn, with all their "
+        "slides, not stratified by class. A resample that does not define a measure, since it lacks a class, is left "
+        "out of that measure's interval and counted. The expected calibration error has "
+        f"{len(report.verdict.calibration)} bins of equal width over the probability of the prediction; in the "
+        "picture a dot's area follows its number of slides.</p>"
+    )
+
+
+def _empty(report: EvaluationReport) -> str:
+    count = len(report.empty_slides)
+    return f"; {count} more without tissue have no verdict and are in no number" if count else ""
+
+
+def _temperature(report: EvaluationReport) -> str:
+    model = report.model
+    if model.temperature is None:
+        return "Probabilities are not calibrated."
+    coarse = "" if model.coarse_temperature is None else f", coarse {model.coarse_temperature:.3f}"
+    return f"Probabilities are calibrated with temperature {model.temperature:.3f}{coarse}."
+
+
+def _words(estimate: Estimate) -> str:
+    return f"{_number(estimate.value)} <span class='note'>{_interval(estimate)}</span>"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"{estimate.low:.3f} to {estimate.high:.3f}"

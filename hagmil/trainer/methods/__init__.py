@@ -1,0 +1,1 @@
+"""HAG-MIL and HMIL training steps behind one protocol."""

@@ -1,0 +1,200 @@
+"""HAG-MIL's way with one slide (Xiong et al. 2023, section 3.3): stage after stage, coarse to fine.
+
+1. A stage's bag: all patches of the slide at the coarsest stage, then the children of kept patches only.
+2. Training: the stage's losses, and a step of the stage's own optimiser, on the mean gradient of all processes.
+3. The patches of highest attention are kept, their children are the next bag.
+4. The verdict is the finest stage's.
+
+With a hierarchy of labels (ours, docs/hierarchy.md) all stages but the finest are trained on the coarse label,
+the finest on the fine one, and the losses of :mod:`hagmil.trainer.losses.alignment` are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from hagmil.errors import UsageError
+from hagmil.trainer.compute.distributed import ALONE, Ranks
+from hagmil.trainer.compute.mixed_precision import in_float32, mixed
+from hagmil.trainer.config.training import HagMilConfig
+from hagmil.trainer.data.cohort import Bag, CohortStage
+from hagmil.trainer.losses.alignment import stage_alignment_loss, verdict_alignment_loss
+from hagmil.trainer.losses.hmil import membership
+from hagmil.trainer.losses.instance import bag_loss, instance_loss
+from hagmil.trainer.methods.base import Verdict, check_finite
+from hagmil.trainer.methods.selection import child_rows, keep_highest
+from hagmil.trainer.models.build import cascade_models
+from hagmil.trainer.models.iat import IntegratedAttentionTransformer, TrainingOutput
+
+
+class HagMil:
+    """The models of all stages, and one optimiser each.
+
+    Args:
+        config: the training's configuration.
+        stages: coarse to fine.
+        feature_dim: length of a feature vector.
+        classes: number of classes; with a hierarchy of fine classes.
+        ranks: the processes that train together.
+
+    Raises:
+        UsageError: a hierarchy, and no coarse stage for its coarse classes.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        config: HagMilConfig,
+        stages: tuple[CohortStage, ...],
+        feature_dim: int,
+        classes: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.stages = stages
+        self.device = torch.device(config.device)
+        self.hierarchy = hierarchy = config.label_hierarchy()
+        if hierarchy is not None and len(stages) < 2:
+            raise UsageError(
+                f"a cascade needs a coarse stage for its coarse classes; there is only {stages[0].name}: give features "
+                "of more stages, or choose kind: hmil"
+            )
+        self._members = (
+            None if hierarchy is None else membership(hierarchy.fine_to_coarse, len(hierarchy.coarse)).to(self.device)
+        )
+        built = cascade_models(
+            config.model, feature_dim=feature_dim, classes=classes, hierarchy=hierarchy, stages=len(stages)
+        )
+        self.models = [model.to(self.device) for model in built]
+        settings = config.optimiser
+        self.optimisers = [
+            Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+            for model in self.models
+        ]
+        self.loss_names = tuple(stage.name for stage in stages)
+        self.verdict_names = self.loss_names
+
+    def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:  # noqa: ARG002 - HMIL's need it
+        """Train every stage on one slide; see :class:`~hagmil.trainer.methods.base.Method`."""
+        (bag,) = bags
+        return self.train_slide(bag)
+
+    def train_slide(self, bag: Bag) -> tuple[float, ...]:
+        """Train every stage on one slide.
+
+        Args:
+            bag: the slide's features and label.
+
+        Returns:
+            Each stage's loss, coarse to fine.
+
+        Raises:
+            DataError: the features hold values that are not finite.
+            UsageError: a loss is not finite although the features are; the training has diverged.
+        """
+        losses: list[float] = []
+        rows: Tensor | None = None
+        parents: Tensor | None = None
+        for index, (model, optimiser) in enumerate(zip(self.models, self.optimisers, strict=True)):
+            model.train()
+            output = self._forward(model, self._bag(bag, index, rows))  # step 1
+            loss = self._loss(model, output, bag.label, index)
+            if self._members is not None:
+                loss = loss + self._alignment(output, parents, bag.label, index)
+            losses.append(loss.item())
+            self._check_finite(losses[-1], bag, index)
+            optimiser.zero_grad(set_to_none=True)  # step 2
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.ranks.average_gradients(model)
+            optimiser.step()
+            attention = output.attention.detach()
+            parents = attention[keep_highest(attention, self.config.cascade.keep_train)]
+            rows = self._next_rows(attention, rows, index, self.config.cascade.keep_train)
+        return tuple(losses)
+
+    @torch.inference_mode()
+    def classify_slide(self, bag: Bag) -> Verdict:
+        """Run the cascade on one slide as deployment does.
+
+        Args:
+            bag: the slide's features; its label is used for the losses alone.
+
+        Raises:
+            DataError: the features hold values that are not finite.
+            UsageError: a loss is not finite although the features are.
+        """
+        losses: list[float] = []
+        probabilities: list[tuple[float, ...]] = []
+        rows: Tensor | None = None
+        for index, model in enumerate(self.models):
+            model.eval()
+            logits, attention = model(self._bag(bag, index, rows))
+            losses.append(bag_loss(logits, self._stage_label(bag.label, index)).item())
+            self._check_finite(losses[-1], bag, index)
+            probabilities.append(tuple(torch.softmax(logits.double(), dim=0).tolist()))
+            rows = self._next_rows(attention, rows, index, self.config.cascade.keep_validation)
+        coarse = probabilities[-2] if self.hierarchy is not None else None
+        return Verdict(probabilities[-1], tuple(losses), coarse)  # step 4
+
+    def _bag(self, bag: Bag, index: int, rows: Tensor | None) -> Tensor:
+        """Step 1: float32 (patches, feature_dim); always a fresh copy, aligned alike, for the same bits."""
+        features = bag.features[index]
+        chosen = features if rows is None else features[rows]
+        return chosen.to(self.device, torch.float32, copy=True)
+
+    def _forward(self, model: IntegratedAttentionTransformer, features: Tensor) -> TrainingOutput:
+        """A training step's forward pass, its outputs in float32."""
+        above = self.config.checkpoint_blocks_above
+        checkpoint_blocks = above is not None and len(features) > above
+        with mixed(self.config.precision, self.device):
+            return in_float32(model.forward_training(features, checkpoint_blocks=checkpoint_blocks))
+
+    def _stage_label(self, label: int, index: int) -> int:
+        """The label that a stage is trained on: with a hierarchy the coarse one, but for the finest stage."""
+        coarse = self.hierarchy is not None and index < len(self.stages) - 1
+        return self.hierarchy.fine_to_coarse[label] if self.hierarchy is not None and coarse else label
+
+    def _loss(self, model: IntegratedAttentionTransformer, output: TrainingOutput, label: int, index: int) -> Tensor:
+        settings = self.config.loss
+        finest = index == len(self.stages) - 1
+        stage_label = self._stage_label(label, index)
+        bag = bag_loss(output.logits, stage_label, label_smoothing=0.0 if finest else settings.label_smoothing)
+        instance = instance_loss(
+            output.attention,
+            output.hidden,
+            list(model.instance_classifiers),
+            stage_label,
+            kind=settings.instance,
+            k_sample=settings.k_sample,
+            subtyping=settings.subtyping,
+        )
+        return settings.bag_weight * bag + settings.instance_weight * instance
+
+    def _alignment(self, output: TrainingOutput, parents: Tensor | None, label: int, index: int) -> Tensor:
+        """The losses between stages; ``parents`` is the coarser stage's attention of the patches it kept."""
+        weights = self.config.alignment
+        loss = output.logits.new_zeros(())
+        if parents is not None and weights.instance:
+            loss = loss + weights.instance * stage_alignment_loss(parents, output.attention)
+        if index == len(self.stages) - 1 and weights.bag and self._members is not None:
+            coarse_label = self._stage_label(label, 0)
+            loss = loss + weights.bag * verdict_alignment_loss(output.logits, coarse_label, self._members)
+        return loss
+
+    def _next_rows(self, attention: Tensor, rows: Tensor | None, index: int, keep: int) -> Tensor | None:
+        """Step 3: rows of the next stage's full table, on the CPU; None after the finest."""
+        factor = self.stages[index].factor
+        if factor is None:
+            return None
+        kept = keep_highest(attention.cpu(), keep)
+        return child_rows(kept if rows is None else rows[kept], factor)
+
+    def _check_finite(self, loss: float, bag: Bag, index: int) -> None:
+        where = f'slide "{bag.slide_id}", stage {self.stages[index].name}'
+        check_finite(loss, [bag.features[index]], where)

@@ -1,0 +1,1 @@
+"""Classification metrics, bootstrap intervals and temperature scaling; no torch, no files."""

@@ -1,0 +1,190 @@
+"""What a published checkpoint does not say of itself: names of classes, hierarchy, spacings, patch size.
+
+Where nothing is given, a model of the published datasets' shape gets their values, any other gets plain
+numbers for names; a hierarchy of another shape cannot be guessed and must be given.
+
+- HAG-MIL, three stages and two classes: Camelyon16, normal and tumor. Its patches are 256 pixels wide at
+  levels 2, 1 and 0 of the slides, whose level 0 has 0.243 micrometres a pixel (those of one of its two
+  hospitals have 0.226).
+- HMIL, three coarse and seven fine classes: BRACS, whose level 0 has 0.25 micrometres a pixel. The published
+  code says nothing of spacing or patch size; 256 pixels at level 0 is what its feature extraction does by
+  default.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydantic import ValidationError
+
+from hagmil.bundle import Hierarchy, first_problem
+from hagmil.errors import UsageError
+from hagmil.trainer.published.weights import ImportedModel
+
+_log = logging.getLogger(__name__)
+
+CAMELYON16_CLASSES = ("normal", "tumor")
+CAMELYON16_SPACING_UM = 0.243
+BRACS_SPACING_UM = 0.25
+BRACS_HIERARCHY = {
+    "N": "benign",
+    "PB": "benign",
+    "UDH": "benign",
+    "FEA": "atypical",
+    "ADH": "atypical",
+    "DCIS": "malignant",
+    "IC": "malignant",
+}
+"""Fine class to coarse class, both in the order of the published logits."""
+PATCH_PX = 256
+STAGE_FACTOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What is to be known of an imported model beside its weights.
+
+    Args:
+        classes: names in the order of the logits; HMIL's fine classes.
+        hierarchy: None for HAG-MIL.
+        spacing_um: micrometres per pixel of each stage, coarse to fine.
+        patch_px: side of a patch at every stage.
+    """
+
+    classes: tuple[str, ...]
+    hierarchy: Hierarchy | None
+    spacing_um: tuple[float, ...]
+    patch_px: int
+
+
+def describe(
+    model: ImportedModel,
+    *,
+    classes: Sequence[str] | None = None,
+    fine_to_coarse: Mapping[str, str] | Sequence[int] | None = None,
+    spacing_um: Sequence[float] | None = None,
+    patch_px: int | None = None,
+) -> ModelDescription:
+    """Put what the user says of an imported model together with the defaults.
+
+    Args:
+        model: the imported model.
+        classes: names in the order of the logits; HMIL's fine classes.
+        fine_to_coarse: HMIL only. Fine name to coarse name (coarse classes count in the order in which the
+            fine classes name them), or for each fine class the number of its coarse class.
+        spacing_um: one number for each stage, coarse to fine; or one, the finest stage's, which the others
+            double.
+        patch_px: side of a patch.
+
+    Raises:
+        UsageError: a number of names or spacings that is not the model's, or a hierarchy that is missing or
+        does not
+            fit.
+    """
+    if model.kind == "hag-mil":
+        if fine_to_coarse is not None:
+            raise UsageError("a HAG-MIL model has no hierarchy of classes; leave --fine-to-coarse out")
+        default = CAMELYON16_CLASSES if (len(model.stages), model.classes) == (3, 2) else _numbers(model.classes)
+        names, hierarchy = _names(classes, default, model.classes), None
+    else:
+        hierarchy = _hierarchy(model, classes, fine_to_coarse)
+        names = hierarchy.fine
+    size_px = PATCH_PX if patch_px is None else patch_px
+    if size_px < 8:
+        raise UsageError(f"patches of {size_px} pixels; give --patch-px 8 or more")
+    return ModelDescription(names, hierarchy, _spacings(model, spacing_um), size_px)
+
+
+def parse_fine_to_coarse(text: str) -> dict[str, str] | tuple[int, ...]:
+    """Read a hierarchy from one line.
+
+    Args:
+        text: ``N:benign,PB:benign,...``, or for each fine class a number, ``0,0,1``.
+
+    Returns:
+        Fine name to coarse name, in the line's order; or the numbers.
+
+    Raises:
+        UsageError: neither of the two forms, or a fine class twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.isdecimal() for part in parts):
+        return tuple(int(part) for part in parts)
+    pairs = [[side.strip() for side in part.split(":")] for part in parts]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise UsageError(f'"{text}" is no hierarchy; write fine:coarse,fine:coarse,... or 0,0,1,...')
+    if len({fine for fine, _ in pairs}) < len(pairs):
+        raise UsageError(f'"{text}" names a fine class twice')
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+def _hierarchy(
+    model: ImportedModel,
+    classes: Sequence[str] | None,
+    fine_to_coarse: Mapping[str, str] | Sequence[int] | None,
+) -> Hierarchy:
+    if fine_to_coarse is None:
+        bracs = tuple(BRACS_HIERARCHY)
+        if (model.coarse_classes, model.classes) != (3, 7) or tuple(classes or bracs) != bracs:
+            raise UsageError(
+                f"this model tells {model.coarse_classes} coarse and {model.classes} fine classes apart, and "
+                "which belongs to which is not in the file; pass --fine-to-coarse"
+            )
+        fine_to_coarse = BRACS_HIERARCHY
+    if isinstance(fine_to_coarse, Mapping):
+        fine = _names(classes, tuple(fine_to_coarse), model.classes)
+        if set(fine) != set(fine_to_coarse):
+            raise UsageError(f"--fine-to-coarse must name these classes and no other: {', '.join(fine)}")
+        coarse = tuple(dict.fromkeys(fine_to_coarse[name] for name in fine))
+        return _checked(model, coarse, fine, _places(fine_to_coarse, fine))
+    coarse = _numbers(model.coarse_classes or 0)
+    return _checked(model, coarse, _names(classes, _numbers(model.classes), model.classes), tuple(fine_to_coarse))
+
+
+def _checked(
+    model: ImportedModel, coarse: tuple[str, ...], fine: tuple[str, ...], places: tuple[int, ...]
+) -> Hierarchy:
+    if len(coarse) != model.coarse_classes:
+        raise UsageError(f"--fine-to-coarse names {len(coarse)} coarse classes; the model has {model.coarse_classes}")
+    try:
+        return Hierarchy(coarse=coarse, fine=fine, fine_to_coarse=places)
+    except ValidationError as error:
+        raise UsageError(f"--fine-to-coarse: {first_problem(error)}") from error
+
+
+def _places(fine_to_coarse: Mapping[str, str], fine: tuple[str, ...]) -> tuple[int, ...]:
+    coarse = list(dict.fromkeys(fine_to_coarse[name] for name in fine))
+    return tuple(coarse.index(fine_to_coarse[name]) for name in fine)
+
+
+def _names(given: Sequence[str] | None, default: tuple[str, ...], count: int) -> tuple[str, ...]:
+    names = default if given is None else tuple(given)
+    if len(names) != count:
+        raise UsageError(f"{len(names)} classes are named ({', '.join(names)}); the model has {count}")
+    if len(set(names)) < count:
+        raise UsageError(f"a class is named twice: {', '.join(names)}")
+    return names
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(count))
+
+
+def _spacings(model: ImportedModel, given: Sequence[float] | None) -> tuple[float, ...]:
+    stages = len(model.stages)
+    if given is None:
+        finest = CAMELYON16_SPACING_UM if model.kind == "hag-mil" else BRACS_SPACING_UM
+        _log.warning("the file says nothing of spacing; taken to be %g um at the finest stage", finest)
+        given = (finest,)
+    if len(given) == 1:
+        given = tuple(given[0] * STAGE_FACTOR**step for step in reversed(range(stages)))
+    if len(given) != stages:
+        raise UsageError(f"{len(given)} spacings are given; the model has {stages} stages, coarse to fine")
+    if not all(0 < value < math.inf for value in given) or any(a <= b for a, b in pairwise(given)):
+        listed = ", ".join(map(str, given))
+        raise UsageError(f"spacings must be above 0 and run from coarse to fine, not {listed}")
+    return tuple(given)

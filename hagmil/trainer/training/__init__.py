@@ -1,0 +1,1 @@
+"""The training loop, its state, schedules, sampling, run folder and cross-validation."""

@@ -1,0 +1,312 @@
+"""The training loop: one, in sight (:func:`_fit`), and what stands around it.
+
+1. Take the run folder, put the cohort together, make the models.
+2. Go on from the last checkpoint, if there is one.
+3. Epoch after epoch: train on every slide, validate, write the checkpoints. A signal is answered between two
+   steps: the state is written, and the run ends as interrupted.
+4. Evaluate the best weights and write metrics.json.
+
+Several processes may do this together (:mod:`hagmil.trainer.compute.distributed`): all run this loop, hold the same
+state, and
+share out the slides; the first alone writes files and tells of progress.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import torch
+from pydantic import ValidationError
+
+from hagmil._files import write_text
+from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted, UsageError
+from hagmil.trainer.checkpoints.checkpoint import (
+    BEST,
+    LAST,
+    WEIGHTS_NAME,
+    read_training_state,
+    restore,
+    weights_sha256,
+    write_checkpoint,
+)
+from hagmil.trainer.compute.distributed import Ranks, joined
+from hagmil.trainer.compute.mixed_precision import check_precision
+from hagmil.trainer.config.training import TrainingConfig
+from hagmil.trainer.data.cohort import Cohort, open_training_cohort
+from hagmil.trainer.data.prefetch import read_ahead
+from hagmil.trainer.methods.base import Method, set_learning_rate
+from hagmil.trainer.methods.registry import new_method
+from hagmil.trainer.training.checkpoint_card import checkpoint_card
+from hagmil.trainer.training.progress import Phase, ProgressCallback, TrainingProgress
+from hagmil.trainer.training.run_folder import (
+    LOG_NAME,
+    METRICS_NAME,
+    TENSORBOARD_NAME,
+    RunMetrics,
+    check_folder,
+    logging_to,
+    write_config,
+)
+from hagmil.trainer.training.sampling import epoch_order, shares, step_seed, weights_seed
+from hagmil.trainer.training.state import TrainingState
+from hagmil.trainer.training.stop_signal import StopRequest
+from hagmil.trainer.training.tensorboard_log import Curves, open_curves
+from hagmil.trainer.training.validation import Evaluation, evaluate
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the loop works with."""
+
+    config: TrainingConfig
+    cohort: Cohort
+    method: Method
+    ranks: Ranks
+    stop: StopRequest
+    progress: ProgressCallback
+
+
+def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCallback | None = None) -> RunMetrics:
+    """Train HAG-MIL or HMIL and write a run folder.
+
+    On the CPU, with the same number of threads, a run that was stopped and resumed ends with the same
+    weights, bit by bit, as one that never was. Started by ``torchrun``, its processes train together.
+
+    Args:
+        config: everything; ``config.out`` is the run folder.
+        resume: go on with the run in that folder; a new run where there is none.
+        progress: called after every step, and in evaluation after every slide; of several processes in the first.
+
+    Returns:
+        What the best weights achieve, as in the run folder's ``metrics.json``.
+
+    Raises:
+        UsageError: the folder holds a run and ``resume`` is not set, the run was started with another recipe or
+            another number of processes, the features' stages do not suit the method, or the training has diverged.
+        DataError: features, labels and split do not fit together.
+        EnvironmentLacks: the device that was asked for is absent or lacks the precision.
+        Interrupted: SIGINT or SIGTERM came, and the state is written; or another process was lost. The run can be
+            resumed.
+    """
+    _check_device(config.device)
+    check_folder(config, resume=resume)  # step 1
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with (
+        joined(config.device) as ranks,
+        logging_to(config.out / LOG_NAME) if ranks.is_first else nullcontext(),
+        torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []),  # the caller's stay
+        StopRequest() as stop,
+    ):
+        check_precision(config.precision, ranks.device)
+        cohort = open_training_cohort(config)
+        torch.manual_seed(weights_seed(seed=config.seed))
+        method = new_method(config.model_copy(update={"device": str(ranks.device)}), cohort, ranks)
+        run = _Run(config, cohort, method, ranks, stop, progress or (lambda _: None))
+        state = _first_state(run)
+        if ranks.is_first:
+            write_config(config)
+        return _finish(run, _fit(run, state))
+
+
+def _fit(run: _Run, state: TrainingState) -> TrainingState:
+    """Step 3: train until the schedule ends it; the loop that everything else serves."""
+    config, slides, schedule = run.config, run.cohort.train, run.config.schedule
+    labels = [slide.label for slide in slides]
+    rank, count = run.ranks.rank, run.ranks.count
+    with _curves(run, state) as curves:
+        while not state.is_finished(schedule):
+            learning_rate = state.learning_rate(config.optimiser.learning_rate, schedule)
+            set_learning_rate(run.method.optimisers, learning_rate)
+            order = epoch_order(labels, seed=config.seed, epoch=state.epoch, weighted=schedule.weighted_sampling)
+            batch_size = run.method.batch_size
+            batches, total = shares(order, start=state.position, batch_size=batch_size, rank=rank, count=count)
+            wanted = (slides[place] for places in batches for place in places)
+            with read_ahead(wanted, ahead=config.data.prefetch) as bags:
+                for places in batches:
+                    torch.manual_seed(step_seed(seed=config.seed, epoch=state.epoch, position=state.position + rank))
+                    losses = run.method.train_bags(list(islice(bags, len(places))), epoch=state.epoch)
+                    state = state.after_step(run.ranks.means(losses), slides=len(places) * count)
+                    _report(run, state, "train", state.position, total)
+                    if run.ranks.any(run.stop.received is not None):
+                        _stop(run, state)
+
+            validation = _evaluate(run, state, "validation")
+            train_losses, state = state.mean_losses(), state.after_epoch(validation.metrics, schedule)
+            _record(run, state, curves, train_losses, validation, learning_rate)
+            if state.improved():
+                _save(run, state, BEST)
+            _save(run, state, LAST)
+    run.ranks.any(False)  # the best weights are written before any process reads them
+    return state
+
+
+def _first_state(run: _Run) -> TrainingState:
+    """Step 2: the last checkpoint's state, its weights restored; or the start."""
+    digests = run.cohort.digests
+    fresh = TrainingState(
+        labels_sha256=digests.labels_sha256,
+        split_sha256=digests.split_sha256,
+        features_sha256=digests.features_sha256,
+        processes=run.ranks.count,
+    )
+    state = _resumed_state(run, fresh)
+    starts = run.ranks.gather((state, weights_sha256(run.method.models))) if run.ranks.count > 1 else []
+    if any(start != starts[0] for start in starts):
+        raise EnvironmentLacks(
+            f'the processes do not begin alike; "{run.config.out}" and the features must be the same folders for all '
+            "of them, and torch the same version"
+        )
+    return state
+
+
+def _resumed_state(run: _Run, fresh: TrainingState) -> TrainingState:
+    folder = run.config.out / LAST
+    if not (folder / WEIGHTS_NAME).exists():
+        _log.info("training on %d slides, from the start", len(run.cohort.train))
+        return fresh
+    try:
+        state = TrainingState.model_validate_json(read_training_state(folder))
+    except ValidationError as error:
+        raise BundleError(f'checkpoint "{folder}" cannot be resumed from: {error}') from error
+    for what in ("labels", "split", "features"):
+        if getattr(state, f"{what}_sha256") != getattr(fresh, f"{what}_sha256"):
+            raise DataError(
+                f'the run in "{run.config.out}" was started with other {what}; resume it with the data that '
+                "it began with, or choose another out"
+            )
+    if state.processes != fresh.processes:
+        raise UsageError(
+            f'the run in "{run.config.out}" was started with {state.processes} processes; resume it with as many '
+            f"(torchrun --nproc-per-node {state.processes}), or choose another out"
+        )
+    restore(folder, run.method.models, run.method.optimisers)
+    _log.info("resuming after %d epochs and %d slides", state.epoch, state.position)
+    return state
+
+
+def _finish(run: _Run, state: TrainingState) -> RunMetrics:
+    """Step 4."""
+    config, cohort = run.config, run.cohort
+    if state.best_epoch is None:
+        raise BundleError(f'the run in "{config.out}" has no best checkpoint; start it anew in another out')
+    restore(config.out / BEST, run.method.models)
+    metrics = RunMetrics(
+        classes=cohort.classes,
+        epochs=state.epoch,
+        best_epoch=state.best_epoch,
+        stopped_early=state.stopped_early(config.schedule),
+        train_slides=len(cohort.train),
+        empty_slides=dict(cohort.empty),
+        validation=_evaluate(run, state, "validation").metrics,
+        test=_evaluate(run, state, "test").metrics,
+    )
+    if run.ranks.is_first:
+        write_text(config.out / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
+    _log.info("best epoch %d: validation %s; test %s", metrics.best_epoch, metrics.validation, metrics.test)
+    return metrics
+
+
+def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "test"]) -> Evaluation:
+    slides = run.cohort.val if phase == "validation" else run.cohort.test
+    empty = run.cohort.empty["val" if phase == "validation" else "test"]
+
+    def after_slide(done: int) -> None:
+        _report(run, state, phase, done, len(slides))
+        if run.stop.received is not None:  # nobody waits for this process here: it need not ask the others
+            _stop(run, state)
+
+    return evaluate(
+        run.method,
+        slides,
+        len(run.cohort.classes),
+        hierarchy=run.cohort.hierarchy,
+        empty_slides=len(empty),
+        after_slide=after_slide,
+        ranks=run.ranks,
+        prefetch=run.config.data.prefetch,
+    )
+
+
+def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int) -> None:
+    if not run.ranks.is_first:
+        return
+    schedule = run.config.schedule
+    at_the_end = state.is_finished(schedule)
+    run.progress(
+        TrainingProgress(
+            phase=phase,
+            epoch=(state.best_epoch or state.epoch) if at_the_end else state.epoch + 1,
+            max_epochs=schedule.max_epochs,
+            done=done,
+            total=total,
+            loss=state.mean_losses()[-1] if phase == "train" else None,
+            last_validation=state.validation,
+            best_epoch=state.best_epoch,
+        )
+    )
+
+
+def _stop(run: _Run, state: TrainingState) -> NoReturn:
+    """A signal came: write the state, unless it stands there already, and leave."""
+    if not state.is_finished(run.config.schedule):
+        _save(run, state, LAST)
+    by = run.stop.received.name if run.stop.received else "a signal to another process"
+    raise Interrupted(f'stopped by {by}; go on with --resume, the run is in "{run.config.out}"')
+
+
+def _save(run: _Run, state: TrainingState, folder: Path) -> None:
+    if not run.ranks.is_first:
+        return
+    is_last = folder == LAST
+    write_checkpoint(
+        run.config.out / folder,
+        checkpoint_card(run.config, run.cohort, run.method, state),
+        run.method.models,
+        optimisers=run.method.optimisers if is_last else (),
+        training_state=state.model_dump_json() if is_last else None,
+    )
+
+
+def _curves(run: _Run, state: TrainingState) -> AbstractContextManager[Curves | None]:
+    if not run.ranks.is_first:
+        return nullcontext()
+    return open_curves(run.config.out / TENSORBOARD_NAME, epochs_done=state.epoch)
+
+
+def _record(
+    run: _Run,
+    state: TrainingState,
+    curves: Curves | None,
+    train_losses: tuple[float, ...],
+    validation: Evaluation,
+    learning_rate: float,
+) -> None:
+    metrics, layers = validation.metrics, validation.metrics.hierarchy
+    values = {
+        "train/learning_rate": learning_rate,
+        "validation/auc": metrics.auc,
+        "validation/accuracy": metrics.accuracy,
+        "validation/macro_f1": metrics.macro_f1,
+    }
+    if layers is not None:
+        values |= {"validation/coarse_accuracy": layers.coarse_accuracy, "validation/agreement": layers.agreement}
+    for name, train_loss in zip(run.method.loss_names, train_losses, strict=True):
+        values[f"train/loss/{name}"] = train_loss
+    for name, loss in zip(run.method.verdict_names, validation.losses, strict=True):
+        values[f"validation/loss/{name}"] = loss
+    if curves is not None:
+        curves.add(state.epoch, values)
+    _log.info("epoch %d: training loss %.4f; validation %s", state.epoch, train_losses[-1], metrics)
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentLacks(f'device "{device}" was asked for, but torch sees no CUDA device; use device: cpu')

@@ -1,0 +1,1 @@
+"""Workflows that combine training, export and inference for the command line."""

@@ -1,0 +1,247 @@
+"""The demonstration: everything that a lab would do, on phantoms.
+
+1. A cohort of phantoms to learn from, and one that stays unseen.
+2. A patch encoder as ONNX, and features of every stage.
+3. A split, patients never across, and a training.
+4. A bundle.
+5. Inference on the unseen phantoms, and verdicts against truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+
+import h5py
+import numpy as np
+import pyvips
+from sklearn.metrics import roc_auc_score
+
+from hagmil._files import write_text
+from hagmil.bundle import RESEARCH_USE_ONLY
+from hagmil.errors import SlideFailed, UsageError
+from hagmil.export.backbones.export_backbone import export_backbone
+from hagmil.export.pipeline import export_bundle
+from hagmil.phantom import MASK_STEP_PX, CohortSlide, write_cohort
+from hagmil.runtime.extract import ExtractOptions, Extractor, ExtractOutcome, extract_many, parse_stages
+from hagmil.runtime.inference.loaded_bundle import load_model
+from hagmil.runtime.inputs import slide_requests
+from hagmil.runtime.predict import PredictOptions, predict_many
+from hagmil.runtime.results.result import ATTENTION_NAME, Result
+from hagmil.trainer.config.training import parse_config
+from hagmil.trainer.data.labels import read_labels
+from hagmil.trainer.data.splits import make_splits, write_splits
+from hagmil.trainer.training.loop import train
+
+STAGES = "2,1,0.5"
+PATCH_PX = 64
+RECIPE: dict[str, object] = {
+    "kind": "hag-mil",
+    "classes": ["normal", "tumour"],
+    "threads": 1,
+    "model": {
+        "widths": [64],
+        "hidden_width": 64,
+        "gate_width": 32,
+        "gate_dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+    "cascade": {"keep_train": 8, "keep_validation": 8},
+    "loss": {"k_sample": 4},
+    "optimiser": {"learning_rate": 1e-3},
+    "schedule": {"max_epochs": 24, "patience": 8},
+}
+"""A small transformer and a faster optimiser than the published recipe's, which is made for hundreds of slides with
+thousands of patches each. Dropout is off: with 48 slides it kept the model from learning anything."""
+
+PHANTOMS_ONLY = (
+    f"{RESEARCH_USE_ONLY} This model was trained on synthetic slides and knows phantoms only: "
+    "its verdict on a real slide means nothing."
+)
+
+_VALIDATION_SHARE = 0.25
+_MARK = ".hagmil-demo"
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSize:
+    """How much the demonstration takes on.
+
+    Args:
+        train_slides: phantoms to learn from, validation included.
+        unseen_slides: phantoms to judge by.
+        size_px: side of a phantom in level-0 pixels.
+        seed: of everything that is drawn.
+    """
+
+    train_slides: int = 64
+    unseen_slides: int = 24
+    size_px: int = 2048
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What came out.
+
+    Args:
+        truths: the unseen phantoms.
+        results: their verdicts, in the same order.
+        auc: area under the ROC curve of the verdicts.
+        lesion_ratio: how many times more often the finest patches that were read on tumour phantoms lie in a
+            lesion than tissue does on average.
+        bundle: the model.
+        out: where results are.
+    """
+
+    truths: tuple[CohortSlide, ...]
+    results: tuple[Result, ...]
+    auc: float
+    lesion_ratio: float
+    bundle: Path
+    out: Path
+
+
+def run_demo(out: Path, size: DemoSize, progress: Progress) -> DemoReport:
+    """Run the demonstration.
+
+    Args:
+        out: folder of everything that it makes.
+        size: how much.
+        progress: told what is being done.
+
+    Raises:
+        HagmilError: a step failed.
+    """
+    _start_over(out)
+    cohort = _cohort(out / "cohort", "phantoms to learn from", size.train_slides, size, size.seed, progress)
+    unseen = _cohort(out / "unseen", "unseen phantoms", size.unseen_slides, size, size.seed + 1, progress)
+    backbone = out / "backbone"
+    export_backbone("tiny", weights=None, out_dir=backbone, overwrite=True)  # step 2
+    _extract(cohort, backbone, out / "features", progress)
+    bundle = _train_and_export(out, backbone, size.seed, progress)  # steps 3 and 4
+    results = _infer(unseen, bundle, out / "results", progress)  # step 5
+    return DemoReport(
+        truths=tuple(unseen),
+        results=results,
+        auc=float(
+            roc_auc_score(
+                [slide.label == "tumour" for slide in unseen],
+                [result.probabilities["tumour"] for result in results],
+            )
+        ),
+        lesion_ratio=lesion_ratio(unseen, out / "results"),
+        bundle=bundle,
+        out=out / "results",
+    )
+
+
+def _start_over(out: Path) -> None:
+    """Remove what an earlier demonstration left, and nothing else."""
+    mark = out / _MARK
+    if out.exists() and any(out.iterdir()):
+        if not mark.exists():
+            raise UsageError(f'"{out}" holds something else than a demonstration; choose another --out')
+        rmtree(out)
+    write_text(mark, "Made by hagmil demo, and removed by the next one.\n")
+
+
+def lesion_ratio(slides: Sequence[CohortSlide], results: Path) -> float:
+    """How many times more often patches of the finest stage lie in a lesion than tissue does on average.
+
+    A patch lies in a lesion where its centre does. Both rates are means over the phantoms that have lesions.
+
+    Args:
+        slides: phantoms; those without lesions are passed over.
+        results: folder of their results.
+    """
+    diseased = [slide for slide in slides if slide.truth.lesion_share > 0]
+    read = [_share_in_lesion(slide, results / slide.slide_id / ATTENTION_NAME) for slide in diseased]
+    return float(np.mean(read) / np.mean([slide.truth.lesion_share for slide in diseased]))
+
+
+def _share_in_lesion(slide: CohortSlide, attention: Path) -> float:
+    with h5py.File(attention) as file:
+        finest = min(file.values(), key=lambda group: group.attrs["spacing_um"])
+        centres = finest["coords"][...] + int(finest.attrs["patch_size_level0"]) // 2
+    mask = pyvips.Image.new_from_file(str(slide.mask_path)).numpy()
+    row, column = (np.minimum(centres[:, axis] // MASK_STEP_PX, mask.shape[1 - axis] - 1) for axis in (1, 0))
+    return float((mask[row, column] > 0).mean())
+
+
+def _cohort(folder: Path, words: str, slides: int, size: DemoSize, seed: int, progress: Progress) -> list[CohortSlide]:
+    """Step 1."""
+    return write_cohort(
+        folder,
+        slides=slides,
+        size_px=size.size_px,
+        seed=seed,
+        progress=lambda done, total, _name: progress(words, done, total),
+    )
+
+
+def _extract(cohort: Sequence[CohortSlide], backbone: Path, out: Path, progress: Progress) -> None:
+    """Step 2."""
+    options = ExtractOptions(stages=parse_stages(STAGES), patch_px=PATCH_PX, overwrite=True)
+    extractor = Extractor.open(backbone, options)
+    requests = slide_requests([str(slide.slide_path) for slide in cohort])
+    extract_many(requests, extractor, out, on_outcome=_each_must_be_ok("features", len(requests), progress))
+
+
+def _each_must_be_ok(words: str, total: int, progress: Progress) -> Callable[[ExtractOutcome | Result], None]:
+    """A callback that counts slides and ends the demonstration at the first that is not ok."""
+    done = 0
+
+    def _count(outcome: ExtractOutcome | Result) -> None:
+        nonlocal done
+        done += 1
+        progress(words, done, total)
+        if outcome.status != "ok":
+            raise SlideFailed(f"{words} of {outcome.slide_id}: {outcome.message}")
+
+    return _count
+
+
+def _train_and_export(out: Path, backbone: Path, seed: int, progress: Progress) -> Path:
+    """Steps 3 and 4."""
+    labels = read_labels(out / "cohort" / "labels.csv")
+    (split,) = write_splits(out / "splits", make_splits(labels, val_share=_VALIDATION_SHARE, test_share=0, seed=seed))
+    config = parse_config(
+        {
+            **RECIPE,
+            "seed": seed,
+            "out": str(out / "run"),
+            "data": {
+                "features": str(out / "features"),
+                "labels": str(out / "cohort" / "labels.csv"),
+                "split": str(split),
+            },
+        },
+        source="the demonstration's recipe",
+    )
+    train(
+        config,
+        progress=lambda state: (
+            progress("training", (state.epoch - 1) * state.total + state.done, state.max_epochs * state.total)
+            if state.phase == "train"
+            else None
+        ),
+    )
+    progress("export", 0, 1)
+    export_bundle(
+        out / "run" / "checkpoints" / "best", backbone, out / "bundle", intended_use=PHANTOMS_ONLY, overwrite=True
+    )
+    progress("export", 1, 1)
+    return out / "bundle"
+
+
+def _infer(unseen: Sequence[CohortSlide], bundle: Path, out: Path, progress: Progress) -> tuple[Result, ...]:
+    """Step 5."""
+    requests = slide_requests([str(slide.slide_path) for slide in unseen])
+    count = _each_must_be_ok("inference", len(requests), progress)
+    return predict_many(requests, load_model(bundle), out, PredictOptions(), on_result=count)

@@ -1,0 +1,178 @@
+"""Backbones as ONNX: the contract's form, proven against torch, for every kind of name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, open_backbone
+from hagmil.errors import BundleError, ParityError, UsageError
+from hagmil.export.backbones import export_backbone as backbones
+from hagmil.export.backbones.encoder import PatchEncoder
+from hagmil.export.backbones.export_backbone import export_backbone, find_backbone, one_by_one
+from hagmil.export.parity.compare import PARITY_NAME, Arrays, ParityReport
+from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.tracing import OPSET, trace
+from hagmil.runtime.sessions import open_session
+
+
+def _largest_difference(folder: Path, name: str, shape: tuple[int, int, int]) -> float:
+    """Between torch and ONNX Runtime, relative to the largest feature, on a batch of (batch, height, width)."""
+    patches = sample_patches("tissue", *shape, seed=11)
+    backbone = find_backbone(name, "random")
+    module = PatchEncoder(backbone.encoder, backbone.mean, backbone.std).eval()
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(patches)).features.numpy()
+    features = open_session(folder / BACKBONE_ONNX_NAME).run({"patches": patches})["features"]
+    assert features.shape == expected.shape
+    assert features.dtype == np.float32
+    return float(np.abs(features - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 64), (7, 64, 64), (2, 16, 16), (3, 100, 52), (1, 256, 256)])
+def test_tiny_in_onnx_runtime_is_tiny_in_torch(backbone_dir: Path, shape: tuple[int, int, int]) -> None:
+    assert _largest_difference(backbone_dir, "tiny", shape) < 1e-5
+
+
+def test_resnet50_trunc_in_onnx_runtime_is_resnet50_trunc_in_torch(tmp_path: Path) -> None:
+    card = export_backbone("resnet50-trunc", "random", tmp_path / "resnet")
+
+    assert card.features == 1024
+    assert card.patch_px is None
+    assert card.mean == (0.485, 0.456, 0.406)
+    for shape in ((1, 64, 64), (2, 128, 128), (7, 96, 80)):
+        assert _largest_difference(tmp_path / "resnet", "resnet50-trunc", shape) < 1e-5
+
+
+def test_normalisation_is_that_of_mean_and_deviation(backbone_dir: Path) -> None:
+    backbone = find_backbone("tiny", "random")
+    patches = sample_patches("noise", 2, 64, 64)
+    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    images = ((torch.from_numpy(patches) / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = backbone.encoder(images).numpy()
+
+    features = open_session(backbone_dir / BACKBONE_ONNX_NAME).run({"patches": patches})["features"]
+
+    assert np.abs(features - expected).max() < 1e-5
+
+
+def test_the_card_says_what_the_graph_is(backbone_dir: Path) -> None:
+    card = open_backbone(backbone_dir)
+
+    assert card.name == "tiny"
+    assert card.features == 128
+    assert card.weights == "random, seed 0"
+    assert card.opset == OPSET
+    assert {"hagmil", "torch", "onnx", "onnxscript"} <= card.versions.keys()
+
+
+def test_the_graph_casts_before_it_transposes_and_keeps_its_axes_by_name(backbone_dir: Path) -> None:
+    model = onnx.load(backbone_dir / BACKBONE_ONNX_NAME)
+
+    assert [node.op_type for node in model.graph.node[:2]] == ["Cast", "Transpose"]
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", "height", "width", 3]
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+
+
+def test_the_graph_holds_no_trace_of_the_machine_that_made_it(backbone_dir: Path) -> None:
+    content = (backbone_dir / BACKBONE_ONNX_NAME).read_bytes()
+
+    assert str(Path(backbones.__file__).parent).encode() not in content
+    assert b"stack_trace" not in content
+
+
+def test_the_same_backbone_gives_the_same_bytes_and_progress_is_told_to_the_end(
+    backbone_dir: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    card = export_backbone("tiny", "random", tmp_path / "again", progress=lambda *step: told.append(step))
+
+    assert card.sha256 == open_backbone(backbone_dir).sha256
+    assert told[-1] == ("parity", len(told), len(told))
+
+
+def test_the_report_covers_batches_sizes_and_kinds_of_patches(backbone_dir: Path) -> None:
+    report = ParityReport.model_validate_json((backbone_dir / PARITY_NAME).read_bytes())
+
+    assert {row.lengths["batch"] for row in report.rows} == {1, 2, 7}
+    assert len({(row.lengths["height"], row.lengths["width"]) for row in report.rows}) == 3
+    assert {row.sample for row in report.rows} == {"tissue", "noise", "white", "phantom"}
+    assert all(row.passed and row.cosine is not None and row.cosine > 0.999999 for row in report.rows)
+
+
+def test_a_graph_with_one_weight_scaled_is_caught_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dishonest(*args: Any, **kwargs: Any) -> onnx.ModelProto:
+        model = trace(*args, **kwargs)
+        kernel = next(weight for weight in model.graph.initializer if len(weight.dims) == 4 and weight.dims[0] > 3)
+        kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(1.01), kernel.name))
+        return model
+
+    monkeypatch.setattr(backbones, "trace", dishonest)
+
+    with pytest.raises(ParityError, match=r"backbone: features is off by .* at batch \d, height \d+, width \d+"):
+        export_backbone("tiny", "random", tmp_path / "wrong")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_a_resnet_must_be_asked_for() -> None:
+    with pytest.raises(UsageError, match="--weights: a file, or the word random"):
+        find_backbone("resnet50-trunc", None)
+
+
+def test_a_weights_file_that_is_called_random_is_not_meant_by_the_word(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no weights file"):
+        find_backbone("resnet50-trunc", str(tmp_path / "random"))
+
+
+def test_an_unknown_name_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "timm_is_installed", lambda: False)
+
+    with pytest.raises(UsageError, match=r"resnet50-trunc, tiny, a path ending in \.onnx, or install timm"):
+        find_backbone("resnet50-trnc", "random")
+
+
+def test_options_of_onnx_encoders_are_refused_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="belong to ONNX encoders"):
+        export_backbone("tiny", "random", tmp_path / "out", mean=(0.5, 0.5, 0.5))
+    with pytest.raises(UsageError, match="leave out --weights"):
+        export_backbone("encoder.onnx", "random", tmp_path / "out")
+
+
+def test_a_folder_that_is_there_is_kept_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_backbone("tiny", "random", tmp_path)
+
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_another_graph_than_the_cards_is_no_backbone(backbone_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / BACKBONE_CARD_NAME).write_bytes((backbone_dir / BACKBONE_CARD_NAME).read_bytes())
+    (tmp_path / BACKBONE_ONNX_NAME).write_bytes((backbone_dir / BACKBONE_ONNX_NAME).read_bytes()[:-1])
+
+    with pytest.raises(BundleError, match="is not the file that"):
+        open_backbone(tmp_path)
+
+
+def test_patches_of_a_batch_are_run_one_by_one() -> None:
+    def counting(arrays: dict[str, NDArray[Any]]) -> Arrays:
+        patches = arrays["patches"]
+        return {"features": np.full((len(patches), 1), len(patches))}
+
+    alone = one_by_one(counting)({"patches": np.zeros((3, 8, 8, 3), np.uint8)})
+
+    assert alone["features"].tolist() == [[1], [1], [1]]

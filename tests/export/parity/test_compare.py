@@ -1,0 +1,178 @@
+"""Parity by itself: what passes, what does not, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hagmil.errors import ParityError
+from hagmil.export.parity.compare import (
+    TOLERANCES,
+    Case,
+    Contender,
+    ParityReport,
+    ParityRow,
+    Run,
+    Source,
+    Tolerance,
+    compare,
+    enforce,
+    worst_by_tensor,
+)
+
+STATED = Tolerance(absolute=1e-4, relative=1e-3)
+
+
+def _gives(**tensors: object) -> Run:
+    def run(_: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return {name: np.asarray(values) for name, values in tensors.items()}
+
+    return run
+
+
+def _row(wanted: object, given: object, own: object | None = None, tolerance: Tolerance = STATED) -> ParityRow:
+    case = Case("clustered", {"patches": 5}, {})
+    source = None if own is None else _gives(logits=own)
+    held = compare(
+        "coarse",
+        [case],
+        graph=Contender(_gives(logits=given)),
+        source=Source(_gives(logits=wanted), source),
+        tolerance=tolerance,
+    )
+    ((row,),) = held
+    return row
+
+
+def test_an_error_within_the_stated_tolerance_passes() -> None:
+    row = _row([10.0, -2.0], [10.0, -2.01])
+
+    assert row.error == pytest.approx(0.01)
+    assert row.largest == 10.0
+    assert row.allowed == pytest.approx(1e-4 + 1e-3 * 10)
+    assert row.passed
+
+
+def test_an_error_beyond_it_does_not() -> None:
+    assert not _row([10.0, -2.0], [10.0, -2.011]).passed
+
+
+def test_an_ill_conditioned_case_may_be_as_wrong_as_its_source_in_float32_times_four() -> None:
+    assert _row([1.0], [1.0035], own=[1.001]).passed
+    assert not _row([1.0], [1.0045], own=[1.001]).passed
+
+
+def test_no_case_is_so_ill_conditioned_that_a_hundredth_is_allowed_to_be_wrong() -> None:
+    assert not _row([1.0], [1.02], own=[1.5]).passed
+
+
+@pytest.mark.parametrize("given", [[np.nan, 1.0], [np.inf, 1.0], [1.0], [[1.0, 1.0]]])
+def test_values_that_are_not_finite_and_other_shapes_never_pass(given: object) -> None:
+    row = _row([1.0, 1.0], given, own=[np.nan, 1.0])
+
+    assert row.error is None
+    assert not row.passed
+
+
+def test_a_reference_that_is_not_finite_itself_never_passes() -> None:
+    assert not _row([np.nan, 1.0], [np.nan, 1.0]).passed
+
+
+def test_rows_of_a_feature_matrix_are_compared_by_cosine_too() -> None:
+    row = _row([[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]])
+
+    assert row.cosine == pytest.approx(np.sqrt(0.5))
+    assert _row([[0.0, 0.0]], [[0.0, 0.0]]).cosine is None
+    assert _row([1.0, 2.0], [1.0, 2.0]).cosine is None
+
+
+def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
+    rows = [_row([1.0], [1.1]), _row([1.0], [1.5]), _row([1.0], [1.0])]
+
+    with pytest.raises(ParityError) as caught:
+        enforce(rows)
+
+    assert caught.value.message.startswith(
+        "coarse: logits is off by 0.5 at patches 5 (clustered input), 0.0011 allowed"
+    )
+    assert "2 of 3 comparisons failed" in caught.value.message
+    assert caught.value.exit_code == 4
+
+
+def test_a_value_that_is_not_finite_is_worse_than_any_error() -> None:
+    with pytest.raises(ParityError, match="is not finite or of another shape"):
+        enforce([_row([1.0], [99.0]), _row([1.0], [np.nan])])
+
+
+def test_nothing_is_said_where_all_passes() -> None:
+    enforce([_row([1.0], [1.0])])
+    enforce([])
+
+
+def test_a_report_survives_its_file() -> None:
+    report = ParityReport(
+        precision="fp32", tolerance=TOLERANCES["fp32"], rows=(_row([1.0], [np.nan]), _row([1.0], [1.0], own=[1.0]))
+    )
+
+    assert ParityReport.model_validate_json(report.model_dump_json()) == report
+
+
+def _held(given: object, own: object, wanted: object, *, exact: bool, rounded: object | None = None) -> list[ParityRow]:
+    contender = Contender(_gives(logits=given), None if rounded is None else _gives(logits=rounded))
+    source = Source(_gives(logits=wanted), _gives(logits=own))
+    case = Case("clustered", {"patches": 5}, {}, exact=exact)
+    return [row for rows in compare("fine", [case], graph=contender, source=source, tolerance=STATED) for row in rows]
+
+
+def test_float32_is_reference_enough_where_the_graph_is_near_it() -> None:
+    (row,) = _held([1.0004], [1.0], [7.0], exact=False)
+
+    assert (row.reference, row.source_error, row.passed) == ("float32", None, True)
+
+
+def test_float64_decides_where_the_graph_is_not_near_float32() -> None:
+    (row,) = _held([1.0009], [1.0], [1.0009], exact=False)
+
+    assert (row.reference, row.passed) == ("float64", True)
+    assert row.source_error == pytest.approx(0.0009)
+
+
+def test_float64_decides_where_it_is_insisted_on() -> None:
+    (row,) = _held([1.0], [1.0], [1.0001], exact=True)
+
+    assert row.reference == "float64"
+    assert row.error == pytest.approx(0.0001)
+
+
+def test_a_rounded_graph_is_what_counts_and_as_it_is_only_where_float64_is_insisted_on() -> None:
+    assert [(row.rounded, row.passed) for row in _held([1.0], [1.0], [1.0], exact=False, rounded=[2.0])] == [
+        (True, False)
+    ]
+    assert [(row.rounded, row.passed) for row in _held([1.0], [1.0], [1.0], exact=True, rounded=[2.0])] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_shares_are_held_to_a_tolerance_of_their_size() -> None:
+    case = Case("clustered", {"patches": 10_000}, {})
+    source = Source(_gives(fine_attention=[[1e-4]]), None)
+    graph = Contender(_gives(fine_attention=[[0.0]]))
+    for shares, passed in (((), True), (("fine_attention",), False)):
+        held = compare("fine", [case], graph=graph, source=source, tolerance=STATED, shares=shares)
+        assert [row.passed for rows in held for row in rows] == [passed]
+
+
+def test_the_comparison_nearest_to_its_tolerance_stands_for_a_tensor() -> None:
+    rows = [_row([100.0], [100.05]), _row([1.0], [1.001]), _row([1.0], [1.0])]
+
+    assert worst_by_tensor(rows) == [(rows[1], 3)]
+
+
+def test_an_error_of_a_rounded_graph_says_so() -> None:
+    with pytest.raises(ParityError, match="clustered input, every operation rounded"):
+        enforce(_held([1.0], [1.0], [1.0], exact=True, rounded=[2.0]))

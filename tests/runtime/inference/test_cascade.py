@@ -1,0 +1,138 @@
+"""The cascade reads children of kept patches only, and keeps what has the highest attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hagmil.errors import BundleError, SlideRejected
+from hagmil.runtime.inference import cascade
+from hagmil.runtime.inference.cascade import (
+    StageOutcome,
+    first_candidates,
+    highest,
+    plan_slide,
+    run_cascade,
+    run_stage,
+    stage_specs,
+)
+from hagmil.runtime.inference.encode import EncodeOptions
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
+from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.patches.quadtree import children, coarse_grid
+from hagmil.runtime.patches.reader import read_patch
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.tissue.segment import TissueMask, find_tissue
+from tests.runtime.slide_files import DARKEST_XY
+
+
+@pytest.fixture(scope="module")
+def model(small_bundle: Path) -> LoadedModel:
+    return load_model(small_bundle, threads=1)
+
+
+def _run(path: Path, model: LoadedModel, keep: int | None = None, **options: int) -> tuple[StageOutcome, ...]:
+    manifest = model.bundle.manifest
+    with open_slide(path) as slide:
+        mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
+        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
+        coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+        return run_cascade(slide, coords, model, plan, EncodeOptions(**options), clock=StepClock(), keep=keep)
+
+
+def test_each_stage_reads_the_children_of_what_the_one_before_kept(tissue_path: Path, model: LoadedModel) -> None:
+    outcomes = _run(tissue_path, model)
+    assert [outcome.geometry.patch_level0 for outcome in outcomes] == [64, 32, 16]
+    for coarse, fine in pairwise(outcomes):
+        assert len(coarse.kept) == 2
+        np.testing.assert_array_equal(
+            fine.coords, children(coarse.coords[coarse.kept], coarse.geometry.patch_level0, 2)
+        )
+    assert len(outcomes[-1].kept) == 0
+
+
+def test_the_coarsest_stage_reads_the_grid_over_tissue(tissue_path: Path, model: LoadedModel) -> None:
+    outcomes = _run(tissue_path, model)
+    with open_slide(tissue_path) as slide:
+        parameters = model.bundle.manifest.tissue
+        mask = find_tissue(read_overview(slide, parameters.spacing_um), parameters)
+        np.testing.assert_array_equal(outcomes[0].coords, coarse_grid(slide.size, 64, mask, parameters.min_share))
+
+
+def test_what_patches_were_read_to_is_let_go_before_a_stages_model_runs(
+    tissue_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for name in ("keep_nothing", "run_stage"):
+        real = getattr(cascade, name)
+        monkeypatch.setattr(cascade, name, lambda *args, name=name, real=real: called.append(name) or real(*args))
+    _run(tissue_path, model)
+    assert called == 3 * ["keep_nothing", "run_stage"]
+
+
+def test_it_ends_in_the_darkest_square(tissue_path: Path, model: LoadedModel) -> None:
+    corner = np.array(DARKEST_XY)
+    finest = _run(tissue_path, model)[-1]
+    assert ((finest.coords >= corner) & (finest.coords + 16 <= corner + 128)).all()
+
+
+def test_attention_and_logits_are_those_of_the_pixels(tissue_path: Path, model: LoadedModel) -> None:
+    for outcome in _run(tissue_path, model):
+        with open_slide(tissue_path) as slide:
+            green = [read_patch(slide, outcome.geometry, x, y)[..., 1].mean() / 255 for x, y in outcome.coords.tolist()]
+        np.testing.assert_allclose(outcome.attention, -np.array(green), atol=1e-6)
+        np.testing.assert_allclose(outcome.outputs["logits"], [np.mean(green), 1 - np.mean(green)], atol=1e-6)
+
+
+def test_reader_threads_change_no_bit_and_batches_only_rounding(tissue_path: Path, model: LoadedModel) -> None:
+    one = _run(tissue_path, model, batch_size=50, reader_threads=1)
+    threads = _run(tissue_path, model, batch_size=50, reader_threads=3)
+    batches = _run(tissue_path, model, batch_size=1, reader_threads=2)
+    for left, right, other in zip(one, threads, batches, strict=True):
+        np.testing.assert_array_equal(left.coords, right.coords)
+        np.testing.assert_array_equal(left.attention, right.attention)
+        np.testing.assert_array_equal(left.coords, other.coords)
+        np.testing.assert_allclose(left.attention, other.attention, atol=1e-5)
+
+
+def test_keep_overrides_the_bundle_and_more_than_there_are_keeps_all(tissue_path: Path, model: LoadedModel) -> None:
+    assert [len(outcome.kept) for outcome in _run(tissue_path, model, keep=5)] == [5, 5, 0]
+    outcomes = _run(tissue_path, model, keep=100_000)
+    assert len(outcomes[0].kept) == len(outcomes[0].coords)
+    assert len(outcomes[2].coords) == 16 * len(outcomes[0].coords)
+
+
+def test_a_slide_without_tissue_is_rejected(tissue_path: Path, model: LoadedModel) -> None:
+    manifest = model.bundle.manifest
+    with open_slide(tissue_path) as slide:
+        mask = find_tissue(read_overview(slide, 8.0), manifest.tissue)
+        empty: TissueMask = replace(mask, mask=np.zeros_like(mask.mask))
+        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
+        with pytest.raises(SlideRejected, match=r"tissue\.tif.*no tissue") as caught:
+            first_candidates(slide, empty, plan[0], manifest.tissue.min_share)
+    assert caught.value.code == "no_tissue"
+
+
+def test_a_slide_too_coarse_for_the_model_is_named(tissue_path: Path) -> None:
+    with (
+        open_slide(tissue_path) as slide,
+        pytest.raises(SlideRejected, match=r'slide "tissue\.tif": .*too coarse') as caught,
+    ):
+        plan_slide(slide, [("fine", 0.25)], 16)
+    assert caught.value.code == "spacing_too_coarse"
+
+
+def test_equal_scores_keep_their_order() -> None:
+    np.testing.assert_array_equal(highest(np.array([1, 3, 3, 2, 3], np.float32), 4), [1, 2, 4, 3])
+    np.testing.assert_array_equal(highest(np.array([1, 2], np.float32), 9), [1, 0])
+
+
+def test_a_model_that_gives_no_numbers_is_refused(model: LoadedModel) -> None:
+    features = np.full((2, 3), np.nan, np.float32)
+    with pytest.raises(BundleError, match=r"stage 2um: .*not finite"):
+        run_stage(model.stages[0], features, "2um")

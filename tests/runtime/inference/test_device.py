@@ -1,0 +1,411 @@
+"""Patches and features on a GPU: on fakes of cupy and of ONNX Runtime's CUDA provider, and on a real one."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import shutil
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from hagmil.errors import BundleError, EnvironmentLacks
+from hagmil.runtime.bench import measure
+from hagmil.runtime.inference.cascade import (
+    StageOutcome,
+    first_candidates,
+    plan_slide,
+    run_cascade,
+    run_stage,
+    stage_specs,
+)
+from hagmil.runtime.inference.device import Gpu as GpuPlace
+from hagmil.runtime.inference.device import Host, place_of, to_host
+from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
+from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.patches.geometry import plan_stages
+from hagmil.runtime.patches.stream import PatchBatch
+from hagmil.runtime.sessions import open_session
+from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.tissue.segment import find_tissue
+from tests.fakes.cupy import fake_cupy
+from tests.fakes.gpu import Gpu
+from tests.fakes.onnxruntime import CALLED, fake_onnxruntime
+from tests.fakes.recorded import find, parameter_names
+from tests.fakes.tensorrt import fake_tensorrt_rtx
+from tests.runtime.small_bundle import backbone_graph, stage_graph
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A machine with a GPU, cupy, and an ONNX Runtime that has CUDA."""
+    gpu = Gpu()
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(gpu))
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    return gpu
+
+
+@pytest.fixture
+def cupy(gpu: Gpu) -> ModuleType:  # noqa: ARG001
+    """The fake, as it is imported."""
+    return sys.modules["cupy"]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """A stage's graph of features of three."""
+    onnx.save(stage_graph(), tmp_path / "stage.onnx")
+    return tmp_path / "stage.onnx"
+
+
+def bag(patches: int, seed: int = 0) -> NDArray[np.float32]:
+    """float32 (patches, 3)."""
+    return np.random.default_rng(seed).random((patches, 3), np.float32)
+
+
+def on_host(outputs: dict[str, Any]) -> dict[str, list[float]]:
+    """Numbers to compare, bit by bit."""
+    return {name: to_host(array).tolist() for name, array in outputs.items()}
+
+
+def test_every_signature_of_the_fake_onnx_runtime_is_that_of_the_real_one() -> None:
+    real, fake = importlib.import_module("onnxruntime"), fake_onnxruntime(Gpu())
+    for path in CALLED:
+        names = parameter_names(find(fake, path))
+        wanted = parameter_names(find(real, path))
+        assert names == wanted[: len(names)], path
+        assert all(free for _, free in wanted[len(names) :]), path
+
+
+# Sessions.
+
+
+def test_arrays_on_the_gpu_go_in_and_come_out_without_the_host(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
+    session, wanted = open_session(stage, provider="cuda"), open_session(stage)
+    assert (session.on_device, wanted.on_device) == (True, False)
+    bags = [bag(4, 1), bag(9, 2)]
+    arrays = [cupy.asarray(one) for one in bags]
+    copies = (gpu.copies_to_device, gpu.copies_to_host)
+    results = [session.run({"features": array}) for array in arrays]
+    assert (gpu.copies_to_device, gpu.copies_to_host) == copies
+    for one, result in zip(bags, results, strict=True):  # the second run left the first's results alone
+        assert all(isinstance(array, cupy.ndarray) for array in result.values())
+        assert on_host(result) == on_host(wanted.run({"features": one}))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_arrays_of_the_host_go_in_and_come_out_as_such(stage: Path) -> None:
+    outputs = open_session(stage, provider="cuda").run({"features": bag(5)})
+    assert all(isinstance(array, np.ndarray) for array in outputs.values())
+    assert on_host(outputs) == on_host(open_session(stage).run({"features": bag(5)}))
+
+
+def test_what_the_caller_s_stream_still_has_to_write_is_waited_for(cupy: ModuleType, stage: Path) -> None:
+    session = open_session(stage, provider="cuda")
+    with cupy.cuda.Stream(non_blocking=True) as stream:  # not the one of the thread that a run is left to
+        array = cupy.ndarray((5, 3), np.float32)
+        array.set(bag(5), stream=stream)
+        outputs = session.run({"features": array})
+    assert on_host(outputs) == on_host(open_session(stage).run({"features": bag(5)}))
+
+
+def test_an_output_lives_as_long_as_its_array_and_no_longer(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
+    array = cupy.asarray(bag(5))
+    free = gpu.free_bytes()
+    attention = open_session(stage, provider="cuda").run({"features": array})["attention"]
+    gc.collect()
+    assert attention.get().tolist() == on_host(open_session(stage).run({"features": bag(5)}))["attention"]
+    del attention
+    gc.collect()
+    assert gpu.free_bytes() == free
+
+
+def test_too_little_memory_of_the_gpu_is_said_so(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
+    session, array = open_session(stage, provider="cuda"), cupy.asarray(bag(5))
+    gpu.memory_bytes = 70
+    with pytest.raises(EnvironmentLacks, match="out of memory") as caught:
+        session.run({"features": array})
+    assert caught.value.code == "out_of_memory"
+
+
+def test_inputs_on_the_gpu_that_do_not_fit_are_an_error_of_the_model(cupy: ModuleType, stage: Path) -> None:
+    with pytest.raises(BundleError, match=r"stage\.onnx cannot run on these inputs") as caught:
+        open_session(stage, provider="cuda").run({"features": cupy.asarray(np.zeros((2, 3), np.uint8))})
+    assert caught.value.code == "graph_failed"
+
+
+def test_without_cupy_arrays_of_the_host_still_run_and_a_place_says_what_to_install(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, stage: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    session = open_session(stage, provider="cuda")
+    assert session.run({"features": bag(5)})["attention"].shape == (5,)
+    with pytest.raises(EnvironmentLacks, match=r"hagmil\[gpu\]"):
+        place_of(session)
+    assert gpu.copies_to_host == 2
+
+
+# Places.
+
+
+def reused(memory: NDArray[np.uint8], count: int, rows: int, events: list[str]) -> Generator[PatchBatch, None, None]:
+    """Batches in the same memory, each overwritten when the next is asked for; the last has one row less."""
+    try:
+        for index in range(count):
+            start, stop = index * rows, (index + 1) * rows - (index == count - 1)
+            memory[:] = index + 1
+            events.append(f"read {index}")
+            yield PatchBatch(slice(start, stop), memory[: stop - start])
+        memory[:] = 255
+    finally:
+        events.append("closed")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8])
+def test_batches_are_uploaded_ahead_and_overwritten_neither_here_nor_there(
+    count: int, gpu: Gpu, cupy: ModuleType
+) -> None:
+    place = place_of_gpu(cupy)
+    memory = place.buffers((2, 1, 1, 3))
+    assert gpu.is_pinned(memory)
+    assert memory.ctypes.data % 64 == 8  # the decoder writes there without going past the cache
+    found = cupy.empty((2 * count, 1, 1, 3), np.uint8)
+    events: list[str] = []
+    for index, batch in enumerate(place.bring(reused(memory, count, 2, events))):
+        events.append(f"use {index}")
+        found[np.arange(batch.rows.start, batch.rows.stop)] = batch.patches  # done when somebody waits for it
+    values = np.repeat(np.arange(1, count + 1), 2)[: max(2 * count - 1, 0)]
+    gpu.finish()
+    assert found.get()[: len(values), 0, 0, 0].tolist() == values.tolist()
+    assert gpu.copies_to_device == count
+    order = [word for index in range(1, count) for word in (f"read {index}", f"use {index - 1}")]
+    assert events == ["read 0", *order, "closed", f"use {count - 1}"][: 2 * count + 1] if count else ["closed"]
+
+
+def test_two_arrays_on_the_gpu_take_turns(gpu: Gpu, cupy: ModuleType) -> None:
+    place = place_of_gpu(cupy)
+    gpu.allocations.clear()
+    addresses = [batch.patches.data.ptr for batch in place.bring(reused(place.buffers((2, 1, 1, 3)), 6, 2, []))]
+    assert addresses == addresses[:2] * 3
+    assert gpu.allocations == [6, 6]
+
+
+def test_whoever_stops_early_ends_the_batches_and_leaves_no_upload(gpu: Gpu, cupy: ModuleType) -> None:
+    place, ends = place_of_gpu(cupy), list[bool]()
+
+    def endless(memory: NDArray[np.uint8]) -> Generator[PatchBatch, None, None]:
+        try:
+            while True:
+                yield PatchBatch(slice(0, 2), memory)
+        finally:
+            ends.append(gpu.is_idle())
+
+    inner = endless(place.buffers((2, 1, 1, 3)))
+    with closing(place.bring(inner)) as batches:
+        next(batches)
+        assert ends == []
+        assert not gpu.is_idle()  # the next batch is on its way
+    assert ends == [True]
+
+
+def test_a_batch_that_cannot_be_read_is_an_error_here(cupy: ModuleType) -> None:
+    def broken(memory: NDArray[np.uint8]) -> Generator[PatchBatch, None, None]:
+        yield PatchBatch(slice(0, 2), memory)
+        raise OSError("gone")
+
+    place = place_of_gpu(cupy)
+    with pytest.raises(OSError, match="gone"):
+        list(place.bring(broken(place.buffers((2, 1, 1, 3)))))
+
+
+def test_pacing_waits_for_the_work_before_the_last(gpu: Gpu, cupy: ModuleType) -> None:
+    place = place_of_gpu(cupy)
+    stream = cupy.cuda.get_current_stream().inner
+    done: list[int] = []
+    for index in range(3):
+        stream.give(lambda index=index: done.append(index))
+        place.pace()
+        assert done == list(range(index))
+    place.pace()
+    assert done == [0, 1, 2]
+    assert gpu.copies_to_host == 0
+
+
+def test_on_the_host_nothing_is_copied() -> None:
+    place, array = Host(), np.zeros((2, 3), np.float32)
+    batches = reused(place.buffers((2, 1, 1, 3)), 2, 2, [])
+    assert place.bring(batches) is batches
+    assert place.put(array) is array
+    assert to_host(array) is array
+    assert place.empty((4, 3)).dtype == np.float32
+
+
+def place_of_gpu(cupy: ModuleType) -> GpuPlace:
+    """cupy's arrays."""
+    return GpuPlace(cupy)
+
+
+# Encoding and the cascade.
+
+COORDS = np.random.default_rng(5).permutation(
+    np.stack(np.meshgrid(np.arange(7) * 60, np.arange(5) * 60, indexing="ij"), axis=-1).reshape(-1, 2)
+)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A backbone whose features are a patch's mean colour."""
+    onnx.save(backbone_graph(), tmp_path / "backbone.onnx")
+    return tmp_path / "backbone.onnx"
+
+
+def encode(path: Path, session: Any, batch_size: int, rows: int = 35) -> Any:
+    """Features of patches of one slide, where the session has them."""
+    with open_slide(path) as slide:
+        (geometry,) = plan_stages(slide.levels, 0.5, [("only", 0.5)], 60)
+        options = EncodeOptions(batch_size=batch_size, reader_threads=2)
+        return encode_patches(slide, geometry, COORDS[:rows], session, 3, options, clock=StepClock())
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 35, 64])
+def test_features_are_gathered_on_the_gpu_and_are_those_of_the_host(
+    batch_size: int, gpu: Gpu, cupy: ModuleType, backbone: Path, pyramid_path: Path
+) -> None:
+    features = encode(pyramid_path, open_session(backbone, provider="cuda"), batch_size)
+    assert isinstance(features, cupy.ndarray)
+    assert (gpu.copies_to_device, gpu.copies_to_host) == (-(-35 // batch_size), 0)
+    assert len(gpu.pinned) == 1
+    np.testing.assert_array_equal(features.get(), encode(pyramid_path, open_session(backbone), batch_size))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_no_patch_gives_no_feature_on_the_gpu_either(backbone: Path, pyramid_path: Path) -> None:
+    assert encode(pyramid_path, open_session(backbone, provider="cuda"), 8, rows=0).shape == (0, 3)
+
+
+def test_a_batch_too_large_for_the_gpu_is_halved_where_it_is(
+    gpu: Gpu, backbone: Path, pyramid_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = open_session(backbone, provider="cuda")
+    run, sizes = session.run, list[int]()
+
+    def small(inputs: dict[str, Any], *, last: bool) -> dict[str, Any]:
+        if len(inputs["patches"]) > 5:
+            raise EnvironmentLacks("too large", code="out_of_memory")
+        sizes.append(len(inputs["patches"]))
+        return run(inputs, last=last)
+
+    session.run = small  # type: ignore[method-assign]
+    features = encode(pyramid_path, session, 16)
+    assert (max(sizes), sum(sizes)) == (4, 35)
+    assert "going on with 4" in caplog.text
+    assert gpu.copies_to_device == 3
+    np.testing.assert_array_equal(features.get(), encode(pyramid_path, open_session(backbone), 16))
+
+
+def cascade(path: Path, model: LoadedModel) -> tuple[StageOutcome, ...]:
+    """One slide through a bundle."""
+    manifest = model.bundle.manifest
+    with open_slide(path) as slide:
+        mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
+        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
+        coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+        return run_cascade(slide, coords, model, plan, EncodeOptions(batch_size=20), clock=StepClock())
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_cascade_on_the_gpu_is_that_of_the_host_and_only_its_stages_outputs_come_back(
+    provider: str,
+    gpu: Gpu,
+    small_bundle: Path,
+    tissue_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", fake_tensorrt_rtx(gpu))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
+    model = load_model(bundle, provider=provider, rebuild=True)
+    assert all(session.on_device for session in (model.backbone, *model.stages))
+    found, wanted = cascade(tissue_path, model), cascade(tissue_path, load_model(bundle))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.coords, other.coords)
+        np.testing.assert_array_equal(one.attention, other.attention)
+        np.testing.assert_array_equal(one.kept, other.kept)
+        np.testing.assert_array_equal(one.outputs["logits"], other.outputs["logits"])
+    assert gpu.copies_to_host == sum(len(outcome.outputs) for outcome in found)
+    assert gpu.copies_to_device == sum(-(-len(outcome.coords) // 20) for outcome in found)
+
+
+def test_the_bench_measures_sessions_on_what_is_on_the_gpu(
+    gpu: Gpu, backbone: Path, stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "RUN_S", 0.001)
+    patches = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    figures = measure.measure_backbone(open_session(backbone, provider="cuda"), patches, 4, 1, 0.0)
+    assert figures.patches % 4 == 0
+    assert gpu.copies_to_device == 1
+    assert measure.measure_model(open_session(stage, provider="cuda"), "2um", 3, 20, 1).patches == 20
+    assert gpu.copies_to_device == 2
+
+
+def test_a_stage_on_the_processor_takes_features_from_the_gpu(cupy: ModuleType, stage: Path) -> None:
+    with pytest.raises(BundleError, match="cannot run on these inputs"):
+        open_session(stage).run({"features": cupy.asarray(bag(6))})
+    outputs = run_stage(open_session(stage), cupy.asarray(bag(6)), "2um")
+    assert on_host(outputs) == on_host(open_session(stage).run({"features": bag(6)}))
+
+
+# On a real GPU.
+
+
+@pytest.fixture
+def real_cupy() -> ModuleType:
+    """cupy, where it finds a device and ONNX Runtime has CUDA."""
+    try:
+        found = importlib.import_module("cupy")
+        usable = bool(found.cuda.is_available())
+    except ImportError:
+        pytest.skip("needs cupy")
+    if not usable or "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
+        pytest.skip("needs a CUDA device and ONNX Runtime's CUDA provider")
+    return found
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_gives_the_outputs_of_the_processor_where_they_are(real_cupy: ModuleType, stage: Path) -> None:
+    session = open_session(stage, provider="cuda")
+    array = real_cupy.asarray(bag(4000))
+    outputs = [session.run({"features": array * scale}) for scale in (1, 2)]
+    for scale, output in zip((1, 2), outputs, strict=True):
+        assert all(isinstance(value, real_cupy.ndarray) for value in output.values())
+        wanted = open_session(stage).run({"features": bag(4000) * scale})
+        for name, value in wanted.items():
+            np.testing.assert_allclose(to_host(output[name]), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("real_cupy")
+def test_features_of_a_real_gpu_are_those_of_the_processor(backbone: Path, pyramid_path: Path) -> None:
+    features = encode(pyramid_path, open_session(backbone, provider="cuda"), 8)
+    np.testing.assert_allclose(to_host(features), encode(pyramid_path, open_session(backbone), 8), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("real_cupy")
+def test_a_cascade_on_a_real_gpu_keeps_what_the_processor_keeps(small_bundle: Path, tissue_path: Path) -> None:
+    found, wanted = (cascade(tissue_path, load_model(small_bundle, provider=name)) for name in ("cuda", "cpu"))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.coords, other.coords)
+        np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)

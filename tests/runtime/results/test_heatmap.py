@@ -1,0 +1,69 @@
+"""The heatmap shows what was read where, and how strongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hagmil.runtime.inference.cascade import StageOutcome
+from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.results.heatmap import PANEL_PX, Caption, colours_of, draw_heatmap, heat_of
+from hagmil.runtime.slides.overview import Overview
+
+
+def _outcome(name: str, side: int, coords: list[list[int]], attention: list[float], kept: list[int]) -> StageOutcome:
+    geometry = StageGeometry(name, side / 128, 64, side, 0, 1.0, False)
+    return StageOutcome(
+        geometry, np.array(coords, np.int64), {}, np.array(attention, np.float32), np.array(kept, np.int64)
+    )
+
+
+def _overview(width: int = 100, height: int = 60) -> Overview:
+    pixels = np.full((height, width, 3), 240, np.uint8)
+    edges = (np.arange(size + 1, dtype=np.int64) * 10 for size in (width, height))
+    return Overview("a.svs", 0.5, pixels, *edges, downsample=10.0)
+
+
+CAPTION = Caption("a", "tumour  0.900", "tumour 0.900   normal 0.100", "Research use only.")
+
+
+def test_each_stage_has_its_own_part_of_the_bar_and_equal_scores_stand_equal() -> None:
+    attention = np.array([0.5, -1.0, 3.0, 0.5], np.float32)
+    coarse, fine = heat_of(attention, 0, 2), heat_of(attention, 1, 2)
+    assert coarse.min() == 0
+    assert coarse.max() == 0.5 == fine.min()
+    assert fine.max() == 1.0
+    assert coarse[0] == coarse[3]
+    assert list(np.argsort(coarse, kind="stable")) == [1, 0, 3, 2]
+
+
+def test_a_stage_of_one_patch_stands_at_the_top_of_its_part() -> None:
+    np.testing.assert_allclose(heat_of(np.array([7.0], np.float32), 0, 2), [0.5])
+
+
+def test_regions_that_were_read_are_coloured_and_others_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "heatmap.png"
+    coarse = _outcome("coarse", 200, [[0, 0], [200, 0]], [0.1, 0.9], [1])
+    fine = _outcome("fine", 100, [[200, 0], [200, 100], [300, 0], [300, 100]], [0.1, 0.2, 0.3, 0.4], [])
+    draw_heatmap(path, _overview(), [coarse, fine], CAPTION)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    panel = pixels[132 : 132 + PANEL_PX * 60 // 100, 2 * 28 + PANEL_PX : 2 * 28 + 2 * PANEL_PX]
+    scale = PANEL_PX / 1000
+    glass = panel[round(500 * scale), round(900 * scale)]
+    best = panel[round(150 * scale), round(350 * scale)]
+    expected = 0.38 * 240 + 0.62 * colours_of(np.array([1.0]))[0]
+    np.testing.assert_array_equal(glass, 240)
+    np.testing.assert_allclose(best, expected, atol=1.0)
+
+
+@pytest.mark.parametrize("size", [(100, 60), (7, 2000), (3, 2)])
+def test_slides_of_any_shape_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
+    outcome = _outcome("only", 40, [[0, 0]], [1.0], [])
+    draw_heatmap(tmp_path / "heatmap.png", _overview(*size), [outcome], CAPTION)
+    with Image.open(tmp_path / "heatmap.png") as picture:
+        assert picture.format == "PNG"
+        assert max(picture.size) > PANEL_PX

@@ -1,0 +1,596 @@
+"""TensorRT engines in the runtime: executed on an API-faithful fake, loaded, refused and rebuilt."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hagmil._tensorrt.builder import BuildRequest, build_engine
+from hagmil._tensorrt.cache import default_cache
+from hagmil._tensorrt.flavour import choose_flavour
+from hagmil._tensorrt.profiles import Range, backbone_profile, bag_profiles
+from hagmil.bundle import open_bundle, write_manifest
+from hagmil.errors import BundleError, EnvironmentLacks, UsageError
+from hagmil.export.tensorrt import EngineOptions, add_engines
+from hagmil.runtime.inference.loaded_bundle import load_model
+from hagmil.runtime.sessions import engines, open_session
+from hagmil.runtime.sessions.engines import engine_fitness
+from hagmil.runtime.sessions.trt import TensorRtSession
+from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, STAGE_OUTPUTS
+from tests.fakes.bundles import FEATURES, PATCH_PX, write_small_bundle
+from tests.fakes.cupy import fake_cupy
+from tests.fakes.gpu import Gpu
+from tests.fakes.recorded import (
+    CUPY_ATTRIBUTES,
+    CUPY_NAMES,
+    find,
+    parameter_names,
+    read_records,
+    recorded_tensorrt,
+)
+from tests.fakes.signatures import differences
+from tests.fakes.tensorrt import fake_tensorrt, fake_tensorrt_rtx
+
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
+FAKES = {"tensorrt": fake_tensorrt, "tensorrt-rtx": fake_tensorrt_rtx}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
+    """A machine with a GPU of capability 8.9, cupy, and no TensorRT yet; its cache is empty."""
+    gpu = Gpu()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    for module in MODULES.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return gpu
+
+
+@pytest.fixture
+def bundle_dir(tmp_path: Path) -> Path:
+    """A bundle without engines."""
+    return write_small_bundle(tmp_path / "bundle")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, flavour: str, **versions: str) -> ModuleType:
+    """Put a flavour's fake where the real one would be."""
+    fake = FAKES[flavour](gpu, **versions)
+    monkeypatch.setitem(sys.modules, MODULES[flavour], fake)
+    return fake
+
+
+def remove(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
+    """Take a flavour away again."""
+    monkeypatch.setitem(sys.modules, MODULES[flavour], None)
+
+
+def stage_session(folder: Path, *, patches: tuple[Range, ...] = (Range(1, 30, 100),)) -> TensorRtSession:
+    """Build a stage's engine with the installed flavour, and load it."""
+    bundle = write_small_bundle(folder)
+    flavour = choose_flavour()
+    request = BuildRequest(bundle / "fine.onnx", bag_profiles(FEATURES, patches), ("8.9",))
+    engine = folder / "fine.engine"
+    engine.write_bytes(build_engine(flavour, request).data)
+    return TensorRtSession(engine, flavour, STAGE_INPUTS, STAGE_OUTPUTS["hag-mil"])
+
+
+def bag(patches: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32 (patches, FEATURES)."""
+    return np.random.default_rng(seed).standard_normal((patches, FEATURES)).astype(np.float32)
+
+
+def run_onnx(graph: Path, features: Any) -> dict[str, Any]:
+    """What ONNX Runtime gives for a bag."""
+    outputs: dict[str, Any] = open_session(graph).run({"features": features})
+    return outputs
+
+
+def assert_same(given: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """The same tensors, to rounding."""
+    assert given.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_allclose(given[name], array, rtol=1e-5, atol=1e-6)
+
+
+# The fake is what it stands for.
+
+
+def test_every_name_and_signature_of_the_fake_is_that_of_the_real_tensorrt_rtx() -> None:
+    real = importlib.import_module("tensorrt_rtx_bindings")
+    assert differences(fake_tensorrt_rtx(Gpu()), real) == []
+
+
+def test_every_name_and_signature_of_the_fake_is_that_of_the_data_centre_s_bindings() -> None:
+    assert differences(fake_tensorrt(Gpu()), recorded_tensorrt()) == []
+
+
+def test_a_wrong_name_argument_type_or_number_in_a_fake_is_found() -> None:
+    real = importlib.import_module("tensorrt_rtx_bindings")
+    wrong = ModuleType("wrong")
+
+    class Runtime:
+        def deserialize_engine(self, serialized_engine: bytes) -> None:
+            """No such name."""
+
+        def get_engine_validity(self, data: bytes) -> tuple:  # type: ignore[type-arg]  # noqa: ARG002
+            """Another argument."""
+            return ()
+
+        def load_runtime(self, path: int) -> Runtime:  # noqa: ARG002
+            """Another type."""
+            return self
+
+        @property
+        def get_plugin_registry(self) -> int:
+            """No property."""
+            return 0
+
+    Runtime.__module__ = "tests.fakes.tensorrt"
+    wrong.__dict__["Runtime"] = Runtime
+    assert len(differences(wrong, real)) == 4
+
+
+@pytest.mark.parametrize("source", ["recorded", "installed"])
+def test_every_signature_of_the_fake_cupy_is_cupy_s(source: str) -> None:
+    fake = fake_cupy(Gpu())
+    if source == "installed":
+        cupy = pytest.importorskip("cupy", reason="needs cupy")
+        real = {path: parameter_names(find(cupy, path)) for path in CUPY_NAMES}
+        attributes = [path for path in CUPY_ATTRIBUTES if find(cupy, path) is not None]
+    else:
+        record = read_records()["cupy"]
+        real = {path: [tuple(one) for one in names] for path, names in record["names"].items()}
+        attributes = record["attributes"]
+    for path in CUPY_NAMES:
+        names = parameter_names(find(fake, path))
+        assert names == real[path][: len(names)], path
+        assert all(free for _, free in real[path][len(names) :]), path
+    assert set(attributes) == set(CUPY_ATTRIBUTES)
+    assert all(find(fake, path) is not None for path in CUPY_ATTRIBUTES)
+
+
+# Execution.
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_an_engine_gives_the_numbers_of_its_graph(
+    flavour: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, flavour)
+    session = stage_session(tmp_path)
+    for patches in (1, 2, 30, 100, 7):
+        features = bag(patches, patches)
+        assert_same(session.run({"features": features}), run_onnx(tmp_path / "fine.onnx", features))
+
+
+def test_the_backbone_takes_pixels_in_any_batch_of_its_profile(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    flavour, graph = choose_flavour(), write_small_bundle(tmp_path) / "backbone.onnx"
+    request = BuildRequest(graph, (backbone_profile(PATCH_PX, Range(1, 4, 9)),), ("8.9",))
+    engine = tmp_path / "backbone.engine"
+    engine.write_bytes(build_engine(flavour, request).data)
+    session = TensorRtSession(engine, flavour, BACKBONE_INPUTS, BACKBONE_OUTPUTS)
+
+    assert session.input_shapes == {"patches": ("batch", PATCH_PX, PATCH_PX, 3)}
+    for batch in (1, 9):
+        patches = np.random.default_rng(batch).integers(0, 256, (batch, PATCH_PX, PATCH_PX, 3), np.uint8)
+        assert_same(session.run({"patches": patches}), open_session(graph).run({"patches": patches}))
+
+
+def test_a_bag_goes_to_the_first_profile_that_holds_it(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path, patches=(Range(1, 5, 10), Range(11, 20, 40)))
+    for patches in (10, 11, 3, 40):
+        assert_same(session.run({"features": bag(patches)}), run_onnx(tmp_path / "fine.onnx", bag(patches)))
+
+
+def test_a_bag_that_no_profile_holds_is_refused_with_the_profiles(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path)
+    with pytest.raises(BundleError, match=r"not built for features \(101, 4\).*\(1, 4\) to \(100, 4\).*--trt-patches"):
+        session.run({"features": bag(101)})
+
+
+def test_arrays_on_the_device_go_in_and_come_out_without_the_host(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path)
+    cupy = sys.modules["cupy"]
+    first, second = bag(20, 1), bag(30, 2)
+    on_device = [cupy.asarray(first), cupy.asarray(second)]
+    copies = (gpu.copies_to_device, gpu.copies_to_host)
+
+    results = [session.run({"features": array}) for array in on_device]
+
+    assert (gpu.copies_to_device, gpu.copies_to_host) == copies
+    for host, result in zip((first, second), results, strict=True):  # the second run left the first's results alone
+        assert all(isinstance(array, cupy.ndarray) for array in result.values())
+        assert_same({name: array.get() for name, array in result.items()}, run_onnx(tmp_path / "fine.onnx", host))
+
+
+def test_what_another_stream_still_has_to_write_is_waited_for(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path)
+    cupy, host = sys.modules["cupy"], bag(20)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        array = cupy.ndarray(host.shape, host.dtype)
+        array.set(host, stream=stream)  # not done before somebody waits for the stream
+        result = session.run({"features": array})
+        gpu.finish()
+        logits = result["logits"].get()
+    assert_same({"logits": logits}, {"logits": run_onnx(tmp_path / "fine.onnx", host)["logits"]})
+
+
+def test_device_buffers_only_grow(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path)
+    session.run({"features": bag(50)})
+    allocated = len(gpu.allocations)
+    for patches in (50, 1, 49):
+        session.run({"features": bag(patches)})
+    assert len(gpu.allocations) == allocated
+    session.run({"features": bag(51)})
+    assert len(gpu.allocations) == allocated + 2  # the input and the attention; the logits are as long as before
+
+
+def test_each_thread_has_a_context_of_its_own(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path)
+    wanted = run_onnx(tmp_path / "fine.onnx", bag(20))
+    given: list[dict[str, Any]] = [session.run({"features": bag(20)})]
+    threads = [threading.Thread(target=lambda: given.append(session.run({"features": bag(20)}))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(given) == 4
+    for result in given:
+        assert_same(result, wanted)
+
+
+def test_too_little_memory_is_said_so(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    session = stage_session(tmp_path)
+    gpu.memory_bytes = 100
+    with pytest.raises(EnvironmentLacks, match="out of GPU memory") as caught:
+        session.run({"features": bag(50)})
+    assert caught.value.code == "out_of_memory"
+    gpu.memory_bytes = 1 << 20
+    assert session.run({"features": bag(50)})["attention"].shape == (50,)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"features": np.zeros((3, FEATURES))}, "float32, not float64"),
+        ({"patches": np.zeros((3, FEATURES), np.float32)}, "takes features, not patches"),
+        ({"features": np.zeros((3, FEATURES + 1), np.float32)}, "not built for"),
+        ({"features": np.zeros((0, FEATURES), np.float32)}, "not built for"),
+        ({"features": np.zeros((3, FEATURES, 1), np.float32)}, "not built for"),
+    ],
+)
+def test_inputs_that_are_not_the_contract_s_are_refused(
+    inputs: dict[str, Any], words: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    with pytest.raises(BundleError, match=words):
+        stage_session(tmp_path).run(inputs)
+
+
+def test_an_engine_with_other_tensors_than_the_contract_s_is_refused(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    stage_session(tmp_path)
+    with pytest.raises(BundleError, match="coarse_logits"):
+        TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, STAGE_OUTPUTS["hmil"])
+
+
+# Loading: fits, is refused, or is rebuilt.
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_engines_of_a_bundle_run_it_and_are_named(
+    flavour: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    fake = install(monkeypatch, gpu, flavour)
+    add_engines(bundle_dir, EngineOptions(capabilities=("8.9",)))
+    model = load_model(bundle_dir, provider="tensorrt")
+
+    title = "TensorRT" if flavour == "tensorrt" else "TensorRT-RTX"
+    assert {session.provider for session in (model.backbone, *model.stages)} == {f"{title} {fake.__version__} engine"}
+    features = bag(12_000)  # for the second profile of the fine stage
+    assert_same(model.stages[1].run({"features": features}), run_onnx(bundle_dir / "fine.onnx", features))
+
+
+def test_a_flipped_bit_in_an_engine_closes_the_bundle(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    bundle = add_engines(bundle_dir).bundle
+    engine = bundle.file(bundle.manifest.engines[1].file)
+    data = bytearray(engine.read_bytes())
+    data[len(data) // 2] ^= 1
+    engine.write_bytes(data)
+    with pytest.raises(BundleError, match=r"coarse.*\.engine was altered"):
+        load_model(bundle_dir, provider="tensorrt")
+
+
+def other_version(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> None:  # noqa: ARG001
+    install(monkeypatch, gpu, "tensorrt-rtx", version="1.8.0.1")
+
+
+def other_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> None:  # noqa: ARG001
+    gpu.capability = "120"
+
+
+def other_flavour(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> None:  # noqa: ARG001
+    remove(monkeypatch, "tensorrt-rtx")
+    install(monkeypatch, gpu, "tensorrt")
+
+
+def no_flavour(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> None:  # noqa: ARG001
+    remove(monkeypatch, "tensorrt-rtx")
+
+
+def no_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> None:  # noqa: ARG001
+    gpu.capability = ""
+
+
+def other_graph(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> None:  # noqa: ARG001
+    manifest = open_bundle(bundle_dir).manifest
+    stale = tuple(entry.model_copy(update={"onnx_sha256": "0" * 64}) for entry in manifest.engines)
+    write_manifest(bundle_dir, manifest.model_copy(update={"engines": stale}))
+
+
+MISFITS = [
+    (other_version, "built by version 1.7.1.116, and TensorRT-RTX 1.8.0.1 would load it"),
+    (other_gpu, "built for compute capability 8.9, and the GPU here has 12.0"),
+    (other_flavour, "it is of tensorrt-rtx, and tensorrt would load it"),
+    (no_flavour, "no TensorRT is installed"),
+    (no_gpu, "this machine has no NVIDIA GPU"),
+    (other_graph, "built from another fine.onnx"),
+]
+
+
+@pytest.mark.parametrize(("change", "why"), MISFITS)
+def test_engines_that_do_not_fit_are_refused_with_the_reason(
+    change: Any, why: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    add_engines(bundle_dir, EngineOptions(capabilities=("8.9",)))
+    change(monkeypatch, gpu, bundle_dir)
+    with pytest.raises(EnvironmentLacks, match=why) as caught:
+        load_model(bundle_dir, provider="tensorrt")
+    assert caught.value.exit_code == 5
+    assert "--rebuild" in caught.value.message
+
+
+@pytest.mark.parametrize("change", [other_version, other_gpu, other_flavour, other_graph])
+def test_rebuilding_builds_what_does_not_fit_once(
+    change: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    add_engines(bundle_dir, EngineOptions(capabilities=("8.9",), patches=(Range(1, 7, 99),)))
+    change(monkeypatch, gpu, bundle_dir)
+    before = {path: path.read_bytes() for path in bundle_dir.rglob("*") if path.is_file()}
+
+    model = load_model(bundle_dir, provider="tensorrt", rebuild=True)
+
+    assert model.stages[1].provider == f"{choose_flavour().title} engine"
+    assert_same(model.stages[1].run({"features": bag(99)}), run_onnx(bundle_dir / "fine.onnx", bag(99)))
+    with pytest.raises(BundleError, match="not built for"):  # the profiles are those of the bundle's engines
+        model.stages[1].run({"features": bag(100)})
+    assert {path: path.read_bytes() for path in bundle_dir.rglob("*") if path.is_file()} == before
+    builds = len(choose_flavour().trt.Builder.last_config)
+    load_model(bundle_dir, provider="tensorrt", rebuild=True)
+    assert len(choose_flavour().trt.Builder.last_config) == builds
+    timings = list(default_cache().glob("timings.*"))
+    assert bool(timings) == (choose_flavour().name == "tensorrt")
+
+
+def test_engines_that_fit_are_not_rebuilt(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path) -> None:
+    fake = install(monkeypatch, gpu, "tensorrt-rtx")
+    add_engines(bundle_dir)
+    builds = len(fake.Builder.last_config)
+    load_model(bundle_dir, provider="tensorrt", rebuild=True)
+    assert len(fake.Builder.last_config) == builds
+
+
+def test_a_damaged_engine_of_the_cache_is_built_again(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    fake = install(monkeypatch, gpu, "tensorrt-rtx")
+    load_model(bundle_dir, provider="tensorrt", rebuild=True)
+    engine, sidecar = (sorted(default_cache().glob(f"fine.*.{ending}"))[0] for ending in ("engine", "json"))
+    assert "tensorrt-rtx-1.7.1.116.sm89.fp32" in engine.name
+    engine.write_bytes(engine.read_bytes()[:-1] + b"?")
+    builds = len(fake.Builder.last_config)
+    load_model(bundle_dir, provider="tensorrt", rebuild=True)
+    assert len(fake.Builder.last_config) == builds + 1
+    sidecar.write_text("{}")
+    load_model(bundle_dir, provider="tensorrt", rebuild=True)
+    assert len(fake.Builder.last_config) == builds + 2
+
+
+def test_rebuilding_without_tensorrt_says_how_to_get_it(gpu: Gpu, bundle_dir: Path) -> None:
+    assert gpu.capability
+    with pytest.raises(EnvironmentLacks, match=r'pip install "hagmil\[tensorrt-rtx\]"'):
+        load_model(bundle_dir, provider="tensorrt", rebuild=True)
+
+
+def test_a_bundle_without_engines_needs_onnx_runtime_s_provider(gpu: Gpu, bundle_dir: Path) -> None:
+    assert gpu.capability
+    with pytest.raises(EnvironmentLacks, match=r"the bundle has no TensorRT engines, and this machine's ONNX Runtime"):
+        load_model(bundle_dir, provider="tensorrt")
+
+
+def test_fitness_is_told_engine_by_engine(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path) -> None:
+    assert engine_fitness(open_bundle(bundle_dir)) == ()
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    add_engines(bundle_dir, EngineOptions(capabilities=("12.0",)))
+    bundle = add_engines(bundle_dir, EngineOptions(capabilities=("8.9",))).bundle
+
+    problems = [fitness.problem for fitness in engine_fitness(bundle)]
+    assert problems[:3] == ["it was built for compute capability 12.0, and the GPU here has 8.9"] * 3
+    assert problems[3:] == [None] * 3
+    remove(monkeypatch, "tensorrt-rtx")
+    assert all("not installed" in str(fitness.problem) for fitness in engine_fitness(bundle))
+    gpu.capability = ""
+    assert all("no NVIDIA GPU" in str(fitness.problem) for fitness in engine_fitness(bundle))
+
+
+class OnnxStandIn:
+    """ONNX Runtime as if it had a TensorRT provider: takes down how it was opened."""
+
+    provider = "TensorrtExecutionProvider"
+    input_shapes: dict[str, tuple[str | int, ...]] = {"patches": ("batch", "height", "width", 3)}  # noqa: RUF012
+
+    def __init__(self, onnx: Path, *, provider: str, threads: int | None, options: dict[str, str]) -> None:
+        self.onnx, self.asked, self.threads, self.options = onnx, provider, threads, options
+
+
+@pytest.fixture
+def onnx_runtime_with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime has its TensorRT provider."""
+    monkeypatch.setattr(engines, "available_providers", lambda: ["cpu", "tensorrt"])
+    monkeypatch.setattr(engines, "OnnxSession", OnnxStandIn)
+
+
+@pytest.mark.usefixtures("onnx_runtime_with_tensorrt", "gpu")
+def test_a_bundle_without_engines_goes_through_onnx_runtime_with_its_cache(bundle_dir: Path, tmp_path: Path) -> None:
+    model: Any = load_model(bundle_dir, provider="tensorrt", threads=3)
+
+    assert [session.provider for session in model.stages] == ["TensorrtExecutionProvider"] * 2
+    fine = model.stages[1]
+    assert (fine.onnx, fine.asked, fine.threads) == (bundle_dir / "fine.onnx", "tensorrt", 3)
+    assert fine.options["trt_engine_cache_enable"] == "1"
+    assert Path(fine.options["trt_engine_cache_path"]).is_relative_to(tmp_path / "cache" / "hagmil")
+    assert Path(fine.options["trt_engine_cache_path"]).is_dir()
+    assert fine.options["trt_fp16_enable"] == "0"
+    assert fine.options["trt_profile_min_shapes"] == f"features:1x{FEATURES}"
+    assert fine.options["trt_profile_opt_shapes"] == f"features:3000x{FEATURES}"
+    assert fine.options["trt_profile_max_shapes"] == f"features:20000x{FEATURES}"
+    assert model.backbone.options["trt_profile_max_shapes"] == f"patches:256x{PATCH_PX}x{PATCH_PX}x3"
+
+
+@pytest.mark.usefixtures("onnx_runtime_with_tensorrt")
+def test_that_onnx_runtime_runs_in_place_of_engines_that_do_not_fit_is_logged(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    add_engines(bundle_dir, EngineOptions(capabilities=("8.9",)))
+    gpu.capability = "120"
+    with caplog.at_level(logging.WARNING):
+        model = load_model(bundle_dir, provider="tensorrt")
+    assert model.stages[1].provider == "TensorrtExecutionProvider"
+    assert "the GPU here has 12.0" in caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_fp16_bundle_lets_onnx_runtime_compute_in_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "available_providers", lambda: ["tensorrt"])
+    monkeypatch.setattr(engines, "OnnxSession", OnnxStandIn)
+    model: Any = load_model(write_small_bundle(tmp_path / "half", half=True), provider="tensorrt")
+    assert model.stages[0].options["trt_fp16_enable"] == "1"
+
+
+def test_of_two_installed_flavours_the_one_with_fitting_engines_runs(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt")
+    install(monkeypatch, gpu, "tensorrt-rtx")
+    add_engines(bundle_dir, EngineOptions(flavour="tensorrt-rtx"))
+    assert load_model(bundle_dir, provider="tensorrt").backbone.provider.startswith("TensorRT-RTX")
+    with pytest.raises(UsageError, match="both TensorRT flavours are installed"):
+        load_model(bundle_dir, provider="tensorrt", rebuild=True)
+
+
+def test_a_version_compatible_engine_runs_on_another_version(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt")
+    add_engines(bundle_dir, EngineOptions(version_compatible=True))
+    install(monkeypatch, gpu, "tensorrt", version="11.9.0.1")
+    assert load_model(bundle_dir, provider="tensorrt").backbone.provider == "TensorRT 11.9.0.1 engine"
+    install(monkeypatch, gpu, "tensorrt", version="12.0.0.1")
+    with pytest.raises(EnvironmentLacks, match="built by version 11"):
+        load_model(bundle_dir, provider="tensorrt")
+
+
+def test_an_engine_for_ampere_and_later_runs_on_other_gpus(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    install(monkeypatch, gpu, "tensorrt")
+    add_engines(bundle_dir, EngineOptions(hardware_compatibility="ampere_plus"))
+    gpu.capability = "90"
+    assert load_model(bundle_dir, provider="tensorrt").backbone.provider.startswith("TensorRT")
+    gpu.capability = "75"
+    with pytest.raises(EnvironmentLacks, match=r"the GPU here has 7\.5"):
+        load_model(bundle_dir, provider="tensorrt")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_an_engine_that_the_library_refuses_is_refused_in_its_words(
+    flavour: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, gpu, flavour)
+    stage_session(tmp_path)
+    gpu.capability = "120"
+    with pytest.raises(
+        EnvironmentLacks, match=r"(?i)cannot be loaded by TensorRT.*unsupported_cc.*--rebuild"
+    ) as caught:
+        TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, STAGE_OUTPUTS["hag-mil"])
+    assert caught.value.code == "engine_refused"
+
+
+def test_a_real_engine_on_a_machine_without_a_gpu_is_refused_in_tensorrt_s_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if has_gpu():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(Gpu()))
+    with pytest.raises(EnvironmentLacks, match=r"cannot be loaded by TensorRT-RTX.*needs an NVIDIA GPU"):
+        stage_session(tmp_path)
+
+
+@pytest.mark.gpu
+def test_a_real_engine_on_a_gpu_gives_the_numbers_of_its_graph(tmp_path: Path) -> None:
+    if not has_gpu():
+        pytest.skip("needs a CUDA device and cupy")
+    bundle_dir = write_small_bundle(tmp_path / "bundle")
+    cupy = importlib.import_module("cupy")
+    try:
+        model = load_model(bundle_dir, provider="tensorrt", rebuild=True, trt_flavour="tensorrt-rtx")
+    except EnvironmentLacks as refusal:
+        pytest.skip(f"TensorRT-RTX refuses this GPU: {refusal.message}")
+    wanted = run_onnx(bundle_dir / "fine.onnx", bag(12_000))
+    assert_same(model.stages[1].run({"features": bag(12_000)}), wanted)
+    on_device = model.stages[1].run({"features": cupy.asarray(bag(12_000))})
+    assert_same({name: cupy.asnumpy(array) for name, array in on_device.items()}, wanted)
+
+
+def has_gpu() -> bool:
+    """Whether cupy finds a device here."""
+    try:
+        return bool(importlib.import_module("cupy").cuda.is_available())
+    except ImportError:
+        return False
