@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.digits_bags import COARSE, FEATURES, FINE, FINE_TO_COARSE
-from hagmil.trainer.losses.hmil import BagBatch, HmilLossConfig, hmil_losses, membership
+from hagmil.trainer.losses.hierarchy import membership
+from hagmil.trainer.losses.hmil import BagBatch, HmilLossConfig, hmil_losses
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 

@@ -35,7 +35,7 @@ from hagmil.runtime.inference.encode import default_batch_size
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.memory.buffers import give_back_free_memory
+from hagmil.runtime.memory.heap import give_back_free_memory
 from hagmil.spec import BAG, PATCHES
 
 SIZES = (8192, 16_384, 32_768, 65_536)

@@ -40,9 +40,9 @@ from hagmil.export.int8.quantize import write_quantised
 from hagmil.export.parity.slide_parity import Sessions, compare_slides
 from hagmil.export.parity.synthetic_inputs import sample_patches
 from hagmil.phantom import write_cohort
-from hagmil.runtime.inference.cascade import stage_specs
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import slide_requests
+from hagmil.runtime.patches.plan import stage_specs
 from hagmil.runtime.sessions import open_session
 from hagmil.workflows.calibration_patches import SlidePatches, calibration_slides
 from hagmil.workflows.slide_runner import CascadeRunner

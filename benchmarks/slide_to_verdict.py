@@ -71,13 +71,14 @@ from hagmil.export.pipeline import export_bundle
 from hagmil.features import SlideFeatures, write_features
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.extract import ExtractOptions, Extractor, parse_stages
-from hagmil.runtime.inference.cascade import plan_slide, run_stage, stage_specs
+from hagmil.runtime.inference.cascade import run_stage
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.plan import plan_slide, stage_specs
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.predict import PredictOptions, predict_one
 from hagmil.runtime.slides.overview import read_overview

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from hagmil import __version__
+from hagmil._version import __version__
 
 
 def installed_version(distribution: str) -> str | None:

@@ -94,3 +94,9 @@ class Interrupted(HagmilError):
 
     exit_code = 6
     default_code = "interrupted"
+
+
+def one_line(text: str) -> str:
+    """A library's message as one line: its parts joined by commas, repeats left out."""
+    parts = dict.fromkeys(part.strip() for part in text.splitlines() if part.strip())
+    return ", ".join(parts) or "no reason given"

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from hagmil import __version__
 from hagmil._files import atomic_path
+from hagmil._version import __version__
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.tiny import MEAN, PATCH_PX, SHIPPED, STD, TinyEncoder, randomise
 from hagmil.phantom import MASK_STEP_PX, PHANTOM_CLASSES, CohortSlide, write_cohort

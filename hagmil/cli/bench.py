@@ -68,7 +68,8 @@ def bench(
     import shlex
     import sys
 
-    from hagmil.runtime.bench.report import HTML_NAME, write_report
+    from hagmil.runtime.bench.page import write_report
+    from hagmil.runtime.bench.report import HTML_NAME
     from hagmil.runtime.bench.run import BenchOptions, run_bench
     from hagmil.runtime.inference.encode import EncodeOptions
 

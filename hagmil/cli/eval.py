@@ -51,7 +51,8 @@ def evaluate(
     from hagmil.bundle import MANIFEST_NAME
     from hagmil.errors import UsageError
     from hagmil.trainer.config.training import load_config
-    from hagmil.trainer.evaluation.report import HTML_NAME, write_report
+    from hagmil.trainer.evaluation.report import HTML_NAME
+    from hagmil.trainer.evaluation.report_page import write_report
 
     loaded = load_config(config, overrides or [])
     with common.StepProgress() as progress:

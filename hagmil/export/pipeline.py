@@ -23,8 +23,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hagmil import __version__
 from hagmil._files import write_text
+from hagmil._version import __version__
 from hagmil.bundle import (
     BACKBONE_ONNX_NAME,
     RESEARCH_USE_ONLY,

@@ -58,7 +58,7 @@ def examine() -> tuple[Finding, ...]:
     Returns:
         Findings in the order in which a person would ask.
     """
-    from hagmil import __version__
+    from hagmil._version import __version__
 
     cores = len(os.sched_getaffinity(0))
     head = (

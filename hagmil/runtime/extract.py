@@ -16,12 +16,12 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
-from hagmil.runtime.inference.cascade import plan_slide
 from hagmil.runtime.inference.device import to_host
 from hagmil.runtime.inference.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.plan import plan_slide
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.runtime.slides.overview import read_overview

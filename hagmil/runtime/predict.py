@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import functools
 import logging
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hagmil._files import write_text
-from hagmil._versions import versions_of
 from hagmil.bundle import RESEARCH_USE_ONLY
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
 from hagmil.runtime.inference.encode import EncodeOptions, Progress
@@ -23,8 +20,10 @@ from hagmil.runtime.inference.prefetch import LookAhead
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import Verdict, class_attentions, stage_logits
 from hagmil.runtime.inputs import SlideRequest, slide_requests
+from hagmil.runtime.results.attention import write_attention
 from hagmil.runtime.results.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
 from hagmil.runtime.results.heatmap import Caption, draw_heatmap
+from hagmil.runtime.results.regions import write_regions
 from hagmil.runtime.results.result import (
     ATTENTION_NAME,
     HEATMAP_NAME,
@@ -36,12 +35,10 @@ from hagmil.runtime.results.result import (
     StageResult,
     read_result,
     table,
-    write_attention,
-    write_regions,
     write_result,
 )
-from hagmil.runtime.tiles.kernel import kernel_name
 from hagmil.runtime.tissue.kernels import MaskKernels
+from hagmil.runtime.versions import versions
 
 _log = logging.getLogger(__name__)
 DEFAULT_OUT = Path("hagmil-results")
@@ -344,23 +341,3 @@ def _earlier_result(request: SlideRequest, model: LoadedModel, out: Path, option
 
 def _write_table(out: Path, results: Sequence[Result], model: LoadedModel) -> None:
     write_text(out / TABLE_NAME, table(results, model.bundle.manifest.classes))
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of everything that a number may depend on."""
-    return {
-        "python": platform.python_version(),
-        "tile kernel": kernel_name(),
-        **versions_of(
-            "numpy",
-            "onnxruntime",
-            "onnxruntime-gpu",
-            "pyvips",
-            "pyvips-binary",
-            "openslide-bin",
-            "simplejpeg",
-            "pillow",
-            "numba",
-        ),
-    }

@@ -23,9 +23,9 @@ from hagmil._files import sha256_of
 from hagmil.errors import SlideError, UsageError
 from hagmil.export.int8.backbone import PatchRequest
 from hagmil.features import FeatureHeader, read_header
-from hagmil.runtime.inference.cascade import plan_slide
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.plan import plan_slide
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.patches.stream import stream_patches
 from hagmil.runtime.slides.overview import read_overview

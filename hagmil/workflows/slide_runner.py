@@ -12,12 +12,13 @@ from hagmil.bundle import Bundle, Manifest
 from hagmil.errors import SlideError
 from hagmil.export.parity.slide_parity import Sessions, SlideRun, SlideRunner, StageRun
 from hagmil.phantom import write_cohort
-from hagmil.runtime.inference.cascade import first_candidates, plan_slide, run_cascade, stage_specs
+from hagmil.runtime.inference.cascade import run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.runtime.inputs import SlideRequest, slide_requests
+from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
 from hagmil.runtime.slides.overview import read_overview
 from hagmil.runtime.slides.slide import open_slide
 from hagmil.runtime.tissue.segment import find_tissue

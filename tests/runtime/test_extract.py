@@ -15,12 +15,13 @@ from hagmil.bundle import BackboneCard
 from hagmil.errors import BundleError, DataError, UsageError
 from hagmil.features import read_features
 from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, extract_slide, parse_stages
-from hagmil.runtime.inference.cascade import first_candidates, run_cascade
+from hagmil.runtime.inference.cascade import run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.geometry import plan_stages
+from hagmil.runtime.patches.plan import first_candidates
 from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.slides.overview import read_overview
 from hagmil.runtime.slides.slide import open_slide

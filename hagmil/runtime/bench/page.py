@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Final
 
+from hagmil._files import write_text
 from hagmil.reports.page import html_page
 from hagmil.runtime.bench.charts import Bar, Line, Stack, bars_svg, legend, lines_svg, stacks_svg
 from hagmil.runtime.bench.figures import Figure, figures_of, limiting_step, shown
-from hagmil.runtime.bench.report import BenchReport, EndToEnd, SweepPoint
+from hagmil.runtime.bench.report import HTML_NAME, JSON_NAME, BenchReport, EndToEnd, SweepPoint
 
 STYLE: Final = """
 h1 { font-size: 28px; letter-spacing: -0.01em; } header p { margin: 2px 0; max-width: none; }
@@ -265,3 +267,11 @@ def _method(report: BenchReport) -> str:
 
 def _threads(count: int) -> str:
     return f"{count} reader thread{'s' if count != 1 else ''}"
+
+
+def write_report(folder: Path, report: BenchReport) -> None:
+    """Write ``report.html``, and last ``report.json``."""
+    from hagmil.runtime.bench.page import render_html
+
+    write_text(folder / HTML_NAME, render_html(report))
+    write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")

@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hagmil._files import write_text
 from hagmil.errors import UsageError
 
 JSON_NAME = "report.json"
@@ -222,14 +221,6 @@ class BenchReport(_Model):
 def bench_schema() -> str:
     """The JSON schema of ``report.json``, as published in docs/schemas."""
     return json.dumps(BenchReport.model_json_schema(), indent=2) + "\n"
-
-
-def write_report(folder: Path, report: BenchReport) -> None:
-    """Write ``report.html``, and last ``report.json``."""
-    from hagmil.runtime.bench.page import render_html
-
-    write_text(folder / HTML_NAME, render_html(report))
-    write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
 
 
 def read_report(path: Path) -> BenchReport:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil import __version__
+from hagmil._version import __version__
 from hagmil.bundle import Bundle
 from hagmil.errors import BundleError, EnvironmentLacks, Interrupted
 from hagmil.runtime.bench.machine import this_machine
@@ -52,10 +52,11 @@ from hagmil.runtime.bench.workload import Subject, describe_bundle, describe_sli
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.predict import PredictOptions, versions
+from hagmil.runtime.predict import PredictOptions
 from hagmil.runtime.sessions import PROVIDERS
 from hagmil.runtime.slides.slide import open_slide
 from hagmil.runtime.tissue.kernels import kernels_on
+from hagmil.runtime.versions import versions
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -15,10 +15,10 @@ from hagmil.bundle import Bundle, Manifest
 from hagmil.errors import SlideRejected, UsageError
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.bench.report import BenchBundle, BenchSlide
-from hagmil.runtime.inference.cascade import plan_slide, stage_specs
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.plan import plan_slide, stage_specs
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.slides.overview import read_overview
 from hagmil.runtime.slides.slide import Slide, require_spacing

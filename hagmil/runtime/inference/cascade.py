@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.bundle import Manifest
-from hagmil.errors import BundleError, SlideRejected
+from hagmil.errors import BundleError
 from hagmil.runtime.inference.device import to_host
 from hagmil.runtime.inference.encode import EncodeOptions, Progress, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import patch_attention
-from hagmil.runtime.memory.buffers import give_back_free_memory, keep_nothing
-from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
-from hagmil.runtime.patches.quadtree import children, coarse_grid
+from hagmil.runtime.memory.buffers import keep_nothing
+from hagmil.runtime.memory.heap import give_back_free_memory
+from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.sessions import Session
-from hagmil.runtime.slides.slide import Slide, require_spacing
-from hagmil.runtime.tissue.segment import TissueMask
+from hagmil.runtime.slides.slide import Slide
 from hagmil.spec import BAG
 
 
@@ -49,27 +48,6 @@ class StageOutcome:
     outputs: dict[str, NDArray[np.float32]]
     attention: NDArray[np.float32]
     kept: NDArray[np.int64]
-
-
-def first_candidates(slide: Slide, mask: TissueMask, geometry: StageGeometry, min_share: float) -> NDArray[np.int64]:
-    """The coarsest stage's patches: the quadtree's cells that hold enough tissue (step 1).
-
-    Args:
-        slide: an open slide.
-        mask: its tissue.
-        geometry: of the coarsest stage.
-        min_share: the least share of a cell that is tissue.
-
-    Returns:
-        int64 (patches, 2), level-0 top-left corners (x, y).
-
-    Raises:
-        SlideRejected: the slide shows no tissue (code ``no_tissue``).
-    """
-    coords = coarse_grid(slide.size, geometry.patch_level0, mask, min_share)
-    if len(coords) == 0:
-        raise SlideRejected(f'slide "{slide.path.name}" shows no tissue', code="no_tissue")
-    return coords
 
 
 def run_cascade(
@@ -129,29 +107,6 @@ def run_cascade(
             factor = geometry.patch_level0 // plan[index + 1].patch_level0
             coords = children(coords[kept], geometry.patch_level0, factor)  # step 4
     return tuple(outcomes)
-
-
-def plan_slide(slide: Slide, stages: Sequence[tuple[str, float]], patch_px: int) -> tuple[StageGeometry, ...]:
-    """Lay stages on one slide.
-
-    Args:
-        slide: an open slide.
-        stages: name and spacing in micrometres per pixel of every stage, coarse to fine.
-        patch_px: side of a patch in pixels.
-
-    Raises:
-        SlideRejected: the slide gives no spacing, or is too coarse for a stage.
-    """
-    spacing_um = require_spacing(slide)
-    try:
-        return plan_stages(slide.levels, spacing_um, stages, patch_px)
-    except SlideRejected as error:
-        raise SlideRejected(f'slide "{slide.path.name}": {error.message}', code=error.code) from error
-
-
-def stage_specs(manifest: Manifest) -> list[tuple[str, float]]:
-    """Name and spacing of a bundle's stages, coarse to fine."""
-    return [(stage.name, stage.spacing_um) for stage in manifest.stages]
 
 
 def highest(attention: NDArray[np.float32], count: int) -> NDArray[np.int64]:

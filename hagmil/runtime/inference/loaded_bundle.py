@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.errors import BundleError, UsageError
-from hagmil.runtime.memory.buffers import give_back_free_memory
+from hagmil.runtime.memory.heap import give_back_free_memory
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.spec import PATCHES
 

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.bundle import Manifest
-from hagmil.runtime.inference.cascade import StageOutcome, first_candidates, plan_slide, run_cascade, stage_specs
+from hagmil.runtime.inference.cascade import StageOutcome, run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions, Progress
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import Verdict, verdict_of
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.memory.buffers import give_back_free_memory
+from hagmil.runtime.memory.heap import give_back_free_memory
 from hagmil.runtime.patches.geometry import TOLERANCE, StageGeometry, finest_ratio
-from hagmil.runtime.results.heatmap import PANEL_PX
-from hagmil.runtime.slides.overview import Overview, read_overview, shrunk
+from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
+from hagmil.runtime.slides.overview import PANEL_PX, Overview, read_overview, shrunk
 from hagmil.runtime.slides.slide import Slide, open_slide
 from hagmil.runtime.tissue.kernels import MaskKernels
 from hagmil.runtime.tissue.segment import find_tissue

@@ -19,9 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hagmil._files import atomic_path
 from hagmil.runtime.inference.cascade import StageOutcome
-from hagmil.runtime.slides.overview import Overview
+from hagmil.runtime.slides.overview import PANEL_PX, Overview
 
-PANEL_PX = 720
 _MARGIN_PX = 28
 _HEADER_PX = 132
 _FOOTER_PX = 150

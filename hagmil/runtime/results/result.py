@@ -9,14 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import h5py
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from hagmil._files import atomic_path, write_text
-from hagmil.bundle import Hierarchy
-from hagmil.runtime.inference.cascade import StageOutcome
-from hagmil.spec import COARSE_ATTENTION, FINE_ATTENTION, TensorSpec
+from hagmil._files import write_text
 
 RESULT_NAME = "result.json"
 ATTENTION_NAME = "attention.h5"
@@ -107,47 +102,6 @@ def read_result(folder: Path) -> Result:
     return Result.model_validate_json((folder / RESULT_NAME).read_bytes())
 
 
-def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: Hierarchy | None = None) -> None:
-    """Write ``attention.h5``: coordinates, attention and kept rows of every stage.
-
-    One group a stage with ``coords`` int64 (patches, 2), level-0 top-left (x, y); ``attention`` float32 (patches,);
-    ``kept`` int64 (kept,), rows of the former, highest first; attributes ``patch_size``, ``patch_size_level0``,
-    ``spacing_um``. Of a model with an attention a class also ``coarse_attention`` and ``fine_attention``, float32
-    (classes, patches), whose attribute ``classes`` names the rows; ``attention`` is then the fine verdict's.
-
-    Args:
-        folder: where the file goes.
-        outcomes: the stages, coarse to fine.
-        hierarchy: names the classes; None where there is no such model.
-    """
-    with (
-        atomic_path(folder / ATTENTION_NAME) as temporary,
-        h5py.File(temporary, "w", track_order=True) as file,
-    ):
-        for outcome in outcomes:
-            group = file.create_group(outcome.geometry.name)
-            group.attrs["patch_size"] = outcome.geometry.patch_px
-            group.attrs["patch_size_level0"] = outcome.geometry.patch_level0
-            group.attrs["spacing_um"] = outcome.geometry.spacing_um
-            group.create_dataset("coords", data=outcome.coords)
-            group.create_dataset("attention", data=outcome.attention)
-            group.create_dataset("kept", data=outcome.kept)
-            for spec, classes in _class_attention(outcome, hierarchy):
-                group.create_dataset(spec.name, data=outcome.outputs[spec.name]).attrs["classes"] = list(classes)
-
-
-def write_regions(folder: Path, outcomes: Sequence[StageOutcome]) -> None:
-    """Write ``regions.geojson``: the squares that each stage kept, for QuPath and other viewers.
-
-    Polygons are in level-0 pixels; each carries its stage, its rank there (1 is the highest) and its attention.
-    """
-    features = [
-        _square(outcome, int(row), rank) for outcome in outcomes for rank, row in enumerate(outcome.kept, start=1)
-    ]
-    collection = {"type": "FeatureCollection", "features": features}
-    write_text(folder / REGIONS_NAME, json.dumps(collection) + "\n")
-
-
 def table(results: Sequence[Result], classes: Sequence[str]) -> str:
     """``results.csv`` as text: one row for every slide that was asked for, failures too.
 
@@ -164,14 +118,6 @@ def table(results: Sequence[Result], classes: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _class_attention(
-    outcome: StageOutcome, hierarchy: Hierarchy | None
-) -> tuple[tuple[TensorSpec, tuple[str, ...]], ...]:
-    if hierarchy is None or FINE_ATTENTION.name not in outcome.outputs:
-        return ()
-    return (COARSE_ATTENTION, hierarchy.coarse), (FINE_ATTENTION, hierarchy.fine)
-
-
 def _row(result: Result, classes: Sequence[str]) -> list[str]:
     probability = result.probabilities[result.prediction] if result.prediction is not None else None
     values = [probability, *(result.probabilities.get(name) for name in classes)]
@@ -185,20 +131,3 @@ def _row(result: Result, classes: Sequence[str]) -> list[str]:
         *("" if value is None else f"{value:.6f}" for value in values),
         f"{result.timing_s.get('total', 0.0):.3f}",
     ]
-
-
-def _square(outcome: StageOutcome, row: int, rank: int) -> dict[str, object]:
-    x, y = (int(value) for value in outcome.coords[row])
-    side = outcome.geometry.patch_level0
-    ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {
-            "objectType": "annotation",
-            "name": f"{outcome.geometry.name} #{rank}",
-            "stage": outcome.geometry.name,
-            "rank": rank,
-            "attention": float(np.float32(outcome.attention[row])),
-        },
-    }

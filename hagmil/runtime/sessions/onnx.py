@@ -29,7 +29,7 @@ import numpy as np
 
 from hagmil._optional import require
 from hagmil.errors import BundleError, EnvironmentLacks
-from hagmil.runtime.memory.buffers import arrange_heap
+from hagmil.runtime.memory.heap import arrange_heap
 
 _PROVIDER_NAMES = {
     "cpu": "CPUExecutionProvider",

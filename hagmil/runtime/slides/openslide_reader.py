@@ -10,8 +10,9 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from hagmil.errors import SlideFailed
-from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing, one_line, over_white
+from hagmil.errors import SlideFailed, one_line
+from hagmil.runtime.pixels import over_white
+from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing
 from hagmil.units import Level
 
 _CACHE_BYTES = 64 << 20

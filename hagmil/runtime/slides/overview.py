@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.runtime.slides.slide import Slide, require_spacing
-from hagmil.runtime.tissue.mask import mask_edges
 from hagmil.units import Level
+
+PANEL_PX = 720
 
 BLOCK_PX = 2048
 """Side of the blocks that a level is read in: 12 MB each; a multiple of common tiles, so few are decoded twice."""
@@ -141,3 +142,18 @@ def _read_averaged(slide: Slide, level: Level, group_px: int) -> NDArray[np.uint
             y, x = top // group_px, left // group_px
             pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
     return pixels
+
+
+def mask_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:
+    """Where the mask's pixels begin in level 0, along one axis.
+
+    Args:
+        level0_px: the slide's extent at level 0.
+        level_px: its extent at the level that was read.
+        group_px: pixels of that level that make one of the mask; the last one has what is left.
+
+    Returns:
+        int64 (n + 1,), rising from 0 to ``level0_px``.
+    """
+    starts = np.append(np.arange(0, level_px, group_px), level_px)
+    return np.rint(starts * (level0_px / level_px)).astype(np.int64)

@@ -13,12 +13,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.errors import SlideFailed, SlideRejected, UsageError
+from hagmil.errors import SlideFailed, SlideRejected, UsageError, one_line
+from hagmil.runtime.pixels import WHITE
 from hagmil.runtime.tiles.protocol import EncodedTiles
 from hagmil.units import Level, Size
-
-WHITE = 255
-"""Every channel of a pixel that the slide does not have."""
 
 SMALLEST_SPACING_UM, LARGEST_SPACING_UM = 0.01, 50.0
 """Level-0 spacings outside this range are no microscope's: what a printer's default of 72 or 300 dots per
@@ -202,26 +200,3 @@ class SlideReader(ABC):
             f"{width} x {height} px: {one_line(reason)}; the file is damaged, copy or scan it again",
             code="unreadable",
         )
-
-
-def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay pixels with transparency over white; what a scanner left out is glass.
-
-    Args:
-        rgba: uint8 (height, width, 4), colours not multiplied by alpha.
-
-    Returns:
-        uint8 (height, width, 3).
-    """
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=WHITE) == WHITE:
-        return np.ascontiguousarray(rgba[..., :3])
-    share = alpha.astype(np.uint32)
-    mixed = (rgba[..., :3] * share + WHITE * (WHITE - share) + WHITE // 2) // WHITE
-    return mixed.astype(np.uint8)
-
-
-def one_line(text: str) -> str:
-    """A library's message as one line: its parts joined by commas, repeats left out."""
-    parts = dict.fromkeys(part.strip() for part in text.splitlines() if part.strip())
-    return ", ".join(parts) or "no reason given"

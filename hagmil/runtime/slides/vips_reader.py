@@ -21,8 +21,9 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from hagmil.errors import SlideFailed, SlideRejected
-from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing, one_line, over_white
+from hagmil.errors import SlideFailed, SlideRejected, one_line
+from hagmil.runtime.pixels import over_white
+from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing
 from hagmil.runtime.slides.tiff_pyramid import facts_of
 from hagmil.runtime.slides.vips_errors import errors, fetch_region, gate
 from hagmil.runtime.tiles.jpeg import JpegTiles, holds_jpeg_tiles

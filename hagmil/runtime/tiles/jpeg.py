@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.errors import SlideFailed
-from hagmil.runtime.slides.reader_base import one_line
+from hagmil.errors import SlideFailed, one_line
 from hagmil.runtime.tiles.kernel import read_tiles, start_patches
 from hagmil.runtime.tiles.kernel_numpy import END, START
 from hagmil.runtime.tiles.protocol import Tile, TileLoan

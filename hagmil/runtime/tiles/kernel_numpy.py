@@ -12,7 +12,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from hagmil.runtime.slides.reader_base import WHITE
+from hagmil.runtime.pixels import WHITE
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 """Of a JPEG stream."""

@@ -74,21 +74,6 @@ class TissueMask:
         return left
 
 
-def mask_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:
-    """Where the mask's pixels begin in level 0, along one axis.
-
-    Args:
-        level0_px: the slide's extent at level 0.
-        level_px: its extent at the level that was read.
-        group_px: pixels of that level that make one of the mask; the last one has what is left.
-
-    Returns:
-        int64 (n + 1,), rising from 0 to ``level0_px``.
-    """
-    starts = np.append(np.arange(0, level_px, group_px), level_px)
-    return np.rint(starts * (level0_px / level_px)).astype(np.int64)
-
-
 def _covered(start: NDArray[np.int64], side: int, extent: int) -> NDArray[np.int64]:
     """How much of [start, start + side) lies within [0, extent)."""
     return np.clip(start + side, 0, extent) - np.clip(start, 0, extent)

@@ -12,22 +12,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hagmil.errors import BundleError, DataError
-from hagmil.trainer.data.labels import PARTS, Part, Split, read_split
-from hagmil.trainer.published.pickle_machine import read_pickle
-from hagmil.trainer.published.pickle_names import PickleBroken, PickleRefused
-from hagmil.trainer.published.torch_file import StoredTensor, read_torch_file, refusal
+from hagmil.trainer.published.torch_file import StoredTensor, read_torch_file
 
 HAG_MIL_LEVELS = (2, 1, 0)
 """Pyramid levels of the published Camelyon16 features, coarse to fine."""
@@ -75,21 +69,6 @@ class PublishedBag:
             (tensor if tensor.dtype == torch.float16 else tensor.float()).flatten(0, -2)  # (1, n, dim) -> (n, dim)
             for tensor in tensors
         )
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledSlide:
-    """One entry of HMIL's pickled split lists.
-
-    Args:
-        slide_id: the slide's name.
-        label: its fine label.
-        path: where its features were on the machine that wrote the list.
-    """
-
-    slide_id: str
-    label: str
-    path: str
 
 
 def open_hag_mil_bag(
@@ -143,77 +122,6 @@ def open_hmil_bag(folder: Path, slide_id: str) -> PublishedBag:
     return PublishedBag(name, (_stored_features(name, folder / f"{name}.pt"),))
 
 
-def read_clam_split(path: Path) -> Split:
-    """Read a split table of CLAM, of either form.
-
-    Args:
-        path: ``splits_i.csv`` or ``splits_i_bool.csv``; which of the two shows in its cells.
-
-    Returns:
-        The slides of each part, in the order of the file.
-
-    Raises:
-        DataError: it cannot be read, lacks a column, or puts a slide in no part or in several.
-    """
-    rows = _csv_rows(path)
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    missing = [part for part in PARTS if part not in header]
-    if missing:
-        raise DataError(f'"{path}" has no column {", ".join(missing)}; it needs {", ".join(PARTS)}')
-    body = [[cell.strip() for cell in row] for row in rows[1:] if any(cell.strip() for cell in row)]
-    places = {part: header.index(part) - len(header) for part in PARTS}  # from the end: some rows have a cell more
-    cells = {row[places[part]].lower() for row in body for part in PARTS if len(row) >= len(header)}
-    return _boolean_split(path, body, places) if cells and cells <= {"true", "false"} else read_split(path)
-
-
-def read_hmil_list(path: Path) -> tuple[LabelledSlide, ...]:
-    """Read one of HMIL's pickled split lists.
-
-    Raises:
-        DataError: it cannot be read, would execute something, or is no list of [slide, label, path].
-    """
-    try:
-        with path.open("rb") as file:
-            entries = read_pickle(file)
-    except OSError as error:
-        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
-    except PickleRefused as error:
-        raise DataError(refusal(path, error).message, code="unsafe_pickle") from error
-    except PickleBroken as error:
-        raise DataError(f'"{path}" is no split list of HMIL: {error}') from error
-    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
-        raise DataError(f'"{path}" is no split list of HMIL: it must hold [slide, label, path] for each slide')
-    return tuple(LabelledSlide(*(str(value) for value in entry)) for entry in entries)
-
-
-def read_hmil_split(folder: Path, fold: int) -> tuple[Split, dict[str, str]]:
-    """Read the three pickled lists of one fold of HMIL.
-
-    Args:
-        folder: of ``train_splits_<fold>.pkl`` and its two brothers.
-        fold: number of the fold, from 0.
-
-    Returns:
-        The slides of each part, and the label of each slide.
-
-    Raises:
-        DataError: a list cannot be read, or a slide stands in two parts or under two labels.
-    """
-    parts: dict[Part, tuple[str, ...]] = {}
-    labels: dict[str, str] = {}
-    for part in PARTS:
-        path = folder / f"{part}_splits_{fold}.pkl"
-        slides: dict[str, None] = {}
-        for entry in read_hmil_list(path):
-            if labels.setdefault(entry.slide_id, entry.label) != entry.label:
-                raise DataError(f'"{path}": slide "{entry.slide_id}" has two labels in fold {fold}')
-            if any(entry.slide_id in other for other in parts.values()):
-                raise DataError(f'"{path}": slide "{entry.slide_id}" stands in two parts of fold {fold}')
-            slides[entry.slide_id] = None
-        parts[part] = tuple(slides)
-    return Split(**parts), labels
-
-
 def _stored_features(slide_id: str, path: Path) -> StoredTensor:
     if not path.is_file():
         raise DataError(f'no features of slide "{slide_id}" at "{path}"', code="features_missing")
@@ -226,32 +134,3 @@ def _stored_features(slide_id: str, path: Path) -> StoredTensor:
     if len(content.shape) != 2 and (len(content.shape) != 3 or content.shape[0] != 1):
         raise DataError(f'slide "{slide_id}": "{path}" holds a tensor of {content.shape}, not (patches, dim)')
     return content
-
-
-def _boolean_split(path: Path, body: Sequence[Sequence[str]], places: dict[Part, int]) -> Split:
-    """A row for each slide; its name stands before the three cells, perhaps behind a running number."""
-    parts: dict[Part, list[str]] = {part: [] for part in PARTS}
-    seen: set[str] = set()
-    for row in body:
-        if len(row) <= -min(places.values()):
-            raise DataError(f'split "{path}": a row without a slide')
-        *_, slide_id = row[: min(places.values())]
-        chosen = [part for part in PARTS if row[places[part]].lower() == "true"]
-        if len(chosen) != 1 or slide_id in seen:
-            raise DataError(f'split "{path}": slide "{slide_id}" must stand in one part, once')
-        seen.add(slide_id)
-        parts[chosen[0]].append(slide_id)
-    return Split(**{part: tuple(slides) for part, slides in parts.items()})
-
-
-def _csv_rows(path: Path) -> list[list[str]]:
-    try:
-        return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except OSError as error:
-        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f'"{path}" is not a CSV in UTF-8: {error}') from error
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) and len(entry) == 3 and all(isinstance(v, str | int) for v in entry)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hagmil._files import sha256_of
 from hagmil.errors import DataError
 from hagmil.trainer.data.labels import PARTS, SlideLabel, Split, read_labels
-from hagmil.trainer.data.published_features import read_clam_split, read_hmil_split
+from hagmil.trainer.data.published_splits import read_clam_split, read_hmil_split
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hagmil import __version__
-from hagmil._files import write_text
+from hagmil._version import __version__
 from hagmil.bundle import Digest
 from hagmil.errors import DataError
 from hagmil.spec import Kind
@@ -124,14 +122,6 @@ def make_report(
         agreement=agreement,
         slides=_slides(scores, subject),
     )
-
-
-def write_report(folder: Path, report: EvaluationReport) -> None:
-    """Write ``evaluation.json`` and ``evaluation.html`` into a folder."""
-    from hagmil.trainer.evaluation.report_page import render_html
-
-    write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
-    write_text(folder / HTML_NAME, render_html(report))
 
 
 def evaluation_schema() -> str:

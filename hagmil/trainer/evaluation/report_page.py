@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
+from hagmil._files import write_text
 from hagmil.reports.page import COLOURS, html_page
-from hagmil.trainer.evaluation.report import EvaluationReport, SlideVerdict
+from hagmil.trainer.evaluation.report import HTML_NAME, JSON_NAME, EvaluationReport, SlideVerdict
 from hagmil.trainer.evaluation.report_plots import calibration_svg, confusion_svg, roc_points, roc_svg
-from hagmil.trainer.metrics.bootstrap import Assessment, ClassAssessment, Estimate
+from hagmil.trainer.metrics.bootstrap import (
+    Assessment,
+    ClassAssessment,
+    Estimate,
+)
 
 _WRONG_AT_MOST = 100
 _PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -172,3 +178,11 @@ def _interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def write_report(folder: Path, report: EvaluationReport) -> None:
+    """Write ``evaluation.json`` and ``evaluation.html`` into a folder."""
+    from hagmil.trainer.evaluation.report_page import render_html
+
+    write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
+    write_text(folder / HTML_NAME, render_html(report))

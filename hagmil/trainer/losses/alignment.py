@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hagmil.trainer.losses.hmil import bag_alignment_loss
+from hagmil.trainer.losses.hierarchy import bag_alignment_loss
 
 
 def verdict_alignment_loss(fine_logits: Tensor, coarse_label: int, members: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hagmil.trainer.compute.mixed_precision import in_float32, mixed
 from hagmil.trainer.config.training import HagMilConfig
 from hagmil.trainer.data.cohort import Bag, CohortStage
 from hagmil.trainer.losses.alignment import stage_alignment_loss, verdict_alignment_loss
-from hagmil.trainer.losses.hmil import membership
+from hagmil.trainer.losses.hierarchy import membership
 from hagmil.trainer.losses.instance import bag_loss, instance_loss
 from hagmil.trainer.methods.base import Verdict, check_finite
 from hagmil.trainer.methods.selection import child_rows, keep_highest

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hagmil import __version__
 from hagmil._files import sha256_of
+from hagmil._version import __version__
 from hagmil.bundle import BackboneCard, new_folder
 from hagmil.errors import BundleError
 from hagmil.spec import Kind
@@ -20,9 +20,9 @@ from hagmil.trainer.checkpoints.checkpoint import (
     weights_sha256,
     write_checkpoint,
 )
+from hagmil.trainer.checkpoints.versions import versions
 from hagmil.trainer.published.defaults import ModelDescription, describe
 from hagmil.trainer.published.weights import ImportedModel, import_published
-from hagmil.trainer.training.checkpoint_card import versions
 
 PUBLISHED_KEEP = 10000
 """Patches that the published HAG-MIL keeps at every stage but the last, in validation and test."""

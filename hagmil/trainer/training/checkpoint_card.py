@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-
-import numpy as np
-import torch
-
-from hagmil import __version__
+from hagmil._version import __version__
 from hagmil.trainer.checkpoints.checkpoint import (
     CheckpointBackbone,
     CheckpointCard,
@@ -15,6 +10,7 @@ from hagmil.trainer.checkpoints.checkpoint import (
     TrainingRecord,
     weights_sha256,
 )
+from hagmil.trainer.checkpoints.versions import versions
 from hagmil.trainer.config.training import HagMilConfig, TrainingConfig
 from hagmil.trainer.data.cohort import Cohort
 from hagmil.trainer.methods.base import Method
@@ -58,16 +54,6 @@ def checkpoint_card(config: TrainingConfig, cohort: Cohort, method: Method, stat
             validation=state.validation,
         ),
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that weights depend on."""
-    return {
-        "hagmil": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }
 
 
 def _backbone(cohort: Cohort) -> CheckpointBackbone | None:

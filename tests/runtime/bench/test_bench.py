@@ -20,7 +20,7 @@ from hagmil.runtime.bench import measure, run
 from hagmil.runtime.bench.comparison import change_in_words, render_comparison
 from hagmil.runtime.bench.figures import Figure, Pair, differences, figures_of, limiting_step, pairs_of, shown
 from hagmil.runtime.bench.machine import peak_rss_mb, rss_mb, this_machine
-from hagmil.runtime.bench.page import render_html
+from hagmil.runtime.bench.page import render_html, write_report
 from hagmil.runtime.bench.repeats import repeat
 from hagmil.runtime.bench.report import (
     HTML_NAME,
@@ -30,7 +30,6 @@ from hagmil.runtime.bench.report import (
     SweepPoint,
     bench_schema,
     read_report,
-    write_report,
 )
 from hagmil.runtime.bench.run import BenchOptions, run_bench
 from hagmil.runtime.bench.start_up import InferCall, measure_start_up

@@ -11,18 +11,11 @@ import pytest
 
 from hagmil.errors import BundleError, SlideRejected
 from hagmil.runtime.inference import cascade
-from hagmil.runtime.inference.cascade import (
-    StageOutcome,
-    first_candidates,
-    highest,
-    plan_slide,
-    run_cascade,
-    run_stage,
-    stage_specs,
-)
+from hagmil.runtime.inference.cascade import StageOutcome, highest, run_cascade, run_stage
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.patches.reader import read_patch
 from hagmil.runtime.slides.overview import read_overview

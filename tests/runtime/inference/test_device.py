@@ -19,20 +19,14 @@ from numpy.typing import NDArray
 
 from hagmil.errors import BundleError, EnvironmentLacks
 from hagmil.runtime.bench import measure
-from hagmil.runtime.inference.cascade import (
-    StageOutcome,
-    first_candidates,
-    plan_slide,
-    run_cascade,
-    run_stage,
-    stage_specs,
-)
+from hagmil.runtime.inference.cascade import StageOutcome, run_cascade, run_stage
 from hagmil.runtime.inference.device import Gpu as GpuPlace
 from hagmil.runtime.inference.device import Host, place_of, to_host
 from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.patches.geometry import plan_stages
+from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
 from hagmil.runtime.patches.stream import PatchBatch
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.slides.overview import read_overview

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), r
 PRELUDE = """
 import ctypes, threading
 from pathlib import Path
-from hagmil.runtime.memory.buffers import give_back_free_memory, arrange_heap
+from hagmil.runtime.memory.heap import give_back_free_memory, arrange_heap
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hagmil.errors import UsageError
 from hagmil.runtime.patches.quadtree import child_rows, children, coarse_grid, parent_rows, parents
-from hagmil.runtime.tissue.mask import TissueMask, mask_edges
+from hagmil.runtime.slides.overview import mask_edges
+from hagmil.runtime.tissue.mask import TissueMask
 from hagmil.units import Size
 
 

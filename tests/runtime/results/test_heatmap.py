@@ -10,8 +10,8 @@ from PIL import Image
 
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.results.heatmap import PANEL_PX, Caption, colours_of, draw_heatmap, heat_of
-from hagmil.runtime.slides.overview import Overview
+from hagmil.runtime.results.heatmap import Caption, colours_of, draw_heatmap, heat_of
+from hagmil.runtime.slides.overview import PANEL_PX, Overview
 
 
 def _outcome(name: str, side: int, coords: list[list[int]], attention: list[float], kept: list[int]) -> StageOutcome:

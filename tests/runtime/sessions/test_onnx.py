@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
 from hagmil.runtime.bench.machine import rss_mb
-from hagmil.runtime.memory.buffers import give_back_free_memory
+from hagmil.runtime.memory.heap import give_back_free_memory
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.onnx import available_providers
 from tests.runtime.small_bundle import backbone_graph, stage_graph

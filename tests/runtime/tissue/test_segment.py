@@ -18,13 +18,12 @@ from scipy import ndimage
 
 from hagmil.errors import SlideRejected
 from hagmil.runtime.slides import overview as overview_module
-from hagmil.runtime.slides.overview import average_down, plan_overview, read_overview
+from hagmil.runtime.slides.overview import average_down, mask_edges, plan_overview, read_overview
 from hagmil.runtime.slides.slide import Slide, open_slide
 from hagmil.runtime.tissue.kernels.cupy_gpu import CupyKernels
 from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 from hagmil.runtime.tissue.kernels.protocol import MaskKernels
 from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
-from hagmil.runtime.tissue.mask import mask_edges
 from hagmil.runtime.tissue.segment import TissueMask, find_tissue, otsu_threshold
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.units import Level, Size

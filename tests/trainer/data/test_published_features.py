@@ -13,14 +13,8 @@ from torch import Tensor
 
 from hagmil.errors import DataError
 from hagmil.trainer.data.labels import Split
-from hagmil.trainer.data.published_features import (
-    LabelledSlide,
-    open_hag_mil_bag,
-    open_hmil_bag,
-    read_clam_split,
-    read_hmil_list,
-    read_hmil_split,
-)
+from hagmil.trainer.data.published_features import open_hag_mil_bag, open_hmil_bag
+from hagmil.trainer.data.published_splits import LabelledSlide, read_clam_split, read_hmil_list, read_hmil_split
 
 FOLDERS = ("breast_level_2", "breast_level_1_corresponding", "breast_level_0_corresponding")
 SPLIT = Split(train=("a", "b", "c"), val=("d",), test=("e", "f"))

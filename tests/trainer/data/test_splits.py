@@ -12,7 +12,7 @@ import pytest
 
 from hagmil.errors import DataError, UsageError
 from hagmil.trainer.data.labels import PARTS, SlideLabel, Split, read_split, shared_cases
-from hagmil.trainer.data.published_features import read_clam_split
+from hagmil.trainer.data.published_splits import read_clam_split
 from hagmil.trainer.data.splits import make_folds, make_splits, read_sites, write_splits
 
 

@@ -21,9 +21,8 @@ from hagmil.trainer.evaluation.report import (
     EvaluationReport,
     evaluation_schema,
     make_report,
-    write_report,
 )
-from hagmil.trainer.evaluation.report_page import render_html
+from hagmil.trainer.evaluation.report_page import render_html, write_report
 from hagmil.trainer.evaluation.report_plots import roc_points
 from hagmil.trainer.evaluation.scoring import Scores
 from hagmil.trainer.metrics.bootstrap import ScoredSlide

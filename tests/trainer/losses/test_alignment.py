@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hagmil.trainer.losses.alignment import stage_alignment_loss, verdict_alignment_loss
-from hagmil.trainer.losses.hmil import membership
+from hagmil.trainer.losses.hierarchy import membership
 
 
 def test_attention_that_is_shared_out_alike_costs_nothing() -> None:

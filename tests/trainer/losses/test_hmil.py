@@ -11,17 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from hagmil.trainer.losses.hierarchy import bag_alignment_loss, membership
 from hagmil.trainer.losses.hmil import (
     BagBatch,
     HmilLossConfig,
-    bag_alignment_loss,
     batch_bags,
     contrastive_loss,
     curriculum_share,
     hmil_losses,
     instance_alignment_loss,
     loss_weights,
-    membership,
     temperature_at,
 )
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
