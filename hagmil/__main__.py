@@ -1,4 +1,4 @@
-"""``python -m hagmil`` is ``hagmil``."""
+"""Run the command line with ``python -m hagmil``."""
 
 from hagmil.cli import main
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Atomic file writing and file digests."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _BLOCK_BYTES = 1 << 20
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder that becomes ``path`` when the block ends well.
+    """Yield a temporary path in the same folder that is renamed to ``path`` when the block succeeds.
 
-    The file is flushed to disk before it is renamed, so that a reader, or a machine that loses power, sees the
-    old file or the whole new one. On an error the temporary file is removed and ``path`` is left as it was.
+    The file is flushed to disk before it is renamed, so that readers see either the old file or the complete new one,
+    also after a power failure. If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Args:
-        path: where the file shall be; its folder is made if it is missing.
+        path: target file; its folder is created if it is missing.
 
     Yields:
-        The path to write to; it ends like ``path`` (libraries that choose a format by the ending see it).
+        The path to write to. It has the suffix of ``path``, since some libraries choose the format by the suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid4().hex}.part{path.suffix}")
@@ -39,18 +39,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     write_bytes(path, text.encode())
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in lower-case hexadecimal."""
+    """Return the SHA-256 of a file, in lower-case hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""The one way to import an optional package."""
+"""Imports of optional packages."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hagmil.errors import EnvironmentLacks
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra brings it.
+    """Import an optional package.
 
     Args:
-        module: the import name, for example ``onnxruntime``.
-        extra: the extra of hagmil that installs it.
+        module: import name, for example ``onnxruntime``.
+        extra: extra of hagmil that installs the package.
 
     Returns:
         The imported module.
 
     Raises:
-        EnvironmentLacks: it is not installed; the message holds the install line.
+        EnvironmentLacks: the package is not installed; the message contains the install command.
     """
     try:
         return importlib.import_module(module)

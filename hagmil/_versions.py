@@ -1,4 +1,4 @@
-"""Which versions of which packages are installed: what a reader of any of hagmil's files may ask."""
+"""Versions of the installed packages, as recorded in hagmil's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hagmil._version import __version__
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -16,6 +16,6 @@ def installed_version(distribution: str) -> str | None:
 
 
 def versions_of(*distributions: str) -> dict[str, str]:
-    """hagmil's own version, and those of the distributions that are installed, by name."""
+    """Return the version of hagmil and of each given distribution that is installed, by name."""
     found = {name: installed_version(name) for name in distributions}
     return {"hagmil": __version__, **{name: text for name, text in found.items() if text is not None}}

@@ -1,18 +1,18 @@
-"""Every error that hagmil raises on purpose.
+"""The exceptions of hagmil.
 
-    HagmilError                      exit 1   never raised itself
-    ├── UsageError                   exit 2   an argument or a configuration that cannot be meant
-    │   └── DataError                exit 2   features, labels or splits that do not fit together
-    ├── SlideError                   exit 3   one slide; a run over many goes on with the next
-    │   ├── SlideRejected            exit 3   readable, but not for this model (no spacing, no tissue, ...)
-    │   └── SlideFailed              exit 3   cannot be read or processed
-    ├── BundleError                  exit 4   a bundle, model or checkpoint that must not be used
-    │   └── ParityError              exit 4   an export whose numbers are not those of its source
-    ├── EnvironmentLacks             exit 5   something asked for that this machine has not
-    └── Interrupted                  exit 6   stopped by a signal; may be resumed
+    HagmilError                      exit 1   base class, never raised itself
+    ├── UsageError                   exit 2   invalid argument or configuration
+    │   └── DataError                exit 2   features, labels or splits are invalid or inconsistent
+    ├── SlideError                   exit 3   concerns one slide; a run over many slides continues
+    │   ├── SlideRejected            exit 3   the slide is readable but not suitable for the model
+    │   └── SlideFailed              exit 3   the slide cannot be read or processed
+    ├── BundleError                  exit 4   a bundle, model or checkpoint is unusable
+    │   └── ParityError              exit 4   an exported model does not reproduce its source
+    ├── EnvironmentLacks             exit 5   a package, provider or resource is missing
+    └── Interrupted                  exit 6   stopped by a signal; can be resumed
 
-A message says what is wrong, where, and what to do about it. ``code`` is a short stable word for
-machines (``spacing_missing``); it stands in result.json and results.csv.
+A message says what is wrong, where, and what to do. ``code`` is a short identifier for programs, for example
+``spacing_missing``; result.json and results.csv contain it. docs/errors.md lists all codes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import ClassVar
 
 
 class HagmilError(Exception):
-    """Base of all errors that hagmil raises on purpose.
+    """Base class of all errors that hagmil raises deliberately.
 
     Args:
-        message: what is wrong, where, and what to do about it; one line.
-        code: a short stable word for machines; the class's own where none is given.
+        message: what is wrong, where, and what to do; one line.
+        code: identifier for programs. The default is ``default_code`` of the class.
     """
 
     exit_code: ClassVar[int] = 1
@@ -38,65 +38,65 @@ class HagmilError(Exception):
 
 
 class UsageError(HagmilError):
-    """An argument or a configuration that cannot be meant."""
+    """Invalid argument or configuration."""
 
     exit_code = 2
     default_code = "usage"
 
 
 class DataError(UsageError):
-    """Features, labels or splits that do not fit together."""
+    """Features, labels or splits are invalid or inconsistent."""
 
     default_code = "data"
 
 
 class SlideError(HagmilError):
-    """Something about one slide; a run over many goes on with the next."""
+    """An error that concerns one slide; a run over many slides continues with the next."""
 
     exit_code = 3
     default_code = "slide"
 
 
 class SlideRejected(SlideError):
-    """A slide that can be read but is not for this model: no spacing, too coarse, no tissue, no brightfield."""
+    """The slide is readable but not suitable for the model: no spacing, too coarse, no tissue, or not brightfield."""
 
     default_code = "rejected"
 
 
 class SlideFailed(SlideError):
-    """A slide that cannot be read or processed."""
+    """The slide cannot be read or processed."""
 
     default_code = "failed"
 
 
 class BundleError(HagmilError):
-    """A bundle, model or checkpoint that must not be used."""
+    """A bundle, model or checkpoint is unusable."""
 
     exit_code = 4
     default_code = "bundle"
 
 
 class ParityError(BundleError):
-    """An export whose numbers are not those of its source."""
+    """An exported model does not reproduce the outputs of its source."""
 
     default_code = "parity"
 
 
 class EnvironmentLacks(HagmilError):
-    """Something was asked for that this machine has not: a package, a provider, a device."""
+    """A requested package, provider, device or resource is missing on this machine."""
 
     exit_code = 5
     default_code = "environment"
 
 
 class Interrupted(HagmilError):
-    """The run was stopped by a signal and may be resumed."""
+    """The run was stopped by a signal and can be resumed."""
 
     exit_code = 6
     default_code = "interrupted"
 
 
 def one_line(text: str) -> str:
-    """A library's message as one line: its parts joined by commas, repeats left out."""
+    """Join the lines of a library's message with commas, without blank and repeated lines."""
     parts = dict.fromkeys(part.strip() for part in text.splitlines() if part.strip())
     return ", ".join(parts) or "no reason given"

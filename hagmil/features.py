@@ -1,4 +1,4 @@
-"""The feature store: one HDF5 file a slide, one group a stage.
+"""Feature files: one HDF5 file per slide with one group per stage.
 
 Layout (format version 1)::
 
@@ -8,8 +8,8 @@ Layout (format version 1)::
         ├── coords         int64 (patches, 2): level-0 top-left corner (x, y)
         └── features       float16 or float32 (patches, dim)
 
-Row order is the quadtree's: row i of a stage covers rows f²·i ... f²·i + f²-1 of the next finer one. A slide without
-tissue has groups of zero rows.
+Rows are in quadtree order: row i of a stage covers rows f²·i ... f²·i + f²-1 of the next finer stage. The groups of a
+slide without tissue have zero rows.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _CHUNK_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class FeatureHeader:
-    """What a feature file says of itself.
+    """File attributes of a feature file.
 
     Args:
-        slide_id: unique name of the slide; the file's stem.
-        slide_name: file name of the slide that was read.
-        slide_sha256: digest of the slide's bytes; empty where it was not taken.
-        slide_spacing_um: micrometres per level-0 pixel that was used.
+        slide_id: unique name of the slide; the stem of the feature file.
+        slide_name: file name of the slide.
+        slide_sha256: digest of the slide file; empty if it was not computed.
+        slide_spacing_um: micrometres per level-0 pixel.
         spacing_source: ``metadata`` or ``override``.
         backbone_name: name of the patch encoder.
         backbone_sha256: digest of its ONNX file.
-        tissue: parameters of the tissue mask that chose the coarsest patches.
+        tissue: parameters of the tissue mask that selected the patches of the coarsest stage.
         stages: names, coarse to fine.
     """
 
@@ -65,11 +65,11 @@ class StageFeatures:
 
     Args:
         name: the stage's name.
-        coords: int64 (patches, 2), level-0 top-left corners (x, y), in the quadtree's order.
+        coords: int64 (patches, 2), level-0 top-left corners (x, y), in quadtree order.
         features: float16 or float32 (patches, dim).
-        patch_px: side of a patch as the backbone saw it, in pixels.
+        patch_px: side of a patch at the stage's spacing, in pixels.
         patch_level0: side of a patch in level-0 pixels.
-        spacing_um: the stage's spacing in micrometres per pixel.
+        spacing_um: spacing of the stage in micrometres per pixel.
     """
 
     name: str
@@ -82,22 +82,28 @@ class StageFeatures:
 
 @dataclass(frozen=True, slots=True)
 class SlideFeatures:
-    """All bags of one slide, coarse to fine."""
+    """The bags of one slide, coarse to fine.
+
+    Args:
+        header: file attributes.
+        stages: one bag per stage.
+    """
 
     header: FeatureHeader
     stages: tuple[StageFeatures, ...]
 
 
-def write_features(path: Path, slide: SlideFeatures) -> None:
-    """Write the bags of one slide, whole or not at all.
+def write_features(path: str | Path, slide: SlideFeatures) -> None:
+    """Write the features of one slide to a file, atomically.
 
     Args:
         path: the ``.h5`` file to write.
-        slide: the bags; the header's stage names must be those of the bags.
+        slide: the bags; ``slide.header.stages`` must be the names of the bags.
 
     Raises:
-        DataError: names, rows or coordinates of a bag do not fit together.
+        DataError: stage names, shapes or types are inconsistent.
     """
+    path = Path(path)
     _check(path, slide)
     with atomic_path(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
         file.attrs.update(_header_attributes(slide.header))
@@ -112,51 +118,56 @@ def write_features(path: Path, slide: SlideFeatures) -> None:
             group.create_dataset("features", data=stage.features, chunks=chunks)
 
 
-def read_header(path: Path) -> FeatureHeader:
-    """Read what a feature file says of itself, and none of its arrays.
+def read_header(path: str | Path) -> FeatureHeader:
+    """Read the file attributes of a feature file, without its arrays.
 
     Raises:
-        DataError: it is missing, damaged, or no feature file of a known version.
+        DataError: the file is missing or damaged, or not a feature file of a supported version.
     """
+    path = Path(path)
     with _open(path) as file:
         return _read_header(path, file)
 
 
-def read_features(path: Path, stages: Sequence[str] | None = None) -> SlideFeatures:
-    """Read the bags of one slide.
+def read_features(path: str | Path, stages: Sequence[str] | None = None) -> SlideFeatures:
+    """Read the features of one slide.
 
     Args:
         path: the ``.h5`` file.
-        stages: names of the stages to read, in the order wanted; all of them where none are given.
+        stages: names of the stages to read; the default is all, coarse to fine.
 
     Returns:
-        The bags, coarse to fine unless ``stages`` says otherwise.
+        The bags, in the order of ``stages``.
 
     Raises:
         DataError: the file is missing or damaged, or lacks a stage.
     """
+    path = Path(path)
     with _open(path) as file:
         header = _read_header(path, file)
         names = header.stages if stages is None else tuple(stages)
         missing = [name for name in names if name not in header.stages]
         if missing:
             raise DataError(
-                f'features "{path}" have no stage {", ".join(missing)}; they hold {", ".join(header.stages)}'
+                f'feature file "{path}" has no stage {", ".join(missing)}; its stages are {", ".join(header.stages)}'
             )
         return SlideFeatures(header=header, stages=tuple(_read_stage(path, file[name], name) for name in names))
 
 
 def _check(path: Path, slide: SlideFeatures) -> None:
     if slide.header.stages != tuple(stage.name for stage in slide.stages):
-        raise DataError(f'features "{path}": the header names other stages than the bags')
+        raise DataError(f'feature file "{path}": the stage names in the header and in the bags differ')
     for stage in slide.stages:
         if stage.coords.shape != (stage.features.shape[0], 2):
             raise DataError(
-                f'features "{path}", stage {stage.name}: {stage.features.shape[0]} feature rows but coords of '
+                f'feature file "{path}", stage {stage.name}: {stage.features.shape[0]} rows of features, but coords of '
                 f"shape {stage.coords.shape}"
             )
         if stage.features.dtype not in (np.float16, np.float32):
-            raise DataError(f'features "{path}", stage {stage.name}: features of type {stage.features.dtype}')
+            raise DataError(
+                f'feature file "{path}", stage {stage.name}: type {stage.features.dtype} is not supported; '
+                "convert the features to float16 or float32"
+            )
 
 
 def _header_attributes(header: FeatureHeader) -> dict[str, Any]:
@@ -177,21 +188,21 @@ def _header_attributes(header: FeatureHeader) -> dict[str, Any]:
 
 def _open(path: Path) -> h5py.File:
     if not path.is_file():
-        raise DataError(f'features "{path}" do not exist; run hagmil extract', code="features_missing")
+        raise DataError(f'feature file "{path}" does not exist; run hagmil extract', code="features_missing")
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f'features "{path}" cannot be read: {error}', code="features_unreadable") from error
+        raise DataError(f'feature file "{path}" cannot be read: {error}', code="features_unreadable") from error
 
 
 def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
     attributes = file.attrs
     if attributes.get("format") != FORMAT:
-        raise DataError(f'"{path}" is no feature file of hagmil')
+        raise DataError(f'"{path}" is not a feature file of hagmil')
     if attributes["format_version"] != FORMAT_VERSION:
         raise DataError(
-            f'features "{path}" are of format version {attributes["format_version"]}; '
-            f"this hagmil reads {FORMAT_VERSION}"
+            f'feature file "{path}" has format version {attributes["format_version"]}; '
+            f"this version of hagmil reads version {FORMAT_VERSION}"
         )
     try:
         return FeatureHeader(
@@ -206,7 +217,7 @@ def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
             stages=tuple(str(name) for name in attributes["stages"]),
         )
     except KeyError as error:
-        raise DataError(f'features "{path}" lack an attribute: {error}') from error
+        raise DataError(f'feature file "{path}" lacks an attribute: {error}') from error
 
 
 def _read_stage(path: Path, group: h5py.Group, name: str) -> StageFeatures:
@@ -220,4 +231,4 @@ def _read_stage(path: Path, group: h5py.Group, name: str) -> StageFeatures:
             spacing_um=float(group.attrs["spacing_um"]),
         )
     except (KeyError, OSError) as error:
-        raise DataError(f'features "{path}", stage {name}: {error}', code="features_unreadable") from error
+        raise DataError(f'feature file "{path}", stage {name}: {error}', code="features_unreadable") from error

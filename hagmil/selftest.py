@@ -1,13 +1,13 @@
-"""``selftest.npz`` of a bundle: inputs and expected outputs of every graph, so that any machine can be tried.
+"""``selftest.npz`` of a bundle: inputs and expected outputs of every graph.
 
-Keys, with ``<model>`` the word ``backbone`` or a stage's name:
+Keys, where ``<model>`` is ``backbone`` or the name of a stage:
 
-    <model>/input/<tensor>     the input, of the graph's own type
-    <model>/output/<tensor>    what the model's source in torch gave (for the backbone: its graph on the CPU)
-    <model>/tolerance          float64 (2,): absolute a, relative r; a + r x its largest value is allowed
+    <model>/input/<tensor>     input, with the dtype of the graph
+    <model>/output/<tensor>    output of the source model in torch (backbone: of its graph on the CPU)
+    <model>/tolerance          float64 (2,): absolute a and relative r; the allowed error is a + r x the largest value
 
-Tolerances are wide enough for every provider (tensor cores round to 10 bits) and narrow enough to catch a
-wrong graph.
+The tolerances allow for the arithmetic of every provider (tensor cores round to 10 bits) and still detect a wrong
+graph.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _TOLERANCE = "tolerance"
 
 @dataclass(frozen=True, slots=True)
 class SelfTestCase:
-    """Inputs of one graph, and what must come out.
+    """Inputs and expected outputs of one graph.
 
     Args:
-        model: ``backbone``, or a stage's name.
-        inputs: an array for every input, by its name.
-        outputs: an array for every output, by its name.
-        absolute: an output may be off by this much,
-        relative: and by this share of its largest value.
+        model: ``backbone`` or the name of a stage.
+        inputs: arrays by input name.
+        outputs: arrays by output name.
+        absolute: absolute tolerance.
+        relative: tolerance as a share of the largest value of an output.
     """
 
     model: str
@@ -49,7 +49,7 @@ class SelfTestCase:
 
 
 def write_selftest(path: Path, cases: Iterable[SelfTestCase]) -> None:
-    """Write a self-test; the same cases give the same bytes."""
+    """Write a self-test; equal cases give equal bytes."""
     arrays: dict[str, NDArray[Any]] = {}
     for case in cases:
         arrays[f"{case.model}/{_TOLERANCE}"] = np.array([case.absolute, case.relative], np.float64)
@@ -61,10 +61,10 @@ def write_selftest(path: Path, cases: Iterable[SelfTestCase]) -> None:
 
 
 def read_selftest(path: Path) -> tuple[SelfTestCase, ...]:
-    """Read a self-test, its cases in the order that they were written in.
+    """Read a self-test; the cases keep the order in which they were written.
 
     Raises:
-        BundleError: it is missing or damaged.
+        BundleError: the file is missing or damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

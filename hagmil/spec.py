@@ -1,7 +1,7 @@
-"""Names, axes and types of every tensor that crosses a file boundary, said once for export and runtime.
+"""Names, axes and types of the tensors of exported graphs, shared by export and runtime.
 
-Axes in words are dynamic, from 1; axes in numbers are fixed. ``features``, ``classes`` and the like that a model
-fixes at export are named here for what they mean.
+Axes named in ``DYNAMIC_AXES`` have any length from 1. Axes given as numbers are fixed. Other names, for example ``dim``
+and ``classes``, stand for lengths that the model fixes when it is exported.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["hag-mil", "hmil"]
-"""The two families of models: one transformer a stage, or one spacing with a hierarchy of labels."""
+"""The families of models: a transformer for each stage, or one spacing with a hierarchy of labels."""
 
 DYNAMIC_AXES = frozenset({"batch", "height", "width", "patches"})
-"""Axes whose length is known only at run time."""
+"""Axes whose length may differ from run to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class TensorSpec:
     """One tensor of an ONNX graph.
 
     Args:
-        name: its name in the graph.
-        dtype: its element type, as NumPy writes it.
-        axes: for each axis a name, or a number where the contract fixes it.
+        name: name in the graph.
+        dtype: element type, as named by NumPy.
+        axes: a name or a fixed number for each axis.
     """
 
     name: str
@@ -32,14 +32,14 @@ class TensorSpec:
     axes: tuple[str | int, ...]
 
     def mismatch(self, dtype: str, axes: Sequence[str | int | None] | None) -> str | None:
-        """How a graph's tensor differs from this one.
+        """Compare a graph's tensor with this specification.
 
         Args:
-            dtype: its element type, as NumPy writes it.
-            axes: a number where fixed, a word where dynamic; None where the graph does not say how many there are.
+            dtype: element type, as named by NumPy.
+            axes: a number for each fixed axis and a name for each dynamic axis; None if the rank is unknown.
 
         Returns:
-            What differs, in words; None where it keeps the contract.
+            A description of the first difference, or None if the tensor matches.
         """
         if dtype != self.dtype:
             return f"is {dtype}, not {self.dtype}"
@@ -48,7 +48,7 @@ class TensorSpec:
         for wanted, given in zip(self.axes, axes, strict=True):
             if isinstance(wanted, int) or wanted in DYNAMIC_AXES:
                 kept = given == wanted
-            else:  # a length that the model fixes, under the contract's word for it
+            else:  # a length fixed by the model
                 kept = isinstance(given, int) and given >= 1
             if not kept:
                 return f"has axis {given!r} where the contract has {wanted!r}"
@@ -74,4 +74,4 @@ STAGE_OUTPUTS: dict[Kind, tuple[TensorSpec, ...]] = {
     "hag-mil": (LOGITS, ATTENTION),
     "hmil": (COARSE_LOGITS, FINE_LOGITS, COARSE_ATTENTION, FINE_ATTENTION),
 }
-"""What a stage's graph gives, by kind; HAG-MIL's attention is the raw score of the last block."""
+"""Outputs of a stage model by kind. The attention of HAG-MIL is the raw score of the last block."""

@@ -1,4 +1,4 @@
-"""What the tissue mask is made with; part of a bundle's manifest and of a feature file's header."""
+"""Parameters of the tissue mask, stored in bundle manifests and feature files."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class TissueParameters(BaseModel):
-    """How tissue is told from glass; lengths in um, areas in um², so that they mean the same on every
-    scanner.
+    """Parameters of the tissue mask, in um and um², so that they mean the same on every scanner.
 
-    Lengths become the nearest odd number of the mask's pixels, so that no filter shifts the image.
+    Lengths are converted to the nearest odd number of mask pixels, so that no filter shifts the image.
 
     Args:
-        spacing_um: the spacing that the mask is wanted at; the slide is read as near to it as whole pixels
-            allow.
-        method: "fixed" takes ``threshold`` as it is. "otsu" takes Otsu's threshold of the slide's own
-            saturation, but never one below ``threshold``, so that the noise of an all-glass slide is not
-            split into two classes.
-        threshold: saturation, 0 to 255; tissue is what lies strictly above it.
-        median_um: side of the square median filter over saturation; 0 for none.
-        closing_um: side of the square that closes gaps; 0 for none.
-        min_object_um2: connected tissue smaller than this is dropped; the default is a square of 100 um.
-        min_hole_um2: holes smaller than this are filled, others are kept out; the default is a square of 200
-            um.
-        min_share: the share of a coarse patch that must be tissue for it to be read; a patch without any
-            never is.
+        spacing_um: spacing of the mask; the slide is read as close to it as whole pixels allow.
+        method: "fixed" uses ``threshold``. "otsu" uses Otsu's threshold of the slide's saturation, but never a value
+            below ``threshold``, so that the noise of a slide without tissue is not split into two classes.
+        threshold: saturation, 0 to 255; pixels strictly above it are tissue.
+        median_um: side of the square median filter of the saturation; 0 for none.
+        closing_um: side of the square of the morphological closing; 0 for none.
+        min_object_um2: connected tissue smaller than this area is removed; the default is a square of 100 um.
+        min_hole_um2: holes smaller than this area are filled; the default is a square of 200 um.
+        min_share: minimum share of tissue in a patch of the coarsest stage; patches without tissue are never read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""The feature store keeps what it was given and refuses what does not fit."""
+"""Feature files."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def _slide(rows: int = 5, dtype: type = np.float32) -> SlideFeatures:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_what_is_written_is_read_back(tmp_path: Path, rows: int, dtype: type) -> None:
+def test_read_features_returns_what_write_features_wrote(tmp_path: Path, rows: int, dtype: type) -> None:
     slide = _slide(rows, dtype)
-    write_features(tmp_path / "a.h5", slide)
-    back = read_features(tmp_path / "a.h5")
+    write_features(str(tmp_path / "a.h5"), slide)
+    back = read_features(str(tmp_path / "a.h5"))
     assert back.header == slide.header == read_header(tmp_path / "a.h5")
     for stage, original in zip(back.stages, slide.stages, strict=True):
         np.testing.assert_array_equal(stage.coords, original.coords)
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, rows: int, dtype: type) ->
         )
 
 
-def test_the_file_has_the_names_of_the_contract(tmp_path: Path) -> None:
+def test_a_feature_file_has_the_names_of_the_contract(tmp_path: Path) -> None:
     write_features(tmp_path / "a.h5", _slide())
     with h5py.File(tmp_path / "a.h5") as file:
         assert list(file) == ["2um", "1um"]
@@ -75,29 +75,29 @@ def test_the_file_has_the_names_of_the_contract(tmp_path: Path) -> None:
         assert {"format_version", "slide_sha256", "backbone_name", "backbone_sha256"} <= set(file.attrs)
 
 
-def test_one_stage_can_be_read_alone(tmp_path: Path) -> None:
+def test_a_single_stage_can_be_read(tmp_path: Path) -> None:
     write_features(tmp_path / "a.h5", _slide())
     back = read_features(tmp_path / "a.h5", ["1um"])
     assert [stage.name for stage in back.stages] == ["1um"]
-    with pytest.raises(DataError, match="no stage 4um; they hold 2um, 1um"):
+    with pytest.raises(DataError, match="no stage 4um; its stages are 2um, 1um"):
         read_features(tmp_path / "a.h5", ["4um"])
 
 
-def test_coords_and_features_of_different_length_are_refused(tmp_path: Path) -> None:
+def test_coords_and_features_of_different_lengths_are_rejected(tmp_path: Path) -> None:
     slide = _slide()
     broken = replace(slide.stages[0], coords=slide.stages[0].coords[:-1])
-    with pytest.raises(DataError, match="2um: 5 feature rows but coords"):
+    with pytest.raises(DataError, match="2um: 5 rows of features, but coords"):
         write_features(tmp_path / "a.h5", replace(slide, stages=(broken, slide.stages[1])))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="do not exist"):
+def test_a_missing_damaged_or_foreign_file_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
         read_features(tmp_path / "a.h5")
     (tmp_path / "b.h5").write_bytes(b"no HDF5")
     with pytest.raises(DataError, match="cannot be read"):
         read_features(tmp_path / "b.h5")
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file.attrs["format"] = "something"
-    with pytest.raises(DataError, match="no feature file of hagmil"):
+    with pytest.raises(DataError, match="not a feature file of hagmil"):
         read_header(tmp_path / "c.h5")

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic file writing and digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hagmil._files import atomic_path, sha256_of, write_text
 
 
-def test_a_file_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
+def test_the_file_appears_only_after_the_block(tmp_path: Path) -> None:
     target = tmp_path / "folder" / "result.json"
     with atomic_path(target) as temporary:
         temporary.write_text("half")
@@ -19,7 +19,7 @@ def test_a_file_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
     assert target.read_text() == "half"
 
 
-def test_an_error_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file_and_removes_the_temporary_one(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     write_text(target, "old")
     with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
@@ -28,7 +28,7 @@ def test_an_error_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+def test_sha256_of_hashes_the_bytes_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "data.bin"
     data = bytes(range(256)) * 10_000
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""The self-test's file."""
+"""The file of the self-test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _cases() -> list[SelfTestCase]:
     ]
 
 
-def test_cases_survive_their_file_in_their_order(tmp_path: Path) -> None:
+def test_read_selftest_returns_the_cases_in_the_written_order(tmp_path: Path) -> None:
     write_selftest(tmp_path / "selftest.npz", _cases())
 
     read = read_selftest(tmp_path / "selftest.npz")
@@ -35,14 +35,14 @@ def test_cases_survive_their_file_in_their_order(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(arrays[name], expected[name])
 
 
-def test_the_same_cases_give_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_cases_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one.npz", "other.npz"):
         write_selftest(tmp_path / name, _cases())
 
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
 
 
-def test_a_damaged_or_missing_self_test_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_or_missing_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "selftest.npz").write_bytes(b"nothing")
 
     with pytest.raises(BundleError, match="cannot be read"):
