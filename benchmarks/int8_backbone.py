@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.int8.backbone import (
-    PatchRequest,
+    PatchRequirements,
     feature_agreement,
     measure_throughput,
     processor_name,
     quantise_backbone,
 )
 from hagmil.export.int8.quantize import write_quantised
-from hagmil.export.parity.slide_parity import Sessions, compare_slides
-from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.parity.slide_parity import ModelSessions, compare_slides
+from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.phantom import write_cohort
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import slide_requests
@@ -89,8 +89,8 @@ def measure_backbone(
     """One row a variant."""
     export_backbone(name, weights, folder / name)
     source = folder / name / "backbone.onnx"
-    patches = sample_patches("phantom", calibration, side_px, side_px, seed=1)
-    others = sample_patches("phantom", compared, side_px, side_px, seed=99)
+    patches = synthetic_patches("phantom", calibration, side_px, side_px, seed=1)
+    others = synthetic_patches("phantom", compared, side_px, side_px, seed=99)
     exact = open_session(source, threads=THREADS)
     expected = exact.run({"patches": others})["features"]
     for bits, first in VARIANTS:
@@ -123,7 +123,7 @@ def measure_verdicts(folder: Path, slides: int, cohorts: int) -> Iterator[dict[s
     write_cohort(folder / "calibration", slides=CALIBRATION_SLIDES, size_px=SLIDE_PX, seed=100)
     own = calibration_slides([str(folder / "calibration" / "slides")])
     manifest = bundle.manifest
-    wanted = PatchRequest(tuple(stage_specs(manifest)), manifest.patch_px, manifest.tissue)
+    wanted = PatchRequirements(tuple(stage_specs(manifest)), manifest.patch_px, manifest.tissue)
     graph = folder / "demo_int8.onnx"
     made = quantise_backbone(bundle.file("backbone.onnx"), graph, SlidePatches(own, _silent), wanted)
     for seed in range(101, 101 + cohorts):
@@ -142,9 +142,9 @@ def measure_verdicts(folder: Path, slides: int, cohorts: int) -> Iterator[dict[s
         yield row
 
 
-def _sessions(bundle: Bundle, backbone: Path) -> Sessions:
+def _sessions(bundle: Bundle, backbone: Path) -> ModelSessions:
     stages = tuple(open_session(bundle.file(stage.onnx), threads=THREADS) for stage in bundle.manifest.stages)
-    return Sessions(open_session(backbone, threads=THREADS), stages)
+    return ModelSessions(open_session(backbone, threads=THREADS), stages)
 
 
 def _with_range(*, reduced: bool) -> Any:

@@ -19,3 +19,8 @@ def versions_of(*distributions: str) -> dict[str, str]:
     """Return the version of hagmil and of each given distribution that is installed, by name."""
     found = {name: installed_version(name) for name in distributions}
     return {"hagmil": __version__, **{name: text for name, text in found.items() if text is not None}}
+
+
+def export_versions() -> dict[str, str]:
+    """The versions of hagmil and of the installed packages that an export depends on, by name."""
+    return versions_of("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "timm")

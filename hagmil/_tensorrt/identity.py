@@ -26,7 +26,7 @@ def engine_name(
     return f"{PurePosixPath(graph).stem}.{flavour}-{version}.{targets}.{precision}.{digest}{ENGINE_SUFFIX}"
 
 
-def misfit(entry: EngineEntry, flavour: Flavour, capability: str, onnx_sha256: str) -> str | None:
+def engine_mismatch(entry: EngineEntry, flavour: Flavour, capability: str, onnx_sha256: str) -> str | None:
     """Why an engine must not be used here.
 
     Args:

@@ -80,7 +80,7 @@ def patch_ranges(most: int) -> tuple[Range, ...]:
     return tuple(ranges)
 
 
-def most_patches(manifest: Manifest) -> tuple[int, ...]:
+def max_patches(manifest: Manifest) -> tuple[int, ...]:
     """For each stage, the most patches that its bags hold.
 
     The first stage reads what tissue there is, and is given 40,000; each later one reads the children of the patches
@@ -108,7 +108,7 @@ def bundle_profiles(
     """
     profiles: dict[str, tuple[Profile, ...]] = {}
     profiles[manifest.backbone.onnx] = (backbone_profile(manifest.patch_px, batch or DEFAULT_BATCH),)
-    for stage, most in zip(manifest.stages, most_patches(manifest), strict=True):
+    for stage, most in zip(manifest.stages, max_patches(manifest), strict=True):
         profiles[stage.onnx] = bag_profiles(manifest.backbone.features, patches or patch_ranges(most))
     return profiles
 

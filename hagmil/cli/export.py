@@ -134,12 +134,12 @@ def export(
     TensorRT-RTX builds engines without a GPU.
     """
     from hagmil._tensorrt.profiles import parse_range
-    from hagmil.export.parity.stages import parse_form
+    from hagmil.export.parity.stages import parse_parity_form
     from hagmil.export.pipeline import export_bundle
     from hagmil.export.stage_half_precision import parse_precision
     from hagmil.export.tensorrt import EngineOptions, add_engines, engine_target, parse_hardware_compatibility
     from hagmil.workflows.calibration_patches import SlidePatches, calibration_slides
-    from hagmil.workflows.slide_runner import default_phantoms, slide_runner
+    from hagmil.workflows.slide_runner import default_phantoms, open_slide_runner
 
     options = EngineOptions(
         flavour=trt_flavour,
@@ -159,13 +159,13 @@ def export(
     own = calibration_slides(calibration) if calibration else ()
     with common.StepProgress() as progress:
         requests = [slide.request for slide in own]
-        with slide_runner(parity_slides or [], phantoms, progress=progress, calibration=requests) as slides:
+        with open_slide_runner(parity_slides or [], phantoms, progress=progress, calibration=requests) as slides:
             report = export_bundle(
                 checkpoint,
                 backbone,
                 out,
                 precision=parse_precision(precision),
-                parity_form=parse_form(parity),
+                parity_form=parse_parity_form(parity),
                 slides=slides,
                 calibration=SlidePatches(own, progress) if own else None,
                 intended_use=intended_use,

@@ -13,14 +13,14 @@ import torch
 
 from hagmil.export.backbones.export_backbone import backbone_cases
 from hagmil.export.graph import save
-from hagmil.export.parity.compare import TOLERANCES, ParityRow, Source, compare
-from hagmil.export.parity.graph_under_test import contender
+from hagmil.export.parity.compare import TOLERANCES, ParityRow, SourceModel, compare
+from hagmil.export.parity.graph_under_test import open_under_test
 from hagmil.export.passes.half_precision import to_half
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import BACKBONE
 
 
-def write_reduced(source: Path, graph: Path) -> None:
+def write_half_backbone(source: Path, graph: Path) -> None:
     """Write the half-precision form of a backbone.
 
     Args:
@@ -33,7 +33,7 @@ def write_reduced(source: Path, graph: Path) -> None:
     save(to_half(onnx.load(source)), graph)
 
 
-def hold_reduced(source: Path, graph: Path, patch_px: int) -> Iterator[tuple[ParityRow, ...]]:
+def check_half_parity(source: Path, graph: Path, patch_px: int) -> Iterator[tuple[ParityRow, ...]]:
     """Hold a half-precision backbone against its float32 graph, over batches and kinds of patches.
 
     Args:
@@ -48,7 +48,7 @@ def hold_reduced(source: Path, graph: Path, patch_px: int) -> Iterator[tuple[Par
     return compare(
         BACKBONE,
         backbone_cases(((patch_px, patch_px),)),
-        graph=contender(graph, "fp16"),
-        source=Source(exact, None, "graph"),
+        graph=open_under_test(graph, "fp16"),
+        source=SourceModel(exact, None, "graph"),
         tolerance=TOLERANCES["fp16"],
     )

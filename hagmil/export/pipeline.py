@@ -25,6 +25,7 @@ from torch import nn
 
 from hagmil._files import write_text
 from hagmil._version import __version__
+from hagmil._versions import export_versions
 from hagmil.bundle import (
     BACKBONE_ONNX_NAME,
     RESEARCH_USE_ONLY,
@@ -47,17 +48,24 @@ from hagmil.bundle import (
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.backbones.export_backbone import backbone_cases
 from hagmil.export.graph import copy_graph, opset_of, save
-from hagmil.export.half_backbone import hold_reduced, write_reduced
-from hagmil.export.int8.backbone import PatchRequest, PatchSource, quantise_backbone, with_verdicts
+from hagmil.export.half_backbone import check_half_parity, write_half_backbone
+from hagmil.export.int8.backbone import CalibrationPatches, PatchRequirements, quantise_backbone, with_verdicts
 from hagmil.export.model_card import MODEL_CARD_NAME, model_card
-from hagmil.export.parity.compare import PARITY_NAME, TOLERANCES, ParityReport, ParityRow, Tolerance, enforce, renamed
+from hagmil.export.parity.compare import (
+    PARITY_NAME,
+    TOLERANCES,
+    ParityReport,
+    ParityRow,
+    Tolerance,
+    enforce_parity,
+    with_model_name,
+)
 from hagmil.export.parity.graph_under_test import open_rounded
-from hagmil.export.parity.slide_parity import Sessions, SlideRunner, compare_slides, enforce_slides
-from hagmil.export.parity.stages import ParityForm, hold_stage, stage_case_count, stage_graph, structure_sha256
+from hagmil.export.parity.slide_parity import ModelSessions, SlideRunner, compare_slides, enforce_slide_parity
+from hagmil.export.parity.stages import ParityForm, check_stage_parity, stage_case_count, stage_graph, structure_sha256
 from hagmil.export.parity.torch_reference import TorchStage
 from hagmil.export.selftest_cases import backbone_case, stage_case
 from hagmil.export.tracing import Captures
-from hagmil.export.versions import export_versions
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.selftest import BACKBONE, write_selftest
 from hagmil.trainer.checkpoints.checkpoint import CheckpointCard, build_models, load_checkpoint
@@ -94,7 +102,7 @@ class _Source:
     backbone_dir: Path
     precision: Precision
     intended_use: str
-    calibration: PatchSource | None
+    calibration: CalibrationPatches | None
 
     @property
     def stage_precision(self) -> Precision:
@@ -121,7 +129,7 @@ def export_bundle(
     precision: Precision = "fp32",
     parity_form: ParityForm = "default",
     slides: SlideRunner | None = None,
-    calibration: PatchSource | None = None,
+    calibration: CalibrationPatches | None = None,
     intended_use: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -180,7 +188,7 @@ def _open(
     backbone_dir: Path,
     precision: Precision,
     intended_use: str | None,
-    calibration: PatchSource | None,
+    calibration: CalibrationPatches | None,
 ) -> _Source:
     """Step 1."""
     checkpoint = load_checkpoint(checkpoint_dir)
@@ -259,18 +267,18 @@ def _export_graphs(source: _Source, folder: Path, tell: Progress) -> tuple[list[
     if source.calibration is not None:
         quantization = _quantise(source, folder, source.calibration)
     elif source.reduces_backbone:
-        write_reduced(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
+        write_half_backbone(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
     else:
         copy_graph(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
     tell("export", len(stages), len(stages))
     return structures, quantization
 
 
-def _quantise(source: _Source, folder: Path, calibration: PatchSource) -> Quantization:
+def _quantise(source: _Source, folder: Path, calibration: CalibrationPatches) -> Quantization:
     """Step 2, and the backbone's part of step 3, for int8."""
     card = source.checkpoint
     stages = tuple((stage.name, stage.spacing_um) for stage in source.stages)
-    wanted = PatchRequest(stages, card.patch_px, card.tissue)
+    wanted = PatchRequirements(stages, card.patch_px, card.tissue)
     return quantise_backbone(source.backbone_graph, folder / BACKBONE_ONNX_NAME, calibration, wanted)
 
 
@@ -281,7 +289,7 @@ def _prove(source: _Source, folder: Path, structures: list[str], form: ParityFor
     plan = list(zip(source.stages, source.models, every_count, strict=True))
     total = sum(stage_case_count(model, every_count=every, form=form) for _, model, every in plan)
     held = [
-        hold_stage(
+        check_stage_parity(
             stage.name,
             model,
             folder / stage.onnx,
@@ -295,12 +303,12 @@ def _prove(source: _Source, folder: Path, structures: list[str], form: ParityFor
     ]
     if source.reduces_backbone and source.calibration is None:
         total += sum(1 for _ in backbone_cases(((patch_px, patch_px),)))
-        held.insert(0, hold_reduced(source.backbone_graph, folder / BACKBONE_ONNX_NAME, patch_px))
+        held.insert(0, check_half_parity(source.backbone_graph, folder / BACKBONE_ONNX_NAME, patch_px))
     rows: list[ParityRow] = []
     for done, case_rows in enumerate(chain.from_iterable(held), start=1):
         rows.extend(case_rows)
         tell("parity", done, total)
-    enforce(rows)
+    enforce_parity(rows)
     tolerance = TOLERANCES[source.stage_precision]
     _warn_of_ill_conditioned(rows, tolerance)
     return ParityReport(precision=source.precision, tolerance=tolerance, rows=tuple(rows))
@@ -315,16 +323,16 @@ def _prove_slides(source: _Source, folder: Path, slides: SlideRunner, report: Pa
     def opened(graph: str) -> Session:
         return open_rounded(folder / graph) if is_rounded else open_session(folder / graph, threads=threads)
 
-    models = Sessions(
+    models = ModelSessions(
         open_session(source.backbone_graph, threads=threads),
         tuple(TorchStage(model, source.checkpoint.kind) for model in source.models),
     )
     wanted = slides.run(manifest, models, "slides by the models")
-    graphs = Sessions(opened(BACKBONE_ONNX_NAME), tuple(opened(stage.onnx) for stage in source.stages))
+    graphs = ModelSessions(opened(BACKBONE_ONNX_NAME), tuple(opened(stage.onnx) for stage in source.stages))
     parity = compare_slides(
         wanted, slides.run(manifest, graphs, "slides by the graphs"), what=slides.what, rounded=is_rounded
     )
-    enforce_slides(parity, source.precision)
+    enforce_slide_parity(parity, source.precision)
     quantization = None if report.quantization is None else with_verdicts(report.quantization, parity)
     return report.model_copy(update={"slides": parity, "quantization": quantization})
 
@@ -347,7 +355,7 @@ def _complete(source: _Source, folder: Path, parity: ParityReport) -> None:
     card = source.checkpoint
     backbone_parity = _backbone_parity(source.backbone_dir)
     if source.reduces_backbone and backbone_parity is not None:
-        backbone_parity = renamed(backbone_parity, f"{BACKBONE}, fp32")
+        backbone_parity = with_model_name(backbone_parity, f"{BACKBONE}, fp32")
     encoder_precision = (
         source.precision if source.reduces_backbone or backbone_parity is None else backbone_parity.precision
     )

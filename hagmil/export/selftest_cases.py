@@ -10,7 +10,7 @@ from torch import nn
 
 from hagmil.bundle import Precision
 from hagmil.export.parity.compare import Tolerance
-from hagmil.export.parity.synthetic_inputs import sample_bag, sample_patches
+from hagmil.export.parity.synthetic_inputs import synthetic_bag, synthetic_patches
 from hagmil.export.parity.torch_reference import torch_run
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import BACKBONE, SelfTestCase
@@ -38,8 +38,8 @@ def backbone_case(source: Path, patch_px: int, precision: Precision) -> SelfTest
     """
     patches = np.concatenate(
         [
-            sample_patches("tissue", _PATCHES_LEAST, patch_px, patch_px, seed=_SEED),
-            sample_patches("white", 1, patch_px, patch_px),
+            synthetic_patches("tissue", _PATCHES_LEAST, patch_px, patch_px, seed=_SEED),
+            synthetic_patches("white", 1, patch_px, patch_px),
         ]
     )
     inputs = {PATCHES.name: patches}
@@ -59,7 +59,7 @@ def stage_case(name: str, model: nn.Module, feature_dim: int, kind: Kind, precis
         kind: of the model.
         precision: of the graph.
     """
-    inputs = {BAG.name: sample_bag("clustered", _BAG_PATCHES, feature_dim, seed=_SEED)}
+    inputs = {BAG.name: synthetic_bag("clustered", _BAG_PATCHES, feature_dim, seed=_SEED)}
     outputs = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)(dict(inputs))
     tolerance = SELFTEST_TOLERANCES[precision]
     return SelfTestCase(name, inputs, outputs, tolerance.absolute, tolerance.relative)

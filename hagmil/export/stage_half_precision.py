@@ -34,7 +34,7 @@ def parse_precision(text: str) -> Precision:
     )
 
 
-def reduce(model: nn.Module, precision: Precision) -> nn.Module:
+def with_precision(model: nn.Module, precision: Precision) -> nn.Module:
     """A model whose insides compute in a given precision, in evaluation mode; float32 is the model itself."""
     return model if precision == "fp32" else ReducedPrecision(model).eval()
 

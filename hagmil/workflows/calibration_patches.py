@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hagmil._files import sha256_of
 from hagmil.errors import SlideError, UsageError
-from hagmil.export.int8.backbone import PatchRequest
+from hagmil.export.int8.backbone import PatchRequirements
 from hagmil.features import FeatureHeader, read_header
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
@@ -64,7 +64,7 @@ class CalibrationSlide:
 
 @dataclass(frozen=True, slots=True)
 class SlidePatches:
-    """Patches of slides; see :class:`hagmil.export.int8.backbone.PatchSource`.
+    """Patches of slides; see :class:`hagmil.export.int8.backbone.CalibrationPatches`.
 
     Args:
         slides: the slides, in the order that they are drawn from.
@@ -79,15 +79,17 @@ class SlidePatches:
         """The slides, in words."""
         return f"{len(self.slides)} calibration slide{'' if len(self.slides) == 1 else 's'}"
 
-    def calibration(self, wanted: PatchRequest) -> Iterator[NDArray[np.uint8]]:
+    def calibration(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
         """Patches to calibrate on, in batches."""
         return self._read(wanted, CALIBRATION_PATCHES, "calibration patches", held_out=False)
 
-    def held_out(self, wanted: PatchRequest) -> Iterator[NDArray[np.uint8]]:
+    def held_out(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
         """Other patches of the same slides, in batches."""
         return self._read(wanted, HELD_OUT_PATCHES, "patches to compare", held_out=True)
 
-    def _read(self, wanted: PatchRequest, count: int, words: str, *, held_out: bool) -> Iterator[NDArray[np.uint8]]:
+    def _read(
+        self, wanted: PatchRequirements, count: int, words: str, *, held_out: bool
+    ) -> Iterator[NDArray[np.uint8]]:
         """Steps 3 and 4; slides that cannot be used are told of and left out."""
         read, stages = 0, len(wanted.stages)
         for place, slide in enumerate(self.slides):
@@ -201,7 +203,7 @@ class _Opened:
         SlideError: it cannot be read, or does not fit the stages.
     """
 
-    def __init__(self, slide: CalibrationSlide, wanted: PatchRequest, place: int) -> None:
+    def __init__(self, slide: CalibrationSlide, wanted: PatchRequirements, place: int) -> None:
         self._place = place
         self._slide: Slide = open_slide(slide.request.path, spacing_um=slide.request.spacing_um)
         try:

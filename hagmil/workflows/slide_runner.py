@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from hagmil.bundle import Bundle, Manifest
 from hagmil.errors import SlideError
-from hagmil.export.parity.slide_parity import Sessions, SlideRun, SlideRunner, StageRun
+from hagmil.export.parity.slide_parity import ModelSessions, SlideRecord, SlideRunner, StageRecord
 from hagmil.phantom import write_cohort
 from hagmil.runtime.inference.cascade import run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
@@ -41,7 +41,7 @@ def default_phantoms(precision: str, slides: Sequence[str] | None) -> int:
 
 
 @contextmanager
-def slide_runner(
+def open_slide_runner(
     slides: Sequence[str], phantoms: int, *, progress: Progress, calibration: Sequence[SlideRequest] = ()
 ) -> Iterator[SlideRunner | None]:
     """Make ready what an export's verdicts are compared on.
@@ -90,11 +90,11 @@ class CascadeRunner:
     what: str
     progress: Progress
 
-    def run(self, manifest: Manifest, sessions: Sessions, words: str) -> Sequence[SlideRun]:
+    def run(self, manifest: Manifest, sessions: ModelSessions, words: str) -> Sequence[SlideRecord]:
         """Take every slide through a bundle's cascade."""
         bundle = Bundle(path=Path(), manifest=manifest, sha256="")  # its files are in the sessions
         model = LoadedModel(bundle=bundle, backbone=sessions.backbone, stages=sessions.stages)
-        runs: list[SlideRun] = []
+        runs: list[SlideRecord] = []
         for request in self.requests:
             self.progress(words, len(runs), len(self.requests))
             runs.append(_run(request, model))
@@ -113,7 +113,7 @@ def _phantoms(folder: Path, count: int, progress: Progress) -> tuple[SlideReques
     return slide_requests([str(slide.slide_path) for slide in made])
 
 
-def _run(request: SlideRequest, model: LoadedModel) -> SlideRun:
+def _run(request: SlideRequest, model: LoadedModel) -> SlideRecord:
     """One slide; what cannot be read or has no tissue ends with its code."""
     manifest = model.bundle.manifest
     try:
@@ -123,9 +123,9 @@ def _run(request: SlideRequest, model: LoadedModel) -> SlideRun:
             coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
             outcomes = run_cascade(slide, coords, model, plan, EncodeOptions(), clock=StepClock())
     except SlideError as error:
-        return SlideRun(request.slide_id, None, {}, error.code, ())
+        return SlideRecord(request.slide_id, None, {}, error.code, ())
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
     stages = tuple(
-        StageRun(outcome.geometry.name, outcome.coords, outcome.attention, outcome.kept) for outcome in outcomes
+        StageRecord(outcome.geometry.name, outcome.coords, outcome.attention, outcome.kept) for outcome in outcomes
     )
-    return SlideRun(request.slide_id, verdict.prediction, verdict.probabilities, None, stages)
+    return SlideRecord(request.slide_id, verdict.prediction, verdict.probabilities, None, stages)

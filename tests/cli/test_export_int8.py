@@ -21,14 +21,14 @@ from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.int8.backbone import quantise_backbone
 from hagmil.export.model_card import MODEL_CARD_NAME
 from hagmil.export.parity.compare import PARITY_NAME, ParityReport
-from hagmil.export.parity.stages import hold_stage
+from hagmil.export.parity.stages import check_stage_parity
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.phantom import write_cohort
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.verify import verify_bundle
 from hagmil.workflows import calibration_patches
 from hagmil.workflows.calibration_patches import SlidePatches, calibration_slides
-from hagmil.workflows.slide_runner import slide_runner
+from hagmil.workflows.slide_runner import open_slide_runner
 from tests.export.checkpoints import write_small_checkpoint
 
 
@@ -43,20 +43,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration_patches, "CALIBRATION_PATCHES", 48)
         patch.setattr(calibration_patches, "HELD_OUT_PATCHES", 16)
-        patch.setattr(pipeline, "hold_stage", _hold_stage_at_few_counts)
+        patch.setattr(pipeline, "check_stage_parity", _hold_stage_at_few_counts)
         yield folder
 
 
 def _hold_stage_at_few_counts(*arguments: Any, every_count: bool, **options: Any) -> Any:
     """The stages are fp32 and held elsewhere; here it shall not take long."""
     del every_count
-    return hold_stage(*arguments, every_count=False, **options)
+    return check_stage_parity(*arguments, every_count=False, **options)
 
 
 def _export(folder: Path, out: Path, **options: Any) -> ExportReport:
     own = calibration_slides([str(folder / "slides")])
     requests = [slide.request for slide in own]
-    with slide_runner([], 0, progress=lambda *_: None, calibration=requests) as slides:
+    with open_slide_runner([], 0, progress=lambda *_: None, calibration=requests) as slides:
         return export_bundle(
             folder / "checkpoint",
             folder / "backbone",
@@ -144,7 +144,7 @@ def test_a_broken_graph_is_caught_by_slides_alone(
         return made
 
     monkeypatch.setattr(pipeline, "quantise_backbone", dishonest)
-    monkeypatch.setattr(pipeline, "hold_stage", lambda *_, **__: iter(()))
+    monkeypatch.setattr(pipeline, "check_stage_parity", lambda *_, **__: iter(()))
     monkeypatch.setattr(pipeline, "stage_graph", lambda *_: onnx.load(report.bundle.file(next(stages).onnx)))
     with pytest.raises(
         ParityError, match=r"^verdicts: (stage coarse keeps other patches|\d of 2 slides end otherwise)"

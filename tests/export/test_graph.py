@@ -19,7 +19,7 @@ from hagmil.export.backbones import export_backbone as backbones
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.graph import DATA_SUFFIX, copy_graph, data_files, save
 from hagmil.export.parity.stages import stage_graph
-from hagmil.export.parity.synthetic_inputs import sample_bag
+from hagmil.export.parity.synthetic_inputs import synthetic_bag
 from hagmil.export.passes.half_precision import to_half
 from hagmil.export.pipeline import export_bundle
 from hagmil.runtime.sessions import open_session
@@ -38,7 +38,7 @@ def model() -> onnx.ModelProto:
 
 
 def _logits(path: Path) -> list[float]:
-    bag = {"features": sample_bag("clustered", 40, DIM)}
+    bag = {"features": synthetic_bag("clustered", 40, DIM)}
     return np.asarray(open_session(path, threads=1).run(bag)["logits"]).tolist()  # type: ignore[no-any-return]
 
 

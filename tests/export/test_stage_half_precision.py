@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.graph import save
-from hagmil.export.half_backbone import hold_reduced, write_reduced
-from hagmil.export.parity.compare import enforce
+from hagmil.export.half_backbone import check_half_parity, write_half_backbone
+from hagmil.export.parity.compare import enforce_parity
 from hagmil.export.parity.graph_under_test import open_rounded
-from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.export.passes.half_precision import to_half
 from hagmil.export.passes.rounded import rounded
 from hagmil.export.passes.types import element_types
@@ -122,10 +122,12 @@ def test_a_float32_graph_is_its_own_rounded_twin() -> None:
 
 
 def test_a_reduced_backbone_is_held_over_batches_and_kinds_of_patches(backbone_dir: Path, tmp_path: Path) -> None:
-    write_reduced(backbone_dir / "backbone.onnx", tmp_path / "half.onnx")
-    rows = [row for case in hold_reduced(backbone_dir / "backbone.onnx", tmp_path / "half.onnx", 64) for row in case]
+    write_half_backbone(backbone_dir / "backbone.onnx", tmp_path / "half.onnx")
+    rows = [
+        row for case in check_half_parity(backbone_dir / "backbone.onnx", tmp_path / "half.onnx", 64) for row in case
+    ]
 
-    enforce(rows)
+    enforce_parity(rows)
     assert {row.sample for row in rows} == {"tissue", "noise", "white", "phantom"}
     assert {row.lengths["batch"] for row in rows} == {1, 2, 7}
     assert {(row.rounded, row.reference) for row in rows} == {(True, "graph"), (False, "graph")}
@@ -134,11 +136,11 @@ def test_a_reduced_backbone_is_held_over_batches_and_kinds_of_patches(backbone_d
 
 
 def test_pixels_are_normalised_in_float32(backbone_dir: Path, tmp_path: Path) -> None:
-    write_reduced(backbone_dir / "backbone.onnx", tmp_path / "half.onnx")
+    write_half_backbone(backbone_dir / "backbone.onnx", tmp_path / "half.onnx")
     model = onnx.load(tmp_path / "half.onnx")
 
     assert [node.op_type for node in model.graph.node[:5]] == ["Cast", "Transpose", "Mul", "Add", "Cast"]
-    features = open_session(tmp_path / "half.onnx", threads=1).run({"patches": sample_patches("phantom", 2, 64, 64)})
+    features = open_session(tmp_path / "half.onnx", threads=1).run({"patches": synthetic_patches("phantom", 2, 64, 64)})
     assert features["features"].dtype == np.float32
 
 

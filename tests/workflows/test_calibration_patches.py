@@ -11,7 +11,7 @@ import pytest
 
 from hagmil._files import sha256_of
 from hagmil.errors import UsageError
-from hagmil.export.int8.backbone import PatchRequest
+from hagmil.export.int8.backbone import PatchRequirements
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, write_features
 from hagmil.phantom import write_cohort
 from hagmil.runtime.inputs import SlideRequest
@@ -19,7 +19,7 @@ from hagmil.tissue_parameters import TissueParameters
 from hagmil.workflows import calibration_patches
 from hagmil.workflows.calibration_patches import CalibrationSlide, SlidePatches, calibration_slides
 
-WANTED = PatchRequest((("coarse", 1.0), ("fine", 0.5)), 64, TissueParameters())
+WANTED = PatchRequirements((("coarse", 1.0), ("fine", 0.5)), 64, TissueParameters())
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hagmil.export.parity.compare import PARITY_NAME, ParityReport
 from hagmil.export.parity.stages import stage_graph
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.workflows import slide_runner as runner_module
-from hagmil.workflows.slide_runner import default_phantoms, slide_runner
+from hagmil.workflows.slide_runner import default_phantoms, open_slide_runner
 from tests.export.checkpoints import write_small_checkpoint
 
 pytestmark = pytest.mark.timeout(900)  # each test exports a cascade
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _export(folder: Path, out: Path, **options: Any) -> ExportReport:
-    with slide_runner([], 2, progress=lambda *_: None) as slides:
+    with open_slide_runner([], 2, progress=lambda *_: None) as slides:
         return export_bundle(folder / "checkpoint", folder / "backbone", out, slides=slides, **options)
 
 
@@ -66,7 +66,7 @@ def _wrong_by(factor: float) -> Any:
 
 def test_half_precision_is_proven_on_slides_and_the_bundle_says_so(folder: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    with slide_runner([], 2, progress=lambda step, *_: told.append(step)) as slides:
+    with open_slide_runner([], 2, progress=lambda step, *_: told.append(step)) as slides:
         report = export_bundle(
             folder / "checkpoint", folder / "backbone", tmp_path / "bundle", slides=slides, precision="fp16"
         )
@@ -127,5 +127,5 @@ def test_phantoms_are_tried_where_precision_is_reduced_and_nobody_gives_slides()
     assert default_phantoms("fp32", None) == 0
     assert default_phantoms("fp16", ["slides"]) == 0
     assert default_phantoms("fp16", None) > 0
-    with slide_runner([], 0, progress=lambda *_: None) as slides:
+    with open_slide_runner([], 0, progress=lambda *_: None) as slides:
         assert slides is None

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from hagmil._files import sha256_of, write_text
+from hagmil._versions import export_versions
 from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, BackboneCard, Precision, new_folder
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.backbones import resnet, tiny
@@ -32,20 +33,19 @@ from hagmil.export.parity.compare import (
     PARITY_NAME,
     TOLERANCES,
     Arrays,
-    Case,
-    Contender,
+    GraphUnderTest,
+    ParityCase,
     ParityReport,
     ParityRow,
     Run,
-    Source,
+    SourceModel,
     compare,
-    enforce,
+    enforce_parity,
 )
-from hagmil.export.parity.synthetic_inputs import PATCH_SAMPLES, PatchSample, sample_patches
+from hagmil.export.parity.synthetic_inputs import PATCH_KINDS, PatchKind, synthetic_patches
 from hagmil.export.parity.torch_reference import torch_run
 from hagmil.export.passes.check_contract import check_contract
 from hagmil.export.tracing import trace
-from hagmil.export.versions import export_versions
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import BACKBONE
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES, TensorSpec
@@ -200,7 +200,7 @@ def _from_onnx(encoder: OnnxEncoder) -> _Prepared:
         patch_px=encoder.patch_px,
         precision=encoder.precision,
         sizes=_sizes(encoder.patch_px or ANY_SIZE_PX, encoder.patch_px, ANY_SIZE_PX // 4),
-        reference=one_by_one(encoder.reference),
+        reference=run_one_by_one(encoder.reference),
         source=None,
     )
 
@@ -215,18 +215,18 @@ def _sizes(side_px: int, patch_px: int | None, least_px: int) -> tuple[tuple[int
     return (own,) if patch_px is not None else (own, (least_px, least_px), (96, 80))
 
 
-def backbone_cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[Case]:
+def backbone_cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[ParityCase]:
     """Every batch and every kind of patches at the last size, two patches like tissue at the others.
 
     Args:
         sizes: (height, width) in pixels.
     """
-    runs: list[tuple[PatchSample, int, tuple[int, int]]] = [("tissue", 2, size) for size in sizes[:-1]]
+    runs: list[tuple[PatchKind, int, tuple[int, int]]] = [("tissue", 2, size) for size in sizes[:-1]]
     runs += [("tissue", batch, sizes[-1]) for batch in _BATCHES]
-    runs += [(kind, 2, sizes[-1]) for kind in PATCH_SAMPLES if kind != "tissue"]
+    runs += [(kind, 2, sizes[-1]) for kind in PATCH_KINDS if kind != "tissue"]
     for seed, (kind, batch, (height, width)) in enumerate(runs):
-        patches = sample_patches(kind, batch, height, width, seed=seed)
-        yield Case(kind, {"batch": batch, "height": height, "width": width}, {PATCHES.name: patches})
+        patches = synthetic_patches(kind, batch, height, width, seed=seed)
+        yield ParityCase(kind, {"batch": batch, "height": height, "width": width}, {PATCHES.name: patches})
 
 
 def _hold(prepared: _Prepared, graph: Path, progress: Progress | None) -> list[ParityRow]:
@@ -236,15 +236,15 @@ def _hold(prepared: _Prepared, graph: Path, progress: Progress | None) -> list[P
     held = compare(
         BACKBONE,
         cases,
-        graph=Contender(open_session(graph, threads=torch.get_num_threads()).run),
-        source=Source(prepared.reference, prepared.source, "float64" if prepared.source is not None else "graph"),
+        graph=GraphUnderTest(open_session(graph, threads=torch.get_num_threads()).run),
+        source=SourceModel(prepared.reference, prepared.source, "float64" if prepared.source is not None else "graph"),
         tolerance=TOLERANCES[prepared.precision],
     )
     for done, case_rows in enumerate(held, start=1):
         rows.extend(case_rows)
         if progress is not None:
             progress("parity", done, len(cases))
-    enforce(rows)
+    enforce_parity(rows)
     return rows
 
 
@@ -273,7 +273,7 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
     return card
 
 
-def one_by_one(run: Run) -> Run:
+def run_one_by_one(run: Run) -> Run:
     """Run patches one at a time, so that a graph that mixes the patches of a batch is found out."""
 
     def alone(arrays: dict[str, NDArray[Any]]) -> Arrays:

@@ -31,7 +31,7 @@ from hagmil.errors import ParityError, UsageError
 from hagmil.export.graph import copy_graph
 from hagmil.export.int8.quantize import write_quantised
 from hagmil.export.parity.compare import INT8_FEATURES
-from hagmil.export.parity.slide_parity import LEAST_ALIKE, SlideParity
+from hagmil.export.parity.slide_parity import MIN_KEPT_AGREEMENT, SlideParity
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.spec import BACKBONE_FEATURES, PATCHES
 from hagmil.tissue_parameters import TissueParameters
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PatchRequest:
+class PatchRequirements:
     """Which patches are wanted of slides.
 
     Args:
@@ -62,17 +62,17 @@ class PatchRequest:
     tissue: TissueParameters
 
 
-class PatchSource(Protocol):
+class CalibrationPatches(Protocol):
     """Somebody who reads patches of slides, the same ones for the same slides."""
 
     @property
     def what(self) -> str:
         """The slides, in words."""
 
-    def calibration(self, wanted: PatchRequest) -> Iterator[NDArray[np.uint8]]:
+    def calibration(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
         """Patches to calibrate on, in batches of uint8 (batch, patch_px, patch_px, 3)."""
 
-    def held_out(self, wanted: PatchRequest) -> Iterator[NDArray[np.uint8]]:
+    def held_out(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
         """Other patches of the same slides, in batches as well."""
 
 
@@ -88,7 +88,9 @@ class FeatureAgreement(NamedTuple):
     relative_error: float
 
 
-def quantise_backbone(source: Path, graph: Path, patches: PatchSource, wanted: PatchRequest) -> Quantization:
+def quantise_backbone(
+    source: Path, graph: Path, patches: CalibrationPatches, wanted: PatchRequirements
+) -> Quantization:
     """Write a backbone in int8, and prove it on patches.
 
     Args:
@@ -132,7 +134,7 @@ def quantise_backbone(source: Path, graph: Path, patches: PatchSource, wanted: P
         allowed_cosine=INT8_FEATURES.least_cosine,
         relative_error=made.agreement.relative_error,
         allowed_relative_error=INT8_FEATURES.relative_error,
-        allowed_alike=LEAST_ALIKE["int8"],
+        allowed_alike=MIN_KEPT_AGREEMENT["int8"],
         throughput=throughput,
     )
 
@@ -226,8 +228,8 @@ class _Made(NamedTuple):
 def _make(
     source: Path,
     graph: Path,
-    patches: PatchSource,
-    wanted: PatchRequest,
+    patches: CalibrationPatches,
+    wanted: PatchRequirements,
     compared: NDArray[np.uint8],
     expected: NDArray[np.float32],
 ) -> _Made:

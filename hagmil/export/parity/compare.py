@@ -111,7 +111,7 @@ class ParityReport(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ParityCase:
     """One set of inputs.
 
     Args:
@@ -128,7 +128,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceModel:
     """What a graph was made from.
 
     Args:
@@ -143,7 +143,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class GraphUnderTest:
     """A graph that is held against its source.
 
     Args:
@@ -155,7 +155,7 @@ class Contender:
     rounded: Run | None = None
 
 
-class _Wanted(NamedTuple):
+class _Expected(NamedTuple):
     """The reference's outputs for one case, and float32's beside it where there are such."""
 
     outputs: Arrays
@@ -165,10 +165,10 @@ class _Wanted(NamedTuple):
 
 def compare(
     model: str,
-    cases: Iterable[Case],
+    cases: Iterable[ParityCase],
     *,
-    graph: Contender,
-    source: Source,
+    graph: GraphUnderTest,
+    source: SourceModel,
     tolerance: Tolerance,
     shares: Collection[str] = (),
 ) -> Iterator[tuple[ParityRow, ...]]:
@@ -199,7 +199,9 @@ def compare(
         )
 
 
-def _wanted(case: Case, source: Source, given: Sequence[Arrays], tolerances: Mapping[str, Tolerance]) -> _Wanted:
+def _wanted(
+    case: ParityCase, source: SourceModel, given: Sequence[Arrays], tolerances: Mapping[str, Tolerance]
+) -> _Expected:
     """Step 2."""
     own = source.float32(case.inputs) if source.float32 is not None else None
     if own is not None and not case.exact:
@@ -209,11 +211,11 @@ def _wanted(case: Case, source: Source, given: Sequence[Arrays], tolerances: Map
             for name, value in own.items()
         )
         if max(worst) <= 1:
-            return _Wanted(own, None, "float32")
-    return _Wanted(source.reference(case.inputs), own, source.name)
+            return _Expected(own, None, "float32")
+    return _Expected(source.reference(case.inputs), own, source.name)
 
 
-def enforce(rows: Sequence[ParityRow]) -> None:
+def enforce_parity(rows: Sequence[ParityRow]) -> None:
     """End the export where a tensor is out of tolerance.
 
     Raises:
@@ -232,7 +234,7 @@ def enforce(rows: Sequence[ParityRow]) -> None:
     )
 
 
-def renamed(report: ParityReport, model: str) -> ParityReport:
+def with_model_name(report: ParityReport, model: str) -> ParityReport:
     """A report whose every row is of a model of another name."""
     rows = tuple(row.model_copy(update={"model": model}) for row in report.rows)
     return report.model_copy(update={"rows": rows})
@@ -255,8 +257,8 @@ def _severity(row: ParityRow) -> float:
 def _row(
     model: str,
     tensor: str,
-    case: Case,
-    wanted: _Wanted,
+    case: ParityCase,
+    wanted: _Expected,
     outputs: Arrays,
     tolerance: Tolerance,
     *,

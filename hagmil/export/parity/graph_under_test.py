@@ -10,12 +10,12 @@ import torch
 
 from hagmil.bundle import Precision
 from hagmil.export.graph import save
-from hagmil.export.parity.compare import Contender
+from hagmil.export.parity.compare import GraphUnderTest
 from hagmil.export.passes.rounded import rounded
 from hagmil.runtime.sessions import Session, open_session
 
 
-def contender(graph: Path, precision: Precision) -> Contender:
+def open_under_test(graph: Path, precision: Precision) -> GraphUnderTest:
     """A graph, ready to be held against its source.
 
     Args:
@@ -23,7 +23,7 @@ def contender(graph: Path, precision: Precision) -> Contender:
         precision: of its insides.
     """
     here = open_session(graph, threads=torch.get_num_threads()).run
-    return Contender(here, open_rounded(graph).run if precision == "fp16" else None)
+    return GraphUnderTest(here, open_rounded(graph).run if precision == "fp16" else None)
 
 
 def open_rounded(graph: Path) -> Session:

@@ -4,7 +4,7 @@
 2. Verdicts are equal where both ways name the same class; a slide that fails, fails both ways with the same code.
 3. Kept patches agree where both ways kept the same square of the slide: the share of the source's that the graphs kept.
 4. Attention is compared by rank (Spearman, ties share their mean rank), over the patches that both ways read.
-5. A verdict that differs, or a stage whose kept patches agree by less than :data:`LEAST_ALIKE`, ends the export.
+5. A verdict that differs, or a stage whose kept patches agree by less than :data:`MIN_KEPT_AGREEMENT`, ends the export.
 
 The arithmetic is here; slides are read elsewhere.
 """
@@ -23,12 +23,12 @@ from hagmil.bundle import Manifest, Precision
 from hagmil.errors import ParityError
 from hagmil.runtime.sessions import Session
 
-LEAST_ALIKE: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.99, "int8": 0.90}
+MIN_KEPT_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.99, "int8": 0.90}
 """By precision, the share of kept patches that must agree in each stage, over all slides together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sessions:
+class ModelSessions:
     """One way of running a bundle's models.
 
     Args:
@@ -41,7 +41,7 @@ class Sessions:
 
 
 @dataclass(frozen=True, slots=True)
-class StageRun:
+class StageRecord:
     """What one stage did on one slide.
 
     Args:
@@ -58,7 +58,7 @@ class StageRun:
 
 
 @dataclass(frozen=True, slots=True)
-class SlideRun:
+class SlideRecord:
     """What one way of running made of one slide.
 
     Args:
@@ -73,7 +73,7 @@ class SlideRun:
     prediction: str | None
     probabilities: dict[str, float]
     code: str | None
-    stages: tuple[StageRun, ...]
+    stages: tuple[StageRecord, ...]
 
 
 class SlideRunner(Protocol):
@@ -83,7 +83,7 @@ class SlideRunner(Protocol):
     def what(self) -> str:
         """The slides, in words."""
 
-    def run(self, manifest: Manifest, sessions: Sessions, words: str) -> Sequence[SlideRun]:
+    def run(self, manifest: Manifest, sessions: ModelSessions, words: str) -> Sequence[SlideRecord]:
         """Take every slide through a bundle's cascade.
 
         Args:
@@ -124,7 +124,9 @@ class SlideParity(BaseModel):
     stages: tuple[StageAgreement, ...]
 
 
-def compare_slides(source: Sequence[SlideRun], graphs: Sequence[SlideRun], *, what: str, rounded: bool) -> SlideParity:
+def compare_slides(
+    source: Sequence[SlideRecord], graphs: Sequence[SlideRecord], *, what: str, rounded: bool
+) -> SlideParity:
     """Hold verdicts against verdicts.
 
     Args:
@@ -164,7 +166,7 @@ def compare_slides(source: Sequence[SlideRun], graphs: Sequence[SlideRun], *, wh
     )
 
 
-def enforce_slides(parity: SlideParity, precision: Precision = "fp32") -> None:
+def enforce_slide_parity(parity: SlideParity, precision: Precision = "fp32") -> None:
     """Step 5.
 
     Args:
@@ -180,7 +182,7 @@ def enforce_slides(parity: SlideParity, precision: Precision = "fp32") -> None:
             f"verdicts: {len(parity.different)} of {parity.slides} slides end otherwise than with the models that were "
             f"exported ({names}); probabilities change by up to {parity.largest_change:.3g}; nothing was written"
         )
-    least = LEAST_ALIKE[precision]
+    least = MIN_KEPT_AGREEMENT[precision]
     for stage in parity.stages:
         if stage.kept_alike is not None and stage.kept_alike < least:
             raise ParityError(
@@ -207,12 +209,12 @@ def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return ranks
 
 
-def _margin(run: SlideRun) -> float:
+def _margin(run: SlideRecord) -> float:
     first, second = sorted(run.probabilities.values(), reverse=True)[:2]
     return first - second
 
 
-def _agreement(pairs: Sequence[tuple[StageRun, StageRun]]) -> StageAgreement:
+def _agreement(pairs: Sequence[tuple[StageRecord, StageRecord]]) -> StageAgreement:
     """Steps 3 and 4 for one stage."""
     kept = [_common(one.coords[one.kept], other.coords[other.kept]) for one, other in pairs if len(one.kept)]
     read = [_common(one.coords, other.coords) for one, other in pairs]
@@ -237,7 +239,7 @@ def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> tuple[int, int]
     return sum(tuple(row) in present for row in one.tolist()), len(one)
 
 
-def _attention_correlation(one: StageRun, other: StageRun) -> float | None:
+def _attention_correlation(one: StageRecord, other: StageRecord) -> float | None:
     """Step 4."""
     places = {tuple(row): place for place, row in enumerate(other.coords.tolist())}
     pairs = [(row, places[tuple(at)]) for row, at in enumerate(one.coords.tolist()) if tuple(at) in places]

@@ -21,11 +21,11 @@ from torch import nn
 
 from hagmil.bundle import Precision
 from hagmil.errors import UsageError
-from hagmil.export.parity.compare import TOLERANCES, Case, ParityRow, Source, compare
-from hagmil.export.parity.graph_under_test import contender
-from hagmil.export.parity.synthetic_inputs import BAG_SAMPLES, sample_bag
+from hagmil.export.parity.compare import TOLERANCES, ParityCase, ParityRow, SourceModel, compare
+from hagmil.export.parity.graph_under_test import open_under_test
+from hagmil.export.parity.synthetic_inputs import BAG_KINDS, synthetic_bag
 from hagmil.export.parity.torch_reference import torch_run
-from hagmil.export.stage_half_precision import reduce
+from hagmil.export.stage_half_precision import with_precision
 from hagmil.export.tracing import Captures, trace
 from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, STAGE_OUTPUTS, Kind
 from hagmil.trainer.models.nystrom import NystromAttention
@@ -41,7 +41,7 @@ _EXAMPLE_PATCHES = 1009  # a prime, so that no length inside the graph can be mi
 _SHARES = (COARSE_ATTENTION.name, FINE_ATTENTION.name)
 
 
-def parse_form(text: str) -> ParityForm:
+def parse_parity_form(text: str) -> ParityForm:
     """Read ``--parity``.
 
     Raises:
@@ -73,7 +73,7 @@ def stage_graph(
         BundleError: the model cannot be exported so.
     """
     example = {"patches": _EXAMPLE_PATCHES, "dim": feature_dim}
-    reduced = reduce(model.eval(), precision)
+    reduced = with_precision(model.eval(), precision)
     captures = {} if captures is None else captures
     return trace(reduced, STAGE_INPUTS, STAGE_OUTPUTS[kind], example=example, captures=captures)
 
@@ -103,7 +103,7 @@ def patch_counts(landmarks: tuple[int, ...]) -> tuple[int, ...]:
 
 def stage_cases(
     landmarks: tuple[int, ...], feature_dim: int, *, every_count: bool = True, form: ParityForm = "default"
-) -> Iterator[Case]:
+) -> Iterator[ParityCase]:
     """Steps 1 to 3: clustered bags of many sizes, and one of every other kind.
 
     Args:
@@ -116,19 +116,21 @@ def stage_cases(
     middle = counts[len(counts) // 2] if landmarks else _MIDDLE_COUNT
     chosen = sorted({*counts, middle}) if every_count else (counts[0], middle, _LARGE_COUNT)
     for count in dict.fromkeys((*chosen, *(_LONG if form == "long" else ()))):
-        bag = sample_bag("clustered", count, feature_dim)
-        yield Case("clustered", {"patches": count}, {BAG.name: bag}, exact=count in (middle, _LARGE_COUNT))
-    for kind in BAG_SAMPLES:
+        bag = synthetic_bag("clustered", count, feature_dim)
+        yield ParityCase("clustered", {"patches": count}, {BAG.name: bag}, exact=count in (middle, _LARGE_COUNT))
+    for kind in BAG_KINDS:
         if kind != "clustered":
-            yield Case(kind, {"patches": middle}, {BAG.name: sample_bag(kind, middle, feature_dim)}, exact=False)
+            yield ParityCase(
+                kind, {"patches": middle}, {BAG.name: synthetic_bag(kind, middle, feature_dim)}, exact=False
+            )
 
 
 def stage_case_count(model: nn.Module, *, every_count: bool = True, form: ParityForm = "default") -> int:
-    """How many cases :func:`hold_stage` holds a model at."""
+    """How many cases :func:`check_stage_parity` holds a model at."""
     return sum(1 for _ in stage_cases(landmark_counts(model), 1, every_count=every_count, form=form))
 
 
-def hold_stage(
+def check_stage_parity(
     name: str,
     model: nn.Module,
     graph: Path,
@@ -155,14 +157,14 @@ def hold_stage(
         For each bag, as it is held, its rows: one for each tensor of each run.
     """
     outputs = STAGE_OUTPUTS[kind]
-    source = Source(
+    source = SourceModel(
         reference=torch_run(model, STAGE_INPUTS, outputs, dtype=torch.float64),
         float32=torch_run(model, STAGE_INPUTS, outputs, dtype=torch.float32),
     )
     return compare(
         name,
         stage_cases(landmark_counts(model), feature_dim, every_count=every_count, form=form),
-        graph=contender(graph, precision),
+        graph=open_under_test(graph, precision),
         source=source,
         tolerance=TOLERANCES[precision],
         shares=_SHARES,

@@ -13,10 +13,10 @@ from hagmil.phantom.classes import TUMOUR
 from hagmil.phantom.paint import Painter
 from hagmil.phantom.spec import PhantomSpec
 
-PatchSample = Literal["tissue", "noise", "white", "phantom"]
-BagSample = Literal["clustered", "normal", "constant", "large", "zeros"]
-PATCH_SAMPLES: tuple[PatchSample, ...] = get_args(PatchSample)
-BAG_SAMPLES: tuple[BagSample, ...] = get_args(BagSample)
+PatchKind = Literal["tissue", "noise", "white", "phantom"]
+BagKind = Literal["clustered", "normal", "constant", "large", "zeros"]
+PATCH_KINDS: tuple[PatchKind, ...] = get_args(PatchKind)
+BAG_KINDS: tuple[BagKind, ...] = get_args(BagKind)
 
 _STROMA = np.array([226.0, 160.0, 190.0])
 _NUCLEI = np.array([92.0, 60.0, 130.0])
@@ -30,7 +30,7 @@ _CLUSTERS = 12
 _LARGE = 10.0
 
 
-def sample_patches(kind: PatchSample, count: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
+def synthetic_patches(kind: PatchKind, count: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
     """Patches of one kind, the same for the same arguments.
 
     Args:
@@ -55,7 +55,7 @@ def sample_patches(kind: PatchSample, count: int, height: int, width: int, *, se
     return _tissue(rng, count, height, width)
 
 
-def sample_bag(kind: BagSample, patches: int, dim: int, *, seed: int = 0) -> NDArray[np.float32]:
+def synthetic_bag(kind: BagKind, patches: int, dim: int, *, seed: int = 0) -> NDArray[np.float32]:
     """A bag of one kind, the same for the same arguments.
 
     Args:
@@ -130,7 +130,7 @@ def _zeros(_: np.random.Generator, patches: int, dim: int) -> NDArray[np.float64
     return np.zeros((patches, dim))
 
 
-_BAGS: dict[BagSample, Callable[[np.random.Generator, int, int], NDArray[np.float64]]] = {
+_BAGS: dict[BagKind, Callable[[np.random.Generator, int, int], NDArray[np.float64]]] = {
     "clustered": _clustered,
     "normal": _normal,
     "constant": _constant,

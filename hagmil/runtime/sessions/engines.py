@@ -22,7 +22,7 @@ from hagmil._files import sha256_of, write_bytes, write_text
 from hagmil._tensorrt.builder import BuildRequest, build_engine
 from hagmil._tensorrt.cache import default_cache, timing_cache
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, device_capability, installed_flavours
-from hagmil._tensorrt.identity import DIGEST_LETTERS, engine_name, misfit
+from hagmil._tensorrt.identity import DIGEST_LETTERS, engine_mismatch, engine_name
 from hagmil._tensorrt.profiles import bundle_profiles
 from hagmil.bundle import Bundle, EngineEntry, FileEntry, Precision, Profile
 from hagmil.errors import EnvironmentLacks
@@ -106,7 +106,7 @@ def engine_fitness(bundle: Bundle) -> tuple[Fitness, ...]:
     return tuple(
         Fitness(
             entry,
-            misfit(entry, flavours[entry.flavour], capability, bundle.manifest.files[entry.graph].sha256)
+            engine_mismatch(entry, flavours[entry.flavour], capability, bundle.manifest.files[entry.graph].sha256)
             if entry.flavour in flavours
             else f'it is of {entry.flavour}, which is not installed; run: pip install "hagmil[{entry.flavour}]"',
         )
@@ -188,7 +188,7 @@ def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> Choice
     for graph in _graphs(bundle):
         onnx_sha256 = bundle.manifest.files[graph].sha256
         candidates = [entry for entry in bundle.manifest.engines if entry.graph == graph]
-        problems = [misfit(entry, flavour, capability, onnx_sha256) for entry in candidates]
+        problems = [engine_mismatch(entry, flavour, capability, onnx_sha256) for entry in candidates]
         fits = [entry for entry, problem in zip(candidates, problems, strict=True) if problem is None]
         if fits:
             entries[graph] = fits[-1]  # the one that was added last
@@ -269,7 +269,9 @@ def _cached(
         except ValidationError:
             continue
         engine = cache / known.entry.file
-        fits = misfit(known.entry, flavour, capability, onnx_sha256) is None and known.entry.profiles == profiles
+        fits = (
+            engine_mismatch(known.entry, flavour, capability, onnx_sha256) is None and known.entry.profiles == profiles
+        )
         if fits and engine.is_file() and sha256_of(engine) == known.file.sha256:
             return known.entry
     return None

@@ -16,16 +16,16 @@ from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, open_backbone
 from hagmil.errors import BundleError, ParityError, UsageError
 from hagmil.export.backbones import export_backbone as backbones
 from hagmil.export.backbones.encoder import PatchEncoder
-from hagmil.export.backbones.export_backbone import export_backbone, find_backbone, one_by_one
+from hagmil.export.backbones.export_backbone import export_backbone, find_backbone, run_one_by_one
 from hagmil.export.parity.compare import PARITY_NAME, Arrays, ParityReport
-from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.export.tracing import OPSET, trace
 from hagmil.runtime.sessions import open_session
 
 
 def _largest_difference(folder: Path, name: str, shape: tuple[int, int, int]) -> float:
     """Between torch and ONNX Runtime, relative to the largest feature, on a batch of (batch, height, width)."""
-    patches = sample_patches("tissue", *shape, seed=11)
+    patches = synthetic_patches("tissue", *shape, seed=11)
     backbone = find_backbone(name, "random")
     module = PatchEncoder(backbone.encoder, backbone.mean, backbone.std).eval()
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_resnet50_trunc_in_onnx_runtime_is_resnet50_trunc_in_torch(tmp_path: Pat
 
 def test_normalisation_is_that_of_mean_and_deviation(backbone_dir: Path) -> None:
     backbone = find_backbone("tiny", "random")
-    patches = sample_patches("noise", 2, 64, 64)
+    patches = synthetic_patches("noise", 2, 64, 64)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
     images = ((torch.from_numpy(patches) / 255 - mean) / std).permute(0, 3, 1, 2)
     with torch.inference_mode():
@@ -173,6 +173,6 @@ def test_patches_of_a_batch_are_run_one_by_one() -> None:
         patches = arrays["patches"]
         return {"features": np.full((len(patches), 1), len(patches))}
 
-    alone = one_by_one(counting)({"patches": np.zeros((3, 8, 8, 3), np.uint8)})
+    alone = run_one_by_one(counting)({"patches": np.zeros((3, 8, 8, 3), np.uint8)})
 
     assert alone["features"].tolist() == [[1], [1], [1]]

@@ -12,7 +12,7 @@ from hagmil.bundle import BACKBONE_ONNX_NAME
 from hagmil.errors import BundleError, ParityError, UsageError
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.backbones.onnx_encoder import load_onnx_encoder
-from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.runtime.sessions import open_session
 from tests.export.onnx_encoders import DIM, write_encoder
 
@@ -30,7 +30,7 @@ def test_an_encoder_of_floats_gets_pixels_in_front(tmp_path: Path, dtype: str, t
     assert card.name == "onnx:encoder"
     assert (card.features, card.patch_px, card.mean, card.opset) == (DIM, None, MEAN, 18)
     for shape in ((1, 64, 64), (2, 40, 72), (7, 96, 80)):
-        patches = sample_patches("tissue", *shape, seed=2)
+        patches = synthetic_patches("tissue", *shape, seed=2)
         images = ((patches / 255 - MEAN) / STD).transpose(0, 3, 1, 2).astype(dtype)
         embedding = open_session(source).run({"image": images})["embedding"]
         expected = embedding.reshape(shape[0], DIM).astype(np.float32)
@@ -50,7 +50,7 @@ def test_an_encoder_of_pixels_is_taken_as_it_is(tmp_path: Path) -> None:
 
     card = export_backbone(str(source), None, tmp_path / "out")
 
-    patches = sample_patches("noise", 3, 48, 48)
+    patches = synthetic_patches("noise", 3, 48, 48)
     features = open_session(tmp_path / "out" / BACKBONE_ONNX_NAME).run({"patches": patches})["features"]
     assert card.mean is None
     np.testing.assert_array_equal(features, open_session(source).run({"image": patches})["embedding"])

@@ -16,7 +16,7 @@ from hagmil.export.backbones import timm_models
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.export_backbone import export_backbone, find_backbone
 from hagmil.export.backbones.timm_models import timm_backbone
-from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.runtime.sessions import open_session
 
 CNN = "test_efficientnet"
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("real_timm")
 
 
 def _features(folder: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    patches = sample_patches("tissue", *shape, seed=5)
+    patches = synthetic_patches("tissue", *shape, seed=5)
     return patches, open_session(folder / BACKBONE_ONNX_NAME).run({"patches": patches})["features"]
 
 

@@ -8,7 +8,7 @@ import torch
 from hagmil.export.backbones import tiny as tiny_module
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.export_backbone import find_backbone
-from hagmil.export.parity.synthetic_inputs import sample_patches
+from hagmil.export.parity.synthetic_inputs import synthetic_patches
 
 
 def test_the_shipped_weights_are_small_and_are_taken_where_none_are_named() -> None:
@@ -31,7 +31,7 @@ def test_features_of_glass_and_of_tissue_lie_apart() -> None:
     encoder = PatchEncoder(backbone.encoder, backbone.mean, backbone.std).eval()
     with torch.inference_mode():
         glass, tissue = (
-            encoder(torch.from_numpy(sample_patches(kind, 4, 64, 64, seed=3))).features.numpy()
+            encoder(torch.from_numpy(synthetic_patches(kind, 4, 64, 64, seed=3))).features.numpy()
             for kind in ("white", "tissue")
         )
 

@@ -16,9 +16,9 @@ from onnx import numpy_helper
 from hagmil.errors import BundleError, ParityError, UsageError
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.backbones.onnx_encoder import load_onnx_encoder
-from hagmil.export.int8.backbone import PatchRequest, feature_agreement, measure_throughput, quantise_backbone
+from hagmil.export.int8.backbone import PatchRequirements, feature_agreement, measure_throughput, quantise_backbone
 from hagmil.export.int8.quantize import write_quantised
-from hagmil.export.parity.synthetic_inputs import PatchSample, sample_patches
+from hagmil.export.parity.synthetic_inputs import PatchKind, synthetic_patches
 from hagmil.export.passes.check_contract import check_contract
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS
@@ -26,25 +26,25 @@ from hagmil.tissue_parameters import TissueParameters
 from tests.export.graphs import example_graph
 
 PATCH_PX = 64
-WANTED = PatchRequest((("fine", 0.5),), PATCH_PX, TissueParameters())
+WANTED = PatchRequirements((("fine", 0.5),), PATCH_PX, TissueParameters())
 
 
 @dataclass(frozen=True)
 class Patches:
     """Patches of one kind to calibrate on, of another to compare."""
 
-    calibrated: PatchSample = "phantom"
-    compared: PatchSample = "phantom"
+    calibrated: PatchKind = "phantom"
+    compared: PatchKind = "phantom"
     count: int = 20
     what: str = "two slides"
 
-    def calibration(self, wanted: PatchRequest) -> Iterator[NDArray[np.uint8]]:
-        patches = sample_patches(self.calibrated, 24, wanted.patch_px, wanted.patch_px, seed=1)
+    def calibration(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
+        patches = synthetic_patches(self.calibrated, 24, wanted.patch_px, wanted.patch_px, seed=1)
         return (patches[start : start + 8] for start in range(0, 24, 8))
 
-    def held_out(self, wanted: PatchRequest) -> Iterator[NDArray[np.uint8]]:
+    def held_out(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
         if self.count:
-            yield sample_patches(self.compared, self.count, wanted.patch_px, wanted.patch_px, seed=2)
+            yield synthetic_patches(self.compared, self.count, wanted.patch_px, wanted.patch_px, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_same_patches_give_the_same_bytes(tiny: Path, tmp_path: Path) -> Non
 
 def test_only_the_products_of_a_transformer_are_quantised(tmp_path: Path) -> None:
     onnx.save(example_graph("ViT, small", "fp32"), tmp_path / "vit.onnx")
-    patches = sample_patches("phantom", 8, 32, 32)
+    patches = synthetic_patches("phantom", 8, 32, 32)
     write_quantised(tmp_path / "vit.onnx", tmp_path / "int8.onnx", iter([patches]))
 
     exact, given = (open_session(tmp_path / name).run({"patches": patches}) for name in ("vit.onnx", "int8.onnx"))

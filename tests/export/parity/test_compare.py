@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from hagmil.errors import ParityError
 from hagmil.export.parity.compare import (
     TOLERANCES,
-    Case,
-    Contender,
+    GraphUnderTest,
+    ParityCase,
     ParityReport,
     ParityRow,
     Run,
-    Source,
+    SourceModel,
     Tolerance,
     compare,
-    enforce,
+    enforce_parity,
     worst_by_tensor,
 )
 
@@ -35,13 +35,13 @@ def _gives(**tensors: object) -> Run:
 
 
 def _row(wanted: object, given: object, own: object | None = None, tolerance: Tolerance = STATED) -> ParityRow:
-    case = Case("clustered", {"patches": 5}, {})
+    case = ParityCase("clustered", {"patches": 5}, {})
     source = None if own is None else _gives(logits=own)
     held = compare(
         "coarse",
         [case],
-        graph=Contender(_gives(logits=given)),
-        source=Source(_gives(logits=wanted), source),
+        graph=GraphUnderTest(_gives(logits=given)),
+        source=SourceModel(_gives(logits=wanted), source),
         tolerance=tolerance,
     )
     ((row,),) = held
@@ -94,7 +94,7 @@ def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
     rows = [_row([1.0], [1.1]), _row([1.0], [1.5]), _row([1.0], [1.0])]
 
     with pytest.raises(ParityError) as caught:
-        enforce(rows)
+        enforce_parity(rows)
 
     assert caught.value.message.startswith(
         "coarse: logits is off by 0.5 at patches 5 (clustered input), 0.0011 allowed"
@@ -105,12 +105,12 @@ def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
 
 def test_a_value_that_is_not_finite_is_worse_than_any_error() -> None:
     with pytest.raises(ParityError, match="is not finite or of another shape"):
-        enforce([_row([1.0], [99.0]), _row([1.0], [np.nan])])
+        enforce_parity([_row([1.0], [99.0]), _row([1.0], [np.nan])])
 
 
 def test_nothing_is_said_where_all_passes() -> None:
-    enforce([_row([1.0], [1.0])])
-    enforce([])
+    enforce_parity([_row([1.0], [1.0])])
+    enforce_parity([])
 
 
 def test_a_report_survives_its_file() -> None:
@@ -122,10 +122,10 @@ def test_a_report_survives_its_file() -> None:
 
 
 def _held(given: object, own: object, wanted: object, *, exact: bool, rounded: object | None = None) -> list[ParityRow]:
-    contender = Contender(_gives(logits=given), None if rounded is None else _gives(logits=rounded))
-    source = Source(_gives(logits=wanted), _gives(logits=own))
-    case = Case("clustered", {"patches": 5}, {}, exact=exact)
-    return [row for rows in compare("fine", [case], graph=contender, source=source, tolerance=STATED) for row in rows]
+    graph = GraphUnderTest(_gives(logits=given), None if rounded is None else _gives(logits=rounded))
+    source = SourceModel(_gives(logits=wanted), _gives(logits=own))
+    case = ParityCase("clustered", {"patches": 5}, {}, exact=exact)
+    return [row for rows in compare("fine", [case], graph=graph, source=source, tolerance=STATED) for row in rows]
 
 
 def test_float32_is_reference_enough_where_the_graph_is_near_it() -> None:
@@ -159,9 +159,9 @@ def test_a_rounded_graph_is_what_counts_and_as_it_is_only_where_float64_is_insis
 
 
 def test_shares_are_held_to_a_tolerance_of_their_size() -> None:
-    case = Case("clustered", {"patches": 10_000}, {})
-    source = Source(_gives(fine_attention=[[1e-4]]), None)
-    graph = Contender(_gives(fine_attention=[[0.0]]))
+    case = ParityCase("clustered", {"patches": 10_000}, {})
+    source = SourceModel(_gives(fine_attention=[[1e-4]]), None)
+    graph = GraphUnderTest(_gives(fine_attention=[[0.0]]))
     for shares, passed in (((), True), (("fine_attention",), False)):
         held = compare("fine", [case], graph=graph, source=source, tolerance=STATED, shares=shares)
         assert [row.passed for rows in held for row in rows] == [passed]
@@ -175,4 +175,4 @@ def test_the_comparison_nearest_to_its_tolerance_stands_for_a_tensor() -> None:
 
 def test_an_error_of_a_rounded_graph_says_so() -> None:
     with pytest.raises(ParityError, match="clustered input, every operation rounded"):
-        enforce(_held([1.0], [1.0], [1.0], exact=True, rounded=[2.0]))
+        enforce_parity(_held([1.0], [1.0], [1.0], exact=True, rounded=[2.0]))

@@ -6,23 +6,29 @@ import numpy as np
 import pytest
 
 from hagmil.errors import ParityError
-from hagmil.export.parity.slide_parity import SlideRun, StageRun, compare_slides, enforce_slides, rank_correlation
+from hagmil.export.parity.slide_parity import (
+    SlideRecord,
+    StageRecord,
+    compare_slides,
+    enforce_slide_parity,
+    rank_correlation,
+)
 
 
-def _stage(scores: list[float], kept: int, *, places: list[int] | None = None, name: str = "coarse") -> StageRun:
+def _stage(scores: list[float], kept: int, *, places: list[int] | None = None, name: str = "coarse") -> StageRecord:
     attention = np.array(scores, np.float32)
     at = np.array(places if places is not None else range(len(scores)), np.int64)
     order = np.argsort(-attention, kind="stable")[:kept]
-    return StageRun(name, np.stack([at, at * 0], axis=1), attention, order.astype(np.int64))
+    return StageRecord(name, np.stack([at, at * 0], axis=1), attention, order.astype(np.int64))
 
 
-def _slide(probability: float, *stages: StageRun, slide_id: str = "one") -> SlideRun:
+def _slide(probability: float, *stages: StageRecord, slide_id: str = "one") -> SlideRecord:
     prediction = "tumour" if probability > 0.5 else "normal"
-    return SlideRun(slide_id, prediction, {"normal": 1 - probability, "tumour": probability}, None, stages)
+    return SlideRecord(slide_id, prediction, {"normal": 1 - probability, "tumour": probability}, None, stages)
 
 
-def _failed(code: str) -> SlideRun:
-    return SlideRun("bad", None, {}, code, ())
+def _failed(code: str) -> SlideRecord:
+    return SlideRecord("bad", None, {}, code, ())
 
 
 def test_equal_runs_agree_in_everything() -> None:
@@ -34,7 +40,7 @@ def test_equal_runs_agree_in_everything() -> None:
     (stage,) = parity.stages
     assert (stage.kept, stage.chosen_on, stage.kept_alike, stage.least_alike, stage.read_alike) == (2, 1, 1, 1, 1)
     assert stage.least_correlation == pytest.approx(1.0)
-    enforce_slides(parity)
+    enforce_slide_parity(parity)
 
 
 def test_kept_patches_are_compared_by_place_and_not_by_row() -> None:
@@ -53,7 +59,7 @@ def test_a_stage_that_keeps_others_is_refused_by_its_name() -> None:
 
     assert (parity.stages[0].kept_alike, parity.stages[0].least_alike) == (0.75, 0.5)
     with pytest.raises(ParityError, match=r"stage coarse keeps other patches .* 75\.00% of 4 agree, 99% must"):
-        enforce_slides(parity)
+        enforce_slide_parity(parity)
 
 
 def test_patches_that_were_not_read_are_told_and_not_ranked() -> None:
@@ -64,7 +70,7 @@ def test_patches_that_were_not_read_are_told_and_not_ranked() -> None:
     assert parity.stages[0].kept_alike is None
     assert parity.stages[0].read_alike == pytest.approx(2 / 3)
     assert parity.stages[0].least_correlation == pytest.approx(1.0)
-    enforce_slides(parity)
+    enforce_slide_parity(parity)
 
 
 def test_another_verdict_is_refused_with_the_slide_and_the_change() -> None:
@@ -75,7 +81,7 @@ def test_another_verdict_is_refused_with_the_slide_and_the_change() -> None:
     assert parity.different == ("a",)
     assert parity.largest_change == pytest.approx(0.2)
     with pytest.raises(ParityError, match=r"1 of 2 slides end otherwise .*\(a\); probabilities change by up to 0\.2"):
-        enforce_slides(parity)
+        enforce_slide_parity(parity)
 
 
 def test_a_slide_that_fails_only_with_the_graphs_is_another_verdict() -> None:

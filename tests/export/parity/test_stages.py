@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from hagmil.bundle import Precision
 from hagmil.errors import BundleError, ParityError
 from hagmil.export.graph import opset_of, save
-from hagmil.export.parity.compare import enforce
+from hagmil.export.parity.compare import enforce_parity
 from hagmil.export.parity.stages import (
-    hold_stage,
+    check_stage_parity,
     landmark_counts,
     patch_counts,
     stage_case_count,
@@ -25,7 +25,7 @@ from hagmil.export.parity.stages import (
     stage_graph,
     structure_sha256,
 )
-from hagmil.export.parity.synthetic_inputs import BAG_SAMPLES
+from hagmil.export.parity.synthetic_inputs import BAG_KINDS
 from hagmil.export.tracing import OPSET
 from hagmil.runtime.sessions import open_session
 from hagmil.trainer.models.hmil import HierarchicalMil
@@ -80,15 +80,15 @@ def test_the_graph_is_one_file_of_the_opset_with_patches_by_name(graph: Path) ->
 
 
 def test_every_count_is_held_and_every_tensor_passes(model: IntegratedAttentionTransformer, graph: Path) -> None:
-    rows = [row for case in hold_stage("fine", model, graph, DIM, "hag-mil") for row in case]
+    rows = [row for case in check_stage_parity("fine", model, graph, DIM, "hag-mil") for row in case]
 
     assert {row.lengths["patches"] for row in rows} == set(patch_counts(LANDMARKS))
     assert {row.tensor for row in rows} == {"logits", "attention"}
-    assert {row.sample for row in rows} == set(BAG_SAMPLES)
+    assert {row.sample for row in rows} == set(BAG_KINDS)
     assert len(rows) == 2 * stage_case_count(model)
     assert {row.lengths["patches"] for row in rows if row.reference == "float64"} >= {15, 3000}
     assert all((row.source_error is not None) == (row.reference == "float64") for row in rows)
-    enforce(rows)
+    enforce_parity(rows)
 
 
 def test_a_graph_of_known_nodes_is_held_at_three_counts_and_the_long_form_at_two_more(
@@ -101,7 +101,7 @@ def test_a_graph_of_known_nodes_is_held_at_three_counts_and_the_long_form_at_two
     assert counts(every_count=False) == [1, 15, 3000]
     assert counts() == list(patch_counts(LANDMARKS))
     assert counts(form="long") == [*patch_counts(LANDMARKS), 10_000, 40_000]
-    assert stage_case_count(model, every_count=False) == 3 + len(BAG_SAMPLES) - 1
+    assert stage_case_count(model, every_count=False) == 3 + len(BAG_KINDS) - 1
 
 
 def test_graphs_of_other_weights_have_the_same_nodes_and_of_other_sizes_do_not(
@@ -122,12 +122,16 @@ def test_half_precision_is_held_with_every_operation_rounded(
 ) -> None:
     save(stage_graph(model, DIM, "hag-mil", "fp16"), tmp_path / "half.onnx")
 
-    rows = [row for case in hold_stage("fine", model, tmp_path / "half.onnx", DIM, "hag-mil", "fp16") for row in case]
+    rows = [
+        row
+        for case in check_stage_parity("fine", model, tmp_path / "half.onnx", DIM, "hag-mil", "fp16")
+        for row in case
+    ]
 
     assert {row.lengths["patches"] for row in rows if row.rounded} == set(patch_counts(LANDMARKS))
     assert {row.lengths["patches"] for row in rows if not row.rounded} == {15, 3000}
     assert max(row.error or 0 for row in rows if row.rounded) > 1e-5  # half precision is not float32
-    enforce(rows)
+    enforce_parity(rows)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -136,15 +140,17 @@ def test_hmil_is_held_too_and_its_attention_by_its_size(precision: Precision, tm
     hmil = HierarchicalMil(DIM, 2, 3).eval()
     save(stage_graph(hmil, DIM, "hmil", precision), tmp_path / "hmil.onnx")
 
-    rows = [row for case in hold_stage("all", hmil, tmp_path / "hmil.onnx", DIM, "hmil", precision) for row in case]
+    rows = [
+        row for case in check_stage_parity("all", hmil, tmp_path / "hmil.onnx", DIM, "hmil", precision) for row in case
+    ]
 
-    enforce(rows)
+    enforce_parity(rows)
     attention = next(row for row in rows if row.tensor == "fine_attention" and row.lengths["patches"] == 3000)
     assert attention.allowed < attention.largest
 
 
 def test_holding_leaves_the_model_as_it_was(model: IntegratedAttentionTransformer, graph: Path) -> None:
-    next(iter(hold_stage("fine", model, graph, DIM, "hag-mil")))
+    next(iter(check_stage_parity("fine", model, graph, DIM, "hag-mil")))
 
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
@@ -158,7 +164,9 @@ def test_a_scaled_weight_is_caught(
     save(wrong, tmp_path / "wrong.onnx")
 
     with pytest.raises(ParityError, match=r"fine: (logits|attention) is off by .* at patches \d+"):
-        enforce([row for case in hold_stage("fine", model, tmp_path / "wrong.onnx", DIM, "hag-mil") for row in case])
+        enforce_parity(
+            [row for case in check_stage_parity("fine", model, tmp_path / "wrong.onnx", DIM, "hag-mil") for row in case]
+        )
 
 
 def _scale(graph: onnx.ModelProto, model: nn.Module, weight: str) -> None:
