@@ -31,7 +31,7 @@ from hagmil._files import atomic_path
 from hagmil._version import __version__
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.tiny import MEAN, PATCH_PX, SHIPPED, STD, TinyEncoder, randomise
-from hagmil.phantom import MASK_STEP_PX, PHANTOM_CLASSES, CohortSlide, write_cohort
+from hagmil.phantom import MASK_STEP_PX, PHANTOM_CLASSES, PhantomSlide, write_cohort
 from hagmil.runtime.slides.slide import open_slide
 
 SPACINGS_UM = (2.0, 1.0, 0.5)
@@ -91,9 +91,9 @@ def main() -> None:
     print(f"wrote {options.out}, {options.out.stat().st_size / 1024:.0f} KiB")
 
 
-def make_phantoms(folder: Path, seed: int) -> list[CohortSlide]:
+def make_phantoms(folder: Path, seed: int) -> list[PhantomSlide]:
     """Step 1: both cohorts, their slides mixed."""
-    slides: list[CohortSlide] = []
+    slides: list[PhantomSlide] = []
     for number, classes in enumerate(PHANTOM_CLASSES):
         slides += write_cohort(
             folder / classes, SLIDES_PER_COHORT, SLIDE_PX, 1000 * seed + number, SLIDE_SPACING_UM, classes
@@ -102,7 +102,7 @@ def make_phantoms(folder: Path, seed: int) -> list[CohortSlide]:
     return slides
 
 
-def cut(slide: CohortSlide, rng: np.random.Generator) -> Patches:
+def cut(slide: PhantomSlide, rng: np.random.Generator) -> Patches:
     """Step 2 for one slide: random places, and where there are lesions, half of them on lesions."""
     pixels: list[NDArray[np.uint8]] = []
     shares: list[NDArray[np.float32]] = []

@@ -8,7 +8,7 @@ files, cohort    slides, masks and labels on disk
 """
 
 from hagmil.phantom.classes import PHANTOM_CLASSES, PHANTOM_HIERARCHY
-from hagmil.phantom.cohort import CohortSlide, write_cohort
+from hagmil.phantom.cohort import PhantomSlide, write_cohort
 from hagmil.phantom.files import MASK_STEP_PX, write_phantom
 from hagmil.phantom.spec import PhantomSpec, PhantomTruth
 
@@ -16,7 +16,7 @@ __all__ = [
     "MASK_STEP_PX",
     "PHANTOM_CLASSES",
     "PHANTOM_HIERARCHY",
-    "CohortSlide",
+    "PhantomSlide",
     "PhantomSpec",
     "PhantomTruth",
     "write_cohort",

@@ -73,7 +73,7 @@ class Anatomy:
     pen_marked: bool
 
 
-def lay_out(spec: PhantomSpec, rng: np.random.Generator) -> Anatomy:
+def make_anatomy(spec: PhantomSpec, rng: np.random.Generator) -> Anatomy:
     """Lay out a phantom (steps 1 to 5 above).
 
     Args:

@@ -29,7 +29,7 @@ TWO_SLIDE_CASES: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class CohortSlide:
+class PhantomSlide:
     """One slide of a cohort.
 
     Args:
@@ -57,7 +57,7 @@ def write_cohort(
     spacing_um: float = 0.5,
     classes: str = "binary",
     progress: Callable[[int, int, str], None] | None = None,
-) -> list[CohortSlide]:
+) -> list[PhantomSlide]:
     """Write a cohort of phantoms with evenly many slides of each class.
 
     Writes ``slides/<slide_id>.tif``, ``masks/<slide_id>_mask.tif`` and, last, ``labels.csv`` with the columns
@@ -114,15 +114,15 @@ def _plan(slides: int, labels: tuple[str, ...], rng: np.random.Generator) -> lis
     return [(f"case_{numbers[case]:03d}", label) for case, label in shuffled]
 
 
-def _write_slide(out_dir: Path, slide_id: str, case_id: str, spec: PhantomSpec) -> CohortSlide:
+def _write_slide(out_dir: Path, slide_id: str, case_id: str, spec: PhantomSpec) -> PhantomSlide:
     """Step 4 for one slide."""
     slide_path = out_dir / "slides" / f"{slide_id}.tif"
     mask_path = out_dir / "masks" / f"{slide_id}_mask.tif"
     truth = write_phantom(spec, slide_path, mask_path)
-    return CohortSlide(slide_id, case_id, spec.label, slide_path, mask_path, truth)
+    return PhantomSlide(slide_id, case_id, spec.label, slide_path, mask_path, truth)
 
 
-def _labels_csv(slides: list[CohortSlide]) -> str:
+def _labels_csv(slides: list[PhantomSlide]) -> str:
     """The label table's text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.phantom.anatomy import GLANDS, LESION, PEN, Anatomy, lay_out
+from hagmil.phantom.anatomy import GLANDS, LESION, PEN, Anatomy, make_anatomy
 from hagmil.phantom.classes import CROWDED_GLANDS, LESION_CELLS, NORMAL, TUMOUR
 from hagmil.phantom.glands import RingKind, find_rings, paint_rings, stamp_walls
 from hagmil.phantom.ground import Plane, paint_ground
@@ -46,7 +46,7 @@ class Painter:
     def __init__(self, spec: PhantomSpec) -> None:
         rng = np.random.default_rng(np.random.SeedSequence(spec.seed))  # step 1
         self.spec = spec
-        self.anatomy: Anatomy = lay_out(spec, rng)
+        self.anatomy: Anatomy = make_anatomy(spec, rng)
         self._scene = _scene(spec, self.anatomy, rng)
         self._table = colour_table(rng)
         self._pen = pen_colour(rng)

@@ -78,12 +78,12 @@ def _package(name: str, purpose: str, remedy: str, needed: bool) -> Finding:
 
 def _tile_kernel() -> Finding:
     try:
-        from hagmil.runtime.tiles.kernel import REMEDY, kernel_name, why_plain
+        from hagmil.runtime.tiles.kernel import REMEDY, kernel_name, why_not_compiled
     except ImportError as error:  # simplejpeg or NumPy, which inference needs
         return Finding("tile kernel", "missing", f"{error}; reads JPEG tiles: pip install simplejpeg")
-    if why_plain is None:
+    if why_not_compiled is None:
         return Finding("tile kernel", "ok", f"{kernel_name()} (reads JPEG tiles)")
-    return Finding("tile kernel", "optional", f"{why_plain}; tiles are read more slowly: {REMEDY}")
+    return Finding("tile kernel", "optional", f"{why_not_compiled}; tiles are read more slowly: {REMEDY}")
 
 
 def _onnxruntime() -> tuple[Finding, ...]:

@@ -24,7 +24,7 @@ from hagmil.bundle import RESEARCH_USE_ONLY
 from hagmil.errors import SlideFailed, UsageError
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import export_bundle
-from hagmil.phantom import MASK_STEP_PX, CohortSlide, write_cohort
+from hagmil.phantom import MASK_STEP_PX, PhantomSlide, write_cohort
 from hagmil.runtime.extract import ExtractOptions, Extractor, ExtractOutcome, extract_many, parse_stages
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inputs import slide_requests
@@ -99,7 +99,7 @@ class DemoReport:
         out: where results are.
     """
 
-    truths: tuple[CohortSlide, ...]
+    truths: tuple[PhantomSlide, ...]
     results: tuple[Result, ...]
     auc: float
     lesion_ratio: float
@@ -151,7 +151,7 @@ def _start_over(out: Path) -> None:
     write_text(mark, "Made by hagmil demo, and removed by the next one.\n")
 
 
-def lesion_ratio(slides: Sequence[CohortSlide], results: Path) -> float:
+def lesion_ratio(slides: Sequence[PhantomSlide], results: Path) -> float:
     """How many times more often patches of the finest stage lie in a lesion than tissue does on average.
 
     A patch lies in a lesion where its centre does. Both rates are means over the phantoms that have lesions.
@@ -165,7 +165,7 @@ def lesion_ratio(slides: Sequence[CohortSlide], results: Path) -> float:
     return float(np.mean(read) / np.mean([slide.truth.lesion_share for slide in diseased]))
 
 
-def _share_in_lesion(slide: CohortSlide, attention: Path) -> float:
+def _share_in_lesion(slide: PhantomSlide, attention: Path) -> float:
     with h5py.File(attention) as file:
         finest = min(file.values(), key=lambda group: group.attrs["spacing_um"])
         centres = finest["coords"][...] + int(finest.attrs["patch_size_level0"]) // 2
@@ -174,7 +174,7 @@ def _share_in_lesion(slide: CohortSlide, attention: Path) -> float:
     return float((mask[row, column] > 0).mean())
 
 
-def _cohort(folder: Path, words: str, slides: int, size: DemoSize, seed: int, progress: Progress) -> list[CohortSlide]:
+def _cohort(folder: Path, words: str, slides: int, size: DemoSize, seed: int, progress: Progress) -> list[PhantomSlide]:
     """Step 1."""
     return write_cohort(
         folder,
@@ -185,7 +185,7 @@ def _cohort(folder: Path, words: str, slides: int, size: DemoSize, seed: int, pr
     )
 
 
-def _extract(cohort: Sequence[CohortSlide], backbone: Path, out: Path, progress: Progress) -> None:
+def _extract(cohort: Sequence[PhantomSlide], backbone: Path, out: Path, progress: Progress) -> None:
     """Step 2."""
     options = ExtractOptions(stages=parse_stages(STAGES), patch_px=PATCH_PX, overwrite=True)
     extractor = Extractor.open(backbone, options)
@@ -240,7 +240,7 @@ def _train_and_export(out: Path, backbone: Path, seed: int, progress: Progress) 
     return out / "bundle"
 
 
-def _infer(unseen: Sequence[CohortSlide], bundle: Path, out: Path, progress: Progress) -> tuple[Result, ...]:
+def _infer(unseen: Sequence[PhantomSlide], bundle: Path, out: Path, progress: Progress) -> tuple[Result, ...]:
     """Step 5."""
     requests = slide_requests([str(slide.slide_path) for slide in unseen])
     count = _each_must_be_ok("inference", len(requests), progress)

@@ -25,7 +25,7 @@ from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.reader import Footprint, PatchReader, SlidePatchReader, footprint, read_patch
 from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.tiles.cache import TileCache
-from hagmil.runtime.tiles.kernel import MOST_REDUCED
+from hagmil.runtime.tiles.kernel import MAX_REDUCTION
 from hagmil.runtime.tiles.protocol import EncodedTiles
 
 CACHE_BYTES = 64 << 20
@@ -130,11 +130,11 @@ class TilePatchReader:
         if self.tile_by_tile(corners):
             shrink = self._footprint.shrink
             needs = self._tiles.start(corners, out, shrink=shrink)
-            self._fill(corners, out, needs, shrink=shrink, past_cache=True)  # steps 2 and 4
+            self._fill(corners, out, needs, shrink=shrink, bypass_cache=True)  # steps 2 and 4
             return
         for row, (x, y) in enumerate(coords.tolist()):
             out[row] = read_patch(self, self._geometry, x, y)  # step 3
-            self._cache.use_up(self._not_over)
+            self._cache.finish_uses(self._not_over)
 
     def tile_by_tile(self, corners: NDArray[np.int64]) -> bool:
         """Whether what tiles give to patches can be made of each tile alone: no square lies in two (step 2).
@@ -143,7 +143,7 @@ class TilePatchReader:
             corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
         """
         shrink = self._footprint.shrink
-        if self._footprint.resized or shrink > MOST_REDUCED:
+        if self._footprint.resized or shrink > MAX_REDUCTION:
             return False
         return not (self._tiles.tile_width % shrink or self._tiles.tile_height % shrink or (corners % shrink).any())
 
@@ -160,7 +160,7 @@ class TilePatchReader:
         rows_over = self._tiles.down if y + height >= self._tiles.height else (y + height) // self._tiles.tile_height
         needs = {tile: int(tile // self._tiles.across < rows_over) for tile in touched}
         self._not_over = [tile for tile, over in needs.items() if not over]
-        self._fill(corners, patches, needs, shrink=1, past_cache=False)
+        self._fill(corners, patches, needs, shrink=1, bypass_cache=False)
         return region
 
     def close(self) -> None:
@@ -173,15 +173,15 @@ class TilePatchReader:
         needs: dict[int, int],
         *,
         shrink: int,
-        past_cache: bool,
+        bypass_cache: bool,
     ) -> None:
         """Fill patches from the tiles that they need."""
         tiles, cache = self._tiles, self._cache
         while needs:
-            loan = cache.borrow(needs)
+            acquired = cache.acquire(needs)
             try:
-                tiles.read(loan, corners, patches, self._scratch, shrink=shrink, past_cache=past_cache)
+                tiles.read(acquired, corners, patches, self._scratch, shrink=shrink, bypass_cache=bypass_cache)
             except BaseException:
-                cache.abandon(loan)
+                cache.release_undecoded(acquired)
                 raise
-            cache.give_back(loan, needs)
+            cache.release(acquired, needs)

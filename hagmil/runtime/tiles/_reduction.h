@@ -11,7 +11,7 @@
 
 #include "_tile_types.h"
 
-#define MOST_REDUCED 256 /* above, sums do not fit into 16 and 32 bits */
+#define MAX_REDUCTION 256 /* above, sums do not fit into 16 and 32 bits */
 
 typedef struct {
     const unsigned char *pixels; /* height * factor rows of width * factor pixels */

@@ -102,7 +102,7 @@ static int take_patches(Work *work, const Py_buffer *corners, const Py_buffer *p
     work->patch_count = patches->shape[0];
     work->patch_height = patches->shape[1], work->patch_width = patches->shape[2];
     return corners->len == 16 * work->patch_count && work->patch_height > 0 && work->patch_width > 0 &&
-           work->shrink >= 1 && work->shrink <= MOST_REDUCED;
+           work->shrink >= 1 && work->shrink <= MAX_REDUCTION;
 }
 
 /* Whether no square of `shrink` x `shrink` pixels lies in two tiles. */
@@ -140,7 +140,7 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
     }
     if (!PyArg_ParseTuple(arguments, "iy*y*y*(nn)(nn)O!O!ny*nOw*p:read_tiles", &work.descriptor, &head, &offsets,
                           &sizes, &width, &height, &tile_width, &tile_height, &PyList_Type, &indices, &PyList_Type,
-                          &memories, &decoded, &corners, &shrink, &out, &scratch, &work.past_cache))
+                          &memories, &decoded, &corners, &shrink, &out, &scratch, &work.bypass_cache))
         return NULL;
     if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         goto end;
@@ -289,7 +289,7 @@ static PyObject *reduce_pixels(PyObject *module, PyObject *arguments)
         return NULL;
     if (PyObject_GetBuffer(to, &means, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         goto end;
-    if (factor < 1 || factor > MOST_REDUCED || pixels.ndim != 3 || means.ndim != 3 || pixels.itemsize != 1 ||
+    if (factor < 1 || factor > MAX_REDUCTION || pixels.ndim != 3 || means.ndim != 3 || pixels.itemsize != 1 ||
         means.itemsize != 1 || pixels.shape[2] != CHANNELS || means.shape[2] != CHANNELS ||
         pixels.shape[0] != means.shape[0] * factor || pixels.shape[1] != means.shape[1] * factor) {
         PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");

@@ -34,6 +34,6 @@ def read_tiles(
     shrink: int,
     patches: NDArray[np.uint8],
     scratch: NDArray[np.uint8],
-    past_cache: bool,
+    bypass_cache: bool,
     /,
 ) -> None: ...

@@ -44,7 +44,7 @@ typedef struct {
     uint16_t *sums;         /* room for a row of a tile */
     Part *parts;            /* room for one of each patch */
     unsigned char *scratch; /* one tile */
-    int past_cache;         /* whether patches are written past the cache */
+    int bypass_cache;         /* whether patches are written past the cache */
 } Work;
 
 static int64_t least(int64_t a, int64_t b)

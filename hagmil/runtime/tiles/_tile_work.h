@@ -27,7 +27,7 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-static void copy_past_cache(unsigned char *to, const unsigned char *from, size_t count)
+static void copy_bypassing_cache(unsigned char *to, const unsigned char *from, size_t count)
 {
 #ifdef __SSE2__
     /* Only whole lines: a line that is written past the cache in parts costs more than it saves. */
@@ -96,8 +96,8 @@ static void copy_part(const Work *work, const unsigned char *from, const Part *p
             PREFETCH(to + ROWS_AHEAD * to_pitch);
             PREFETCH(to + ROWS_AHEAD * to_pitch + bytes - 1);
         }
-        if (work->past_cache)
-            copy_past_cache(to, from, bytes);
+        if (work->bypass_cache)
+            copy_bypassing_cache(to, from, bytes);
         else
             memcpy(to, from, bytes);
     }

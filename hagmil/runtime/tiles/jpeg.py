@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hagmil.errors import SlideFailed, one_line
 from hagmil.runtime.tiles.kernel import read_tiles, start_patches
 from hagmil.runtime.tiles.kernel_numpy import END, START
-from hagmil.runtime.tiles.protocol import Tile, TileLoan
+from hagmil.runtime.tiles.protocol import AcquiredTiles, Tile
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory, TiffError, read_tile_index
 
 _JPEG, _SIDE_BY_SIDE = 7, 1
@@ -69,42 +69,20 @@ class JpegTiles:
         self._head = START + _ADOBE + colours + index.jpeg_tables[len(START) : -len(END)] + END
 
     def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], *, shrink: int) -> dict[int, int]:
-        """Whiten patches that reach beyond the level, and say which tiles patches need.
-
-        Args:
-            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
-            shrink: pixels of the level, each way, that make one of a patch.
-            patches: uint8 (n, height, width, 3), contiguous.
-
-        Returns:
-            Tiles, counted row after row, in the order of patches, and how many patches touch each.
-        """
+        """See ``EncodedTiles.start``."""
         return start_patches((self.width, self.height), (self.tile_width, self.tile_height), corners, shrink, patches)
 
     def read(
         self,
-        loan: TileLoan,
+        acquired: AcquiredTiles,
         corners: NDArray[np.int64],
         patches: NDArray[np.uint8],
         scratch: Tile,
         *,
         shrink: int,
-        past_cache: bool,
+        bypass_cache: bool,
     ) -> None:
-        """Decode what is not decoded of some tiles, and give patches the parts that they cover, or means of these.
-
-        Args:
-            loan: the tiles.
-            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels: whole numbers of
-                ``shrink``, as the sides of tiles are.
-            shrink: a pixel of a patch is the mean of so many of the level's each way.
-            patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
-            scratch: for tiles that are not kept; overwritten.
-            past_cache: whether patches are so many that they had better not pass through the processor's cache.
-
-        Raises:
-            SlideFailed: a tile is damaged (code ``unreadable``).
-        """
+        """See ``EncodedTiles.read``."""
         try:
             read_tiles(
                 self._descriptor,
@@ -113,14 +91,14 @@ class JpegTiles:
                 self._index.sizes,
                 (self.width, self.height),
                 (self.tile_width, self.tile_height),
-                loan.indices,
-                loan.memories,
-                loan.decoded,
+                acquired.indices,
+                acquired.buffers,
+                acquired.decoded,
                 corners,
                 shrink,
                 patches,
                 scratch,
-                past_cache,
+                bypass_cache,
             )
         except ValueError as error:
             tile, problem = error.args
@@ -134,5 +112,5 @@ class JpegTiles:
             ) from error
 
     def close(self) -> None:
-        """Let go of the file; closing twice does nothing."""
+        """See ``EncodedTiles.close``."""
         self._file.close()

@@ -18,12 +18,12 @@ from hagmil.runtime.tiles.filter_weights import linear_filter
 
 _SYSTEM_LIBRARIES = ("libjpeg.so.62", "libjpeg.so.8")  # of the two interfaces in use: Debian's and Ubuntu's
 
-why_plain: str | None = None
+why_not_compiled: str | None = None
 """Why the compiled kernel is not used; None where it is."""
 try:
     from hagmil.runtime.tiles import _tile_kernel as compiled
 except ImportError as error:
-    why_plain = f"not compiled ({error})"
+    why_not_compiled = f"not compiled ({error})"
 
 
 def libraries() -> list[str]:
@@ -58,12 +58,12 @@ def open_first(paths: list[str]) -> str:
 
 library: str | None = None
 """The libjpeg-turbo of the compiled kernel, where that is used."""
-if why_plain is None:
+if why_not_compiled is None:
     try:
         library = open_first(libraries())
     except OSError as error:
-        why_plain = f"no libjpeg-turbo for it ({error})"
-if why_plain is None:
+        why_not_compiled = f"no libjpeg-turbo for it ({error})"
+if why_not_compiled is None:
     start_patches, read_tiles = compiled.start_patches, compiled.read_tiles
 else:
     start_patches, read_tiles = kernel_numpy.start_patches, kernel_numpy.read_tiles
@@ -71,7 +71,7 @@ else:
 REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian, Ubuntu: gcc, libjpeg-dev), then hagmil once more"
 """How to get the compiled kernel."""
 
-MOST_REDUCED = 256
+MAX_REDUCTION = 256
 """Side of the largest square that the compiled kernel reduces to a pixel."""
 
 
@@ -83,7 +83,7 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
         factor: side of a square.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
-    if why_plain is None and factor <= MOST_REDUCED:
+    if why_not_compiled is None and factor <= MAX_REDUCTION:
         compiled.reduce_pixels(np.ascontiguousarray(pixels), factor, means)
     else:
         kernel_numpy.reduce_pixels(pixels, factor, means)
@@ -97,7 +97,7 @@ def resample_pixels(pixels: NDArray[np.uint8], box: tuple[float, float, float, f
         box: left, upper, right and lower edge of the square, in pixels and within them; fractions count.
         out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
     """
-    if why_plain is None:
+    if why_not_compiled is None:
         across, down = (linear_filter(len(pixels), box[axis], box[axis + 2], len(out)) for axis in (0, 1))
         if across is not None and down is not None:
             filters = across.first, across.weights, down.first, down.weights

@@ -71,7 +71,7 @@ def read_tiles(
     shrink: int,
     patches: NDArray[np.uint8],
     scratch: NDArray[np.uint8],
-    past_cache: bool,  # noqa: ARG001 - NumPy cannot
+    bypass_cache: bool,  # noqa: ARG001 - NumPy cannot
     /,
 ) -> None:
     """Read, decode and hand out tiles to the patches that they cover; nothing else of the patches is written.
@@ -95,7 +95,7 @@ def read_tiles(
             white.
         patches: uint8 (n, height, width, 3), contiguous.
         scratch: uint8 (tile_height, tile_width, 3), for tiles of which nothing is to be kept; overwritten.
-        past_cache: whether patches are so many that they had better not pass through the processor's cache.
+        bypass_cache: whether patches are so many that they had better not pass through the processor's cache.
 
     Raises:
         ValueError: a tile is damaged, or cannot be read; the index of the first such, and what is wrong with it.

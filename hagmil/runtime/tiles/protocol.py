@@ -1,4 +1,4 @@
-"""What a slide may give beside pixels: the encoded tiles of a level, for whoever hands them out to patches himself."""
+"""The encoded tiles of a level, for readers that decode tiles themselves and copy them to patches."""
 
 from __future__ import annotations
 
@@ -13,69 +13,73 @@ Tile = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class TileLoan:
-    """Some tiles, and memory for them.
+class AcquiredTiles:
+    """Tiles acquired from the cache, and the buffers that hold them.
 
     Args:
-        indices: which tiles, counted row after row.
-        memories: what holds each of them; None where nobody else needs a tile, so that it is not to be kept.
-        decoded: how many of them, from the first, are decoded already. The others are for the borrower to decode.
+        indices: the tiles, numbered row by row.
+        buffers: the buffer of each tile; None for a tile that no other patch needs, which is not cached.
+        decoded: number of tiles at the start of ``indices`` that are already decoded. The caller decodes the others.
     """
 
     indices: list[int]
-    memories: list[Tile | None]
+    buffers: list[Tile | None]
     decoded: int
 
 
 class EncodedTiles(Protocol):
-    """Encoded tiles of one level; several threads may read at once."""
+    """The encoded tiles of one level. Several threads may call its methods at the same time."""
 
     width: int
-    """Of the level, in pixels."""
+    """Width of the level in pixels."""
     height: int
+    """Height of the level in pixels."""
     tile_width: int
-    """In pixels; tiles reach beyond the level's right and lower edge."""
+    """Width of a tile in pixels. The last tiles of a row or column may extend beyond the level."""
     tile_height: int
+    """Height of a tile in pixels."""
     across: int
-    """Tiles in a row."""
+    """Number of tiles in a row."""
     down: int
+    """Number of tiles in a column."""
 
     def start(self, corners: NDArray[np.int64], patches: NDArray[np.uint8], *, shrink: int) -> dict[int, int]:
-        """Whiten patches that reach beyond the level, and say which tiles patches need.
+        """Fill patches that extend beyond the level with white, and count the patches that touch each tile.
 
         Args:
-            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels.
-            shrink: pixels of the level, each way, that make one of a patch.
+            corners: int64 (n, 2), top-left corners (x, y) of the patches in pixels of the level.
             patches: uint8 (n, height, width, 3), contiguous.
+            shrink: pixels of the level, along each axis, that become one pixel of a patch.
 
         Returns:
-            Tiles, counted row after row, in the order of patches, and how many patches touch each.
+            The tiles that the patches need, in the order of the patches: tile index (row by row) to number of patches.
         """
 
     def read(
         self,
-        loan: TileLoan,
+        acquired: AcquiredTiles,
         corners: NDArray[np.int64],
         patches: NDArray[np.uint8],
         scratch: Tile,
         *,
         shrink: int,
-        past_cache: bool,
+        bypass_cache: bool,
     ) -> None:
-        """Decode what is not decoded of some tiles, and give patches the parts that they cover, or means of these.
+        """Decode tiles where necessary, and write the pixels that they share with patches, or means of these pixels.
 
         Args:
-            loan: the tiles.
-            corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels: whole numbers of
-                ``shrink``, as the sides of tiles are.
-            shrink: a pixel of a patch is the mean of so many of the level's each way.
-            patches: uint8 (n, height, width, 3), contiguous; only what these tiles cover is written.
-            scratch: for tiles that are not kept; overwritten.
-            past_cache: whether patches are so many that they had better not pass through the processor's cache.
+            acquired: the tiles.
+            corners: int64 (n, 2), top-left corners (x, y) of the patches in pixels of the level. Corners and tile
+                sides are multiples of ``shrink``.
+            patches: uint8 (n, height, width, 3), contiguous; only pixels that these tiles cover are written.
+            scratch: buffer for tiles that are not cached; overwritten.
+            shrink: pixels of the level, along each axis, whose mean is one pixel of a patch.
+            bypass_cache: whether to write patches with streaming stores, which bypass the processor's cache. Use this
+                for batches that are too large for the cache.
 
         Raises:
             SlideFailed: a tile is damaged (code ``unreadable``).
         """
 
     def close(self) -> None:
-        """Let go of the file; closing twice does nothing."""
+        """Close the file. Closing it again has no effect."""

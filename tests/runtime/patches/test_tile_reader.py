@@ -31,11 +31,11 @@ from hagmil.runtime.tiles import (
     kernel_numpy,
 )
 from hagmil.runtime.tiles.cache import TileCache
-from hagmil.runtime.tiles.protocol import TileLoan
+from hagmil.runtime.tiles.protocol import AcquiredTiles
 from tests.runtime.slide_files import JPEG, RAW, TiffPage, aperio_pages, picture, save_pyramid, write_tiff
 
 SIDE = 64
-NOT_COMPILED = pytest.mark.skipif(tile_kernel.why_plain is not None, reason=f"{tile_kernel.why_plain}")
+NOT_COMPILED = pytest.mark.skipif(tile_kernel.why_not_compiled is not None, reason=f"{tile_kernel.why_not_compiled}")
 
 
 @pytest.fixture(
@@ -226,17 +226,17 @@ def test_tiles_that_no_patch_touches_are_not_decoded(jpeg_pyramid: Path) -> None
 def test_a_small_budget_changes_no_pixel_and_is_kept_to(
     jpeg_pyramid: Path, monkeypatch: pytest.MonkeyPatch, stage_um: float
 ) -> None:
-    monkeypatch.setattr(tile_cache, "_FEWEST_TILES", 4)
+    monkeypatch.setattr(tile_cache, "_MIN_TILES", 4)
     most = 0
 
-    def counted(cache: TileCache, wanted: dict[int, int]) -> TileLoan:
+    def counted(cache: TileCache, wanted: dict[int, int]) -> AcquiredTiles:
         nonlocal most
-        loan = borrow(cache, wanted)
+        acquired = acquire(cache, wanted)
         most = max(most, cache.held)
-        return loan
+        return acquired
 
-    borrow = TileCache.borrow
-    monkeypatch.setattr(TileCache, "borrow", counted)
+    acquire = TileCache.acquire
+    monkeypatch.setattr(TileCache, "acquire", counted)
     with open_slide(jpeg_pyramid) as slide:
         geometry = plan(slide, stage_um, 60)
         coords = grid(slide, geometry, 11)

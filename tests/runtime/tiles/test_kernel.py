@@ -30,10 +30,10 @@ from tests.runtime.slide_files import picture
 HEAD = b"\xff\xd8\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 END = b"\xff\xd9"
 UNTOUCHED = 77
-SOURCE = REPOSITORY / "hagmil" / "runtime" / "_tile_kernel.c"
-PLAIN = tile_kernel.why_plain is not None
+SOURCE = REPOSITORY / "hagmil" / "runtime" / "tiles" / "_tile_kernel.c"
+PLAIN = tile_kernel.why_not_compiled is not None
 
-compiled_only = pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_plain}")
+compiled_only = pytest.mark.skipif(PLAIN, reason=f"the tile kernel is not compiled: {tile_kernel.why_not_compiled}")
 
 KERNELS = [
     pytest.param(tile_kernel, id="compiled", marks=compiled_only),
@@ -74,12 +74,12 @@ class Level:
         memories: list[NDArray[np.uint8] | None] | None = None,
         decoded: int = 0,
         shrink: int = 1,
-        past_cache: bool = True,
+        bypass_cache: bool = True,
     ) -> None:
         indices = list(range(len(self.sizes))) if indices is None else indices
         memories = [None] * len(indices) if memories is None else memories
         arrays = self.offsets, self.sizes, self.size, self.tile, indices, memories, decoded, corners, shrink, patches
-        kernel.read_tiles(self.descriptor, self.head, *arrays, self.memory(), past_cache)
+        kernel.read_tiles(self.descriptor, self.head, *arrays, self.memory(), bypass_cache)
 
     def memory(self) -> NDArray[np.uint8]:
         return np.full((self.tile[1], self.tile[0], 3), 3, np.uint8)
@@ -131,11 +131,11 @@ def level(tmp_path: Path) -> Iterator[Level]:
 
 
 @each_kernel
-@pytest.mark.parametrize("past_cache", [True, False])
+@pytest.mark.parametrize("bypass_cache", [True, False])
 @pytest.mark.parametrize(("rgb", "subsampling"), [(False, 2), (False, 1), (False, 0), (True, 0)])
 @pytest.mark.parametrize("tile", [(240, 240), (256, 256), (512, 512), (64, 32), (16, 48)])
 def test_patches_get_what_tiles_cover_of_them(
-    tmp_path: Path, kernel: Any, tile: tuple[int, int], rgb: bool, subsampling: int, past_cache: bool
+    tmp_path: Path, kernel: Any, tile: tuple[int, int], rgb: bool, subsampling: int, bypass_cache: bool
 ) -> None:
     size = (5 * tile[0] // 2, 2 * tile[1] - 7)
     level = write_level(tmp_path / "tiles", size, tile, rgb=rgb, subsampling=subsampling)
@@ -144,11 +144,11 @@ def test_patches_get_what_tiles_cover_of_them(
         scattered = rng.integers((-2 * width, -2 * height), np.add(size, (width, height)), (6, 2))
         corners = np.concatenate([[[0, 0], [tile[0], 0]], scattered])
         patches = np.full((len(corners), height, width, 3), UNTOUCHED, np.uint8)
-        level.read(kernel, corners, patches, past_cache=past_cache)
+        level.read(kernel, corners, patches, bypass_cache=bypass_cache)
         assert (patches == level.expected(corners, height, width)).all()
         patches = np.full((len(corners), height, width, 3), UNTOUCHED, np.uint8)
         for patch in range(len(corners)):  # each by itself, so that other rows and columns are needed of the tiles
-            level.read(kernel, corners[patch : patch + 1], patches[patch : patch + 1], past_cache=past_cache)
+            level.read(kernel, corners[patch : patch + 1], patches[patch : patch + 1], bypass_cache=bypass_cache)
         assert (patches == level.expected(corners, height, width)).all()
     os.close(level.descriptor)
 
@@ -538,7 +538,7 @@ def compile_kernel() -> list[str]:
 
 @pytest.mark.usefixtures("compile_kernel")
 def test_the_kernel_is_compiled_where_it_can_be() -> None:
-    assert tile_kernel.why_plain is None, f"it could be compiled, but is not there: {tile_kernel.why_plain}"
+    assert tile_kernel.why_not_compiled is None, tile_kernel.why_not_compiled
 
 
 @compiled_only
@@ -606,7 +606,7 @@ def test_pillows_libjpeg_turbo_is_preferred_and_named_and_without_any_the_twin_i
         "import sys; from pathlib import Path; from unittest import mock\n"
         "with mock.patch.object(Path, 'glob', lambda *_: iter(['/nowhere.so'])):\n"
         "    from hagmil.runtime.tiles import kernel as tile_kernel\n"
-        "print(tile_kernel.kernel_name(), tile_kernel.why_plain)"
+        "print(tile_kernel.kernel_name(), tile_kernel.why_not_compiled)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(("compiled, libjpeg-turbo of the system", "plain, simplejpeg"))

@@ -24,7 +24,7 @@ from hagmil.phantom import (
     MASK_STEP_PX,
     PHANTOM_CLASSES,
     PHANTOM_HIERARCHY,
-    CohortSlide,
+    PhantomSlide,
     PhantomSpec,
     files,
     write_cohort,
@@ -60,7 +60,7 @@ def _lesion_centre(painter: Painter) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[CohortSlide]]:
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PhantomSlide]]:
     """A cohort of six small slides and where it lies."""
     folder = tmp_path_factory.mktemp("cohort")
     return folder, write_cohort(folder, slides=6, size_px=512, seed=5)
@@ -209,7 +209,7 @@ def test_a_failure_while_painting_is_raised_and_leaves_no_file(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cohort_is_half_tumour_and_says_so_in_labels_csv(cohort: tuple[Path, list[CohortSlide]]) -> None:
+def test_a_cohort_is_half_tumour_and_says_so_in_labels_csv(cohort: tuple[Path, list[PhantomSlide]]) -> None:
     folder, slides = cohort
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -218,7 +218,7 @@ def test_a_cohort_is_half_tumour_and_says_so_in_labels_csv(cohort: tuple[Path, l
     assert Counter(row["label"] for row in rows) == {"normal": 3, "tumour": 3}
 
 
-def test_a_cohort_has_a_slide_and_a_mask_for_each_row(cohort: tuple[Path, list[CohortSlide]]) -> None:
+def test_a_cohort_has_a_slide_and_a_mask_for_each_row(cohort: tuple[Path, list[PhantomSlide]]) -> None:
     folder, slides = cohort
     assert sorted((folder / "slides").iterdir()) == [slide.slide_path for slide in slides]
     assert sorted((folder / "masks").iterdir()) == [slide.mask_path for slide in slides]
@@ -238,7 +238,7 @@ def test_cases_have_one_or_two_slides_of_one_label(tmp_path: Path, monkeypatch: 
 
 
 def test_a_cohort_repeats_by_its_seed_and_differs_by_another(
-    tmp_path: Path, cohort: tuple[Path, list[CohortSlide]]
+    tmp_path: Path, cohort: tuple[Path, list[PhantomSlide]]
 ) -> None:
     folder, _ = cohort
     write_cohort(tmp_path / "same", slides=6, size_px=512, seed=5)
