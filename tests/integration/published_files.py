@@ -11,18 +11,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard
-from tests.trainer.published_models import Official, weights
+from tests.trainer.published_models import PublishedReference, weights
 
 HMIL_SALT = "hagmil-hmil"
 LEVELS = (2, 1, 0)
 
 
-def write_published_hmil(path: Path, official: Official) -> Path:
+def write_published_hmil(path: Path, official: PublishedReference) -> Path:
     torch.save({"epoch": 9, "model_state_dict": weights(official, "hmil", HMIL_SALT)}, path)
     return path
 
 
-def write_published_hag_mil(path: Path, official: Official) -> Path:
+def write_published_hag_mil(path: Path, official: PublishedReference) -> Path:
     state = {
         f"model{level}.{key}": weight
         for level in reversed(LEVELS)

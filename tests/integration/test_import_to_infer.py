@@ -29,14 +29,14 @@ from tests.integration.published_files import (
     write_published_hmil,
 )
 from tests.runtime.slide_files import save_pyramid, tissue_picture
-from tests.trainer.published_models import Official, features, load_official
+from tests.trainer.published_models import PublishedReference, features, load_reference
 
 pytestmark = pytest.mark.timeout(900)  # a full-size cascade is exported
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> Official:
-    return load_official(shared / "conformance")
+def official(shared: Path) -> PublishedReference:
+    return load_reference(shared / "conformance")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hmil(official: Official, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def hmil(official: PublishedReference, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = tmp_path_factory.mktemp("hmil")
     options = ImportOptions(spacing_um=[0.5], patch_px=32)
     import_checkpoint(write_published_hmil(folder / "best.pth", official), "hmil", folder / "checkpoint", options)
@@ -55,7 +55,7 @@ def hmil(official: Official, tmp_path_factory: pytest.TempPathFactory) -> Loaded
 
 @pytest.mark.parametrize("patches", [5, 300, 1500])
 def test_an_imported_and_exported_hmil_gives_the_published_numbers(
-    official: Official, hmil: LoadedModel, patches: int
+    official: PublishedReference, hmil: LoadedModel, patches: int
 ) -> None:
     outputs = hmil.stages[0].run({"features": features(patches, 1024, HMIL_SALT).numpy()})
     for name, tolerance in (
@@ -64,7 +64,7 @@ def test_an_imported_and_exported_hmil_gives_the_published_numbers(
         ("coarse_logits", 2e-4),
         ("fine_logits", 2e-4),
     ):
-        _assert_near(outputs[name], official.gave[f"hmil_{patches}_{name}"], tolerance)
+        _assert_near(outputs[name], official.outputs[f"hmil_{patches}_{name}"], tolerance)
 
 
 def test_its_manifest_and_card_say_hierarchy_origin_and_that_nothing_proves_the_backbone(hmil: LoadedModel) -> None:
@@ -108,7 +108,7 @@ def test_a_slide_gets_both_layers_and_a_heatmap_for_each_predicted_class(
 
 
 def test_an_imported_and_exported_cascade_gives_the_published_numbers(
-    official: Official, slide: Path, tmp_path: Path
+    official: PublishedReference, slide: Path, tmp_path: Path
 ) -> None:
     backbone = write_colour_backbone(tmp_path / "backbone", 64)
     options = ImportOptions(classes=["a", "b", "c"], spacing_um=[0.5], patch_px=16, keep=20)
@@ -120,16 +120,18 @@ def test_an_imported_and_exported_cascade_gives_the_published_numbers(
     rows = np.arange(37)
     for level, session in zip(LEVELS, model.stages, strict=True):
         if level < 2:
-            rows = official.gave[f"cascade_level{level}_index"]
+            rows = official.outputs[f"cascade_level{level}_index"]
         bag = features(37 * 4 ** (2 - level), 64, f"hagmil-cascade-{level}").numpy()[rows]
         outputs = session.run({"features": bag})
         for name in ("logits", "attention"):
-            _assert_near(outputs[name], official.gave[f"cascade_level{level}_{name}"], 2e-4)
+            _assert_near(outputs[name], official.outputs[f"cascade_level{level}_{name}"], 2e-4)
     result = predict_one(SlideRequest("tissue", str(slide), slide, None), model, tmp_path / "out", PredictOptions())
     assert (result.status, len(result.stages), result.coarse) == ("ok", 3, None)
 
 
-def test_a_backbone_that_was_named_at_import_must_be_the_one_at_export(official: Official, tmp_path: Path) -> None:
+def test_a_backbone_that_was_named_at_import_must_be_the_one_at_export(
+    official: PublishedReference, tmp_path: Path
+) -> None:
     published = write_published_hmil(tmp_path / "best.pth", official)
     backbone = write_colour_backbone(tmp_path / "backbone", 1024)
     told = open_backbone(backbone)
@@ -145,7 +147,7 @@ def test_a_backbone_that_was_named_at_import_must_be_the_one_at_export(official:
     assert open_bundle(report.bundle.path).manifest.provenance.training["backbone_proven"] is False
 
 
-def test_a_backbone_of_another_length_is_refused_at_import(official: Official, tmp_path: Path) -> None:
+def test_a_backbone_of_another_length_is_refused_at_import(official: PublishedReference, tmp_path: Path) -> None:
     published = write_published_hmil(tmp_path / "best.pth", official)
     short = open_backbone(write_colour_backbone(tmp_path / "short", 64))
     with pytest.raises(BundleError, match='takes 1024 features; backbone "colour" gives 64'):
@@ -153,7 +155,9 @@ def test_a_backbone_of_another_length_is_refused_at_import(official: Official, t
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_a_checkpoint_that_is_there_is_kept_unless_overwriting_is_asked_for(official: Official, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_there_is_kept_unless_overwriting_is_asked_for(
+    official: PublishedReference, tmp_path: Path
+) -> None:
     published = write_published_hmil(tmp_path / "best.pth", official)
     import_checkpoint(published, "hmil", tmp_path / "checkpoint")
     with pytest.raises(UsageError, match="overwrite"):

@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from torch import Tensor
 
@@ -24,8 +23,8 @@ from hagmil.bundle import Hierarchy
 from hagmil.errors import DataError
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.config.training import TrainingConfig
-from hagmil.trainer.data.feature_sources import FeatureSource, Hdf5Source, listed, source_of
-from hagmil.trainer.data.feature_summary import Outline
+from hagmil.trainer.data.feature_sources import FeatureSource, quoted_list, source_of
+from hagmil.trainer.data.feature_summary import FeatureSummary
 from hagmil.trainer.data.labels import PARTS, Part, SlideLabel, Split, shared_cases
 from hagmil.trainer.data.spacings import SPACING_TOLERANCE, stage_factor
 from hagmil.trainer.data.tables import Tables, read_tables
@@ -123,24 +122,6 @@ class Bag:
     features: tuple[Tensor, ...]
 
 
-def open_cohort(features: Path, labels_path: Path, split_path: Path, *, classes: Sequence[str] | None = None) -> Cohort:
-    """Put a cohort of HDF5 files together and check it; no feature is read yet.
-
-    Args:
-        features: folder of ``<slide_id>.h5`` files.
-        labels_path: labels.csv.
-        split_path: the split.
-        classes: names in the order of the logits; the labels of the split's slides, sorted, where None.
-
-    Returns:
-        The cohort.
-
-    Raises:
-        DataError: anything that the steps at the top of this module find.
-    """
-    return assemble(Hdf5Source(features), read_tables(labels_path, split_path), classes=classes)
-
-
 def open_training_cohort(config: TrainingConfig) -> Cohort:
     """Put the cohort of a configuration together and check it; no feature is read yet.
 
@@ -179,13 +160,13 @@ def assemble(
     class_names = _check_labels(labels, split, classes, hierarchy)  # step 1
     for case_id in shared_cases(split, labels):
         _log.warning('case "%s" has slides in more than one part of the split; its results are not unseen', case_id)
-    outlines = source.outlines([slide_id for part in PARTS for slide_id in split.part(part)])
-    reference = _check_agreement(outlines)  # step 2
+    summaries = source.summaries([slide_id for part in PARTS for slide_id in split.part(part)])
+    reference = _check_agreement(summaries)  # step 2
     stages = _stages(reference)
-    for slide_id, outline in outlines.items():
-        _check_rows(slide_id, outline, stages)  # step 3
+    for slide_id, summary in summaries.items():
+        _check_rows(slide_id, summary, stages)  # step 3
 
-    slides, empty = _without_empty(source, labels, split, outlines, class_names)  # step 4
+    slides, empty = _without_empty(source, labels, split, summaries, class_names)  # step 4
     if for_training:
         _check_parts(slides, class_names)  # step 5
     header = reference.header
@@ -202,7 +183,7 @@ def assemble(
         val=slides["val"],
         test=slides["test"],
         empty=empty,
-        digests=DataDigests(tables.labels_sha256, tables.split_sha256, _features_digest(outlines)),
+        digests=DataDigests(tables.labels_sha256, tables.split_sha256, _features_digest(summaries)),
     )
 
 
@@ -221,27 +202,31 @@ def _check_labels(
     used = [slide_id for part in PARTS for slide_id in split.part(part)]
     unlabelled = [slide_id for slide_id in used if slide_id not in labels]
     if unlabelled:
-        raise DataError(f"slides of the split that labels.csv does not have: {listed(unlabelled)}")
+        raise DataError(f"slides of the split that labels.csv does not have: {quoted_list(unlabelled)}")
     found = {labels[slide_id].label for slide_id in used}
     class_names = tuple(sorted(found) if classes is None else classes)
     unknown = sorted(found - set(class_names))
     if unknown:
         is_coarse = hierarchy is not None and set(unknown) & set(hierarchy.coarse)
         hint = "; with a hierarchy labels.csv holds the fine class" if is_coarse else ""
-        raise DataError(f"labels that are no class: {listed(unknown)}; the classes are {', '.join(class_names)}{hint}")
+        raise DataError(
+            f"labels that are no class: {quoted_list(unknown)}; the classes are {', '.join(class_names)}{hint}"
+        )
     if len(class_names) < 2:
-        raise DataError(f"all slides of the split are labelled {listed(class_names)}: there is nothing to tell apart")
+        raise DataError(
+            f"all slides of the split are labelled {quoted_list(class_names)}: there is nothing to tell apart"
+        )
     return class_names
 
 
-def _check_agreement(outlines: Mapping[str, Outline]) -> Outline:
+def _check_agreement(summaries: Mapping[str, FeatureSummary]) -> FeatureSummary:
     """All slides agree with the first; that one is returned."""
-    if not outlines:
+    if not summaries:
         raise DataError("the split names no slides")
-    (first_id, first), *others = outlines.items()
+    (first_id, first), *others = summaries.items()
     expected = _traits(first)
-    for slide_id, outline in others:
-        for what, found in _traits(outline).items():
+    for slide_id, summary in others:
+        for what, found in _traits(summary).items():
             if not _agree(found, expected[what]):
                 raise DataError(
                     f'slide "{slide_id}" and slide "{first_id}" have different {what}: {found} and '
@@ -250,8 +235,8 @@ def _check_agreement(outlines: Mapping[str, Outline]) -> Outline:
     return first
 
 
-def _traits(outline: Outline) -> dict[str, tuple[object, ...]]:
-    header, stages = outline.header, outline.stages
+def _traits(summary: FeatureSummary) -> dict[str, tuple[object, ...]]:
+    header, stages = summary.header, summary.stages
     return {
         "stages": tuple(stage.name for stage in stages),
         "spacings": tuple(stage.spacing_um for stage in stages),
@@ -269,10 +254,10 @@ def _agree(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     )
 
 
-def _stages(outline: Outline) -> tuple[CohortStage, ...]:
-    stages = outline.stages
+def _stages(summary: FeatureSummary) -> tuple[CohortStage, ...]:
+    stages = summary.stages
     if not stages:
-        raise DataError(f'features of slide "{outline.slide_id}" hold no stage')
+        raise DataError(f'features of slide "{summary.slide_id}" hold no stage')
     if len({(stage.patch_px, stage.feature_dim) for stage in stages}) > 1:
         raise DataError("the stages' patch sizes or feature lengths differ; one backbone serves all stages")
     factors = [stage_factor(coarse.spacing_um, fine.spacing_um) for coarse, fine in pairwise(stages)]
@@ -282,8 +267,8 @@ def _stages(outline: Outline) -> tuple[CohortStage, ...]:
     )
 
 
-def _check_rows(slide_id: str, outline: Outline, stages: Sequence[CohortStage]) -> None:
-    for stage, coarse, fine in zip(stages, outline.stages, outline.stages[1:], strict=False):
+def _check_rows(slide_id: str, summary: FeatureSummary, stages: Sequence[CohortStage]) -> None:
+    for stage, coarse, fine in zip(stages, summary.stages, summary.stages[1:], strict=False):
         if stage.factor is not None and fine.rows != coarse.rows * stage.factor**2:
             raise DataError(
                 f'slide "{slide_id}": stage {fine.name} has {fine.rows} rows, but {stage.factor}² times the '
@@ -295,14 +280,14 @@ def _without_empty(
     source: FeatureSource,
     labels: Mapping[str, SlideLabel],
     split: Split,
-    outlines: Mapping[str, Outline],
+    summaries: Mapping[str, FeatureSummary],
     classes: Sequence[str],
 ) -> tuple[dict[Part, tuple[CohortSlide, ...]], dict[Part, tuple[str, ...]]]:
     """For each part, the slides with tissue, and the names of those without."""
     slides: dict[Part, tuple[CohortSlide, ...]] = {}
     empty: dict[Part, tuple[str, ...]] = {}
     for part in PARTS:
-        empty[part] = tuple(name for name in split.part(part) if outlines[name].stages[0].rows == 0)
+        empty[part] = tuple(name for name in split.part(part) if summaries[name].stages[0].rows == 0)
         slides[part] = tuple(
             CohortSlide(name, classes.index(labels[name].label), source)
             for name in split.part(part)
@@ -317,13 +302,13 @@ def _check_parts(slides: Mapping[Part, Sequence[CohortSlide]], classes: Sequence
     trained = {slide.label for slide in slides["train"]}
     untrained = [name for index, name in enumerate(classes) if index not in trained]
     if untrained:
-        raise DataError(f"no slide with tissue to train on for class {listed(untrained)}")
+        raise DataError(f"no slide with tissue to train on for class {quoted_list(untrained)}")
     if not slides["val"]:
         raise DataError("the split has no slide with tissue to validate on; training stops by validation loss")
 
 
-def _features_digest(outlines: Mapping[str, Outline]) -> str:
+def _features_digest(summaries: Mapping[str, FeatureSummary]) -> str:
     digest = hashlib.sha256()
-    for _, outline in sorted(outlines.items()):
-        digest.update(repr(outline).encode())
+    for _, summary in sorted(summaries.items()):
+        digest.update(repr(summary).encode())
     return digest.hexdigest()

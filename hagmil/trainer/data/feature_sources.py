@@ -17,7 +17,7 @@ from torch import Tensor
 from hagmil.errors import DataError
 from hagmil.features import read_features
 from hagmil.trainer.config.sections import DataConfig
-from hagmil.trainer.data.feature_summary import Outline, StageOutline, read_outline
+from hagmil.trainer.data.feature_summary import FeatureSummary, StageSummary, read_feature_summary
 from hagmil.trainer.data.published_features import PublishedBag, open_hag_mil_bag, open_hmil_bag
 from hagmil.trainer.data.spacings import stage_factor
 
@@ -27,7 +27,7 @@ _NAMED_AT_MOST = 5
 class FeatureSource(Protocol):
     """The features of slides, by their names."""
 
-    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+    def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
         """What the features of each slide are.
 
         Raises:
@@ -59,15 +59,15 @@ class Hdf5Source:
     folder: Path
     stages: tuple[str, ...] | None = None
 
-    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+    def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
         """See :class:`FeatureSource`."""
         missing = [slide_id for slide_id in slide_ids if not self._path(slide_id).is_file()]
         if missing:
             raise DataError(
-                f'no features in "{self.folder}" for {listed(missing)}; run hagmil extract on them',
+                f'no features in "{self.folder}" for {quoted_list(missing)}; run hagmil extract on them',
                 code="features_missing",
             )
-        return {slide_id: read_outline(self._path(slide_id), self.stages) for slide_id in slide_ids}
+        return {slide_id: read_feature_summary(self._path(slide_id), self.stages) for slide_id in slide_ids}
 
     def read(self, slide_id: str) -> tuple[Tensor, ...]:
         """See :class:`FeatureSource`."""
@@ -94,9 +94,9 @@ class HagMilPtSource:
     spacing_um: tuple[float, ...]
     patch_px: int
 
-    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+    def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
         """See :class:`FeatureSource`."""
-        return {name: _outline(name, self._bag(name), self.spacing_um, self.patch_px) for name in slide_ids}
+        return {name: _summary(name, self._bag(name), self.spacing_um, self.patch_px) for name in slide_ids}
 
     def read(self, slide_id: str) -> tuple[Tensor, ...]:
         """See :class:`FeatureSource`."""
@@ -123,10 +123,10 @@ class HmilPtSource:
     spacing_um: float
     patch_px: int
 
-    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+    def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
         """See :class:`FeatureSource`."""
         bags = {slide_id: open_hmil_bag(self.folder, slide_id) for slide_id in slide_ids}
-        return {name: _outline(name, bag, (self.spacing_um,), self.patch_px) for name, bag in bags.items()}
+        return {name: _summary(name, bag, (self.spacing_um,), self.patch_px) for name, bag in bags.items()}
 
     def read(self, slide_id: str) -> tuple[Tensor, ...]:
         """See :class:`FeatureSource`."""
@@ -144,15 +144,15 @@ def source_of(data: DataConfig) -> FeatureSource:
     return HagMilPtSource(data.features, data.levels, data.spacing_um, data.patch_px)
 
 
-def listed(names: Sequence[str]) -> str:
+def quoted_list(names: Sequence[str]) -> str:
     """Names in quotes for a message, the first few of many."""
     more = len(names) - _NAMED_AT_MOST
     return ", ".join(f'"{name}"' for name in names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _outline(slide_id: str, bag: PublishedBag, spacing_um: Sequence[float], patch_px: int) -> Outline:
+def _summary(slide_id: str, bag: PublishedBag, spacing_um: Sequence[float], patch_px: int) -> FeatureSummary:
     stages = tuple(
-        StageOutline(f"{spacing:g}um", spacing, patch_px, rows, bag.feature_dim)
+        StageSummary(f"{spacing:g}um", spacing, patch_px, rows, bag.feature_dim)
         for spacing, rows in zip(spacing_um, bag.rows, strict=True)
     )
-    return Outline(slide_id, None, stages)
+    return FeatureSummary(slide_id, None, stages)

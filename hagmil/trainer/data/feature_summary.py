@@ -15,7 +15,7 @@ from hagmil.features import FeatureHeader, read_header
 
 
 @dataclass(frozen=True, slots=True)
-class StageOutline:
+class StageSummary:
     """One stage of a slide's features.
 
     Args:
@@ -34,7 +34,7 @@ class StageOutline:
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class FeatureSummary:
     """The features of one slide.
 
     Args:
@@ -45,10 +45,10 @@ class Outline:
 
     slide_id: str
     header: FeatureHeader | None
-    stages: tuple[StageOutline, ...]
+    stages: tuple[StageSummary, ...]
 
 
-def read_outline(path: Path, stages: Sequence[str] | None = None) -> Outline:
+def read_feature_summary(path: Path, stages: Sequence[str] | None = None) -> FeatureSummary:
     """Read the header and the sizes of one of our feature files.
 
     Args:
@@ -68,14 +68,14 @@ def read_outline(path: Path, stages: Sequence[str] | None = None) -> Outline:
         )
     try:
         with h5py.File(path, "r") as file:
-            return Outline(header.slide_id, header, tuple(_stage(file[name], name) for name in names))
+            return FeatureSummary(header.slide_id, header, tuple(_stage(file[name], name) for name in names))
     except (KeyError, OSError, ValueError) as error:
         raise DataError(f'features "{path}" are damaged: {error}', code="features_unreadable") from error
 
 
-def _stage(group: h5py.Group, name: str) -> StageOutline:
+def _stage(group: h5py.Group, name: str) -> StageSummary:
     rows, feature_dim = group["features"].shape
-    return StageOutline(
+    return StageSummary(
         name=name,
         spacing_um=float(group.attrs["spacing_um"]),
         patch_px=int(group.attrs["patch_size"]),

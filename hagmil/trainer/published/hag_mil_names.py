@@ -1,13 +1,8 @@
-"""Names of weights in the published HAG-MIL code, and ours for them: the one place that knows both."""
+"""Mapping between the weight names of the published HAG-MIL code and ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from hagmil.errors import BundleError
 
 _MODEL_NAMES = {"weights": "combine", "fc5": "classifier"}
 
@@ -27,14 +22,18 @@ _BLOCK_NAMES = {
     "layer_map_to_final.1": "embed.1",
 }
 
+_PUBLISHED_MODEL_NAMES = {ours: published for published, ours in _MODEL_NAMES.items()}
+_PUBLISHED_BLOCK_NAMES = {ours: published for published, ours in _BLOCK_NAMES.items()}
+
 _PUBLISHED_SCALE = "layer.residual_attn.omega"
-_BLOCK = re.compile(r"layers\.(\d+)\.(.+)")
+_PUBLISHED_BLOCK = re.compile(r"layers\.(\d+)\.(.+)")
+_OUR_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _PARAMETER = re.compile(r"(.+)\.(weight|bias)")
 
 
 def our_name(published: str) -> str | None:
-    """Our name of one published weight, or None where the published model has no such weight."""
-    block = _BLOCK.fullmatch(published)
+    """Our name of a published weight; None if the published model has no such weight."""
+    block = _PUBLISHED_BLOCK.fullmatch(published)
     prefix, rest = (f"blocks.{block[1]}.", block[2]) if block else ("", published)
     if block and rest == _PUBLISHED_SCALE:
         return f"{prefix}residual_scale"
@@ -47,21 +46,11 @@ def our_name(published: str) -> str | None:
     return f"{prefix}{module}.{parameter[2]}" if module else None
 
 
-def published_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of one published stage model (its state dict, without any ``model0.`` before the
-    names).
-
-    Args:
-        state: published name to weight.
-
-    Returns:
-        Our name to weight, for ``load_state_dict`` of an :class:`IntegratedAttentionTransformer`.
-
-    Raises:
-        BundleError: a name that the published model does not have; all of them are listed.
-    """
-    names = {published: our_name(published) for published in state}
-    unknown = sorted(published for published, ours in names.items() if ours is None)
-    if unknown:
-        raise BundleError(f"no weights of a published HAG-MIL model: {', '.join(unknown)}", code="unknown_weights")
-    return {ours: state[published] for published, ours in names.items() if ours is not None}
+def published_name(ours: str) -> str:
+    """The published name of one of our weights: the inverse of :func:`our_name`."""
+    block = _OUR_BLOCK.fullmatch(ours)
+    prefix, rest = (f"layers.{block[1]}.", block[2]) if block else ("", ours)
+    if block and rest == "residual_scale":
+        return prefix + _PUBLISHED_SCALE
+    module, _, parameter = rest.rpartition(".")
+    return f"{prefix}{(_PUBLISHED_BLOCK_NAMES if block else _PUBLISHED_MODEL_NAMES).get(module, module)}.{parameter}"

@@ -29,7 +29,7 @@ from hagmil.errors import BundleError
 from hagmil.spec import Kind
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
-from hagmil.trainer.published.hag_mil_names import _BLOCK_NAMES, _MODEL_NAMES, _PUBLISHED_SCALE, our_name
+from hagmil.trainer.published.hag_mil_names import our_name, published_name
 from hagmil.trainer.published.hmil_names import our_hmil_name, published_hmil_name
 from hagmil.trainer.published.torch_file import StoredTensor, read_torch_file
 
@@ -273,16 +273,5 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _published_name(ours: str) -> str:
-    """The published name of one of HAG-MIL's weights: :func:`our_name` the other way round."""
-    block = _BLOCK.fullmatch(ours)
-    prefix, rest = (f"layers.{block[1]}.", block[2]) if block else ("", ours)
-    if block and rest == "residual_scale":
-        return prefix + _PUBLISHED_SCALE
-    module, _, parameter = rest.rpartition(".")
-    modules = {our: published for published, our in (_BLOCK_NAMES if block else _MODEL_NAMES).items()}
-    return f"{prefix}{modules.get(module, module)}.{parameter}"
-
-
-_HAG_MIL = _Names("HAG-MIL", our_name, _published_name, _hag_mil_names, _hag_mil_sizes)
+_HAG_MIL = _Names("HAG-MIL", our_name, published_name, _hag_mil_names, _hag_mil_sizes)
 _HMIL = _Names("HMIL", our_hmil_name, published_hmil_name, _hmil_names, _hmil_sizes)

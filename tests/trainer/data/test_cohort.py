@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from hagmil.errors import DataError
-from hagmil.trainer.data.cohort import Cohort, open_cohort, read_bag
+from hagmil.trainer.data.cohort import Cohort, assemble, read_bag
+from hagmil.trainer.data.feature_sources import Hdf5Source
+from hagmil.trainer.data.tables import read_tables
 from tests.trainer.cohorts import THREE_STAGES, write_cohort, write_slide, write_split
 
 
@@ -18,7 +20,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _open(folder: Path, classes: list[str] | None = None) -> Cohort:
-    return open_cohort(folder / "features", folder / "labels.csv", folder / "split.csv", classes=classes)
+    tables = read_tables(folder / "labels.csv", folder / "split.csv")
+    return assemble(Hdf5Source(folder / "features"), tables, classes=classes)
 
 
 def test_a_cohort_knows_what_its_slides_share(tmp_path: Path) -> None:

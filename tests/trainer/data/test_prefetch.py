@@ -11,7 +11,7 @@ import torch
 from hagmil.errors import DataError
 from hagmil.trainer.checkpoints.checkpoint import LAST, WEIGHTS_NAME
 from hagmil.trainer.data.cohort import CohortSlide
-from hagmil.trainer.data.feature_summary import Outline
+from hagmil.trainer.data.feature_summary import FeatureSummary
 from hagmil.trainer.data.prefetch import read_ahead
 from hagmil.trainer.training.loop import train
 from tests.trainer.cohorts import configured, write_cohort
@@ -28,7 +28,7 @@ class Shelf:
         self.threads: set[str] = set()
         self.second_begins = threading.Event()
 
-    def outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+    def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
         raise NotImplementedError
 
     def read(self, slide_id: str) -> tuple[torch.Tensor, ...]:

@@ -24,8 +24,13 @@ from hagmil.trainer.losses.hmil import (
     temperature_at,
 )
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
-from hagmil.trainer.published.hmil_names import published_hmil_to_ours
-from tests.trainer.published_models import Official, features, load_official, weights
+from tests.trainer.published_models import (
+    PublishedReference,
+    features,
+    load_reference,
+    published_hmil_to_ours,
+    weights,
+)
 
 SALT = "hagmil-hmil"
 TOLERANCE = 1e-4
@@ -36,12 +41,12 @@ NAMES = ("coarse", "fine", "bag_alignment", "instance_alignment", "contrastive")
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> Official:
-    return load_official(shared / "conformance")
+def official(shared: Path) -> PublishedReference:
+    return load_reference(shared / "conformance")
 
 
 @pytest.fixture(scope="module")
-def published_batch(official: Official) -> BagBatch:
+def published_batch(official: PublishedReference) -> BagBatch:
     model = HierarchicalMil(1024, 3, 7).eval()
     model.load_state_dict(published_hmil_to_ours(weights(official, "hmil", SALT)))
     with torch.inference_mode():
@@ -57,24 +62,24 @@ def batch() -> BagBatch:
 
 
 @pytest.mark.parametrize("name", ["coarse", "fine", "bag_alignment", "instance_alignment"])
-def test_the_losses_of_a_batch_agree(official: Official, published_batch: BagBatch, name: str) -> None:
-    mapping = official.said["hmil"]["mapping"]
+def test_the_losses_of_a_batch_agree(official: PublishedReference, published_batch: BagBatch, name: str) -> None:
+    mapping = official.settings["hmil"]["mapping"]
     hierarchy = [mapping[str(fine)] for fine in range(7)]
     losses = hmil_losses(published_batch, torch.tensor([0, 4, 6]), hierarchy, epoch=0, epochs=EPOCHS)
-    expected = float(official.gave[f"hmil_loss_{name}"])
+    expected = float(official.outputs[f"hmil_loss_{name}"])
     assert getattr(losses, name).item() == pytest.approx(expected, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("epoch", [0, 50, 100, 199])
 def test_the_contrastive_loss_and_its_temperature_agree(
-    official: Official, published_batch: BagBatch, epoch: int
+    official: PublishedReference, published_batch: BagBatch, epoch: int
 ) -> None:
     three = published_batch.fine_embeddings
     five = torch.cat([three, three[:1].flip(-1), three[1:2].roll(3, -1)])
     temperature = temperature_at(epoch, EPOCHS)
     loss = contrastive_loss(five, torch.tensor([0, 4, 6, 0, 4]), temperature)
-    assert temperature == pytest.approx(float(official.gave[f"hmil_tau_epoch{epoch}"]), rel=TOLERANCE)
-    expected = float(official.gave[f"hmil_contrastive_epoch{epoch}"])
+    assert temperature == pytest.approx(float(official.outputs[f"hmil_tau_epoch{epoch}"]), rel=TOLERANCE)
+    expected = float(official.outputs[f"hmil_contrastive_epoch{epoch}"])
     assert loss.item() == pytest.approx(expected, rel=TOLERANCE)
 
 

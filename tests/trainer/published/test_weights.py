@@ -21,7 +21,7 @@ from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 from hagmil.trainer.published.defaults import BRACS_HIERARCHY, describe, parse_fine_to_coarse
 from hagmil.trainer.published.hmil_names import published_hmil_name
 from hagmil.trainer.published.weights import ImportedModel, import_published
-from tests.trainer.published_models import Official, features, load_official, weights
+from tests.trainer.published_models import PublishedReference, features, load_reference, weights
 
 LEVELS = (2, 1, 0)
 HMIL_SALT = "hagmil-hmil"
@@ -29,12 +29,12 @@ _Edit = Callable[[dict[str, Tensor]], object]
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> Official:
-    return load_official(shared / "conformance")
+def official(shared: Path) -> PublishedReference:
+    return load_reference(shared / "conformance")
 
 
 @pytest.fixture(scope="module")
-def hag_mil_state(official: Official) -> dict[str, Tensor]:
+def hag_mil_state(official: PublishedReference) -> dict[str, Tensor]:
     """Three published level models in one state dict, as the published training keeps them."""
     state: dict[str, Tensor] = {}
     for level in reversed(LEVELS):
@@ -45,7 +45,7 @@ def hag_mil_state(official: Official) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def hmil_state(official: Official) -> dict[str, Tensor]:
+def hmil_state(official: PublishedReference) -> dict[str, Tensor]:
     return weights(official, "hmil", HMIL_SALT)
 
 
@@ -79,7 +79,7 @@ def _lightning_file(path: Path, state: Mapping[str, Tensor]) -> Path:
 
 
 def test_a_lightning_file_becomes_three_stages_that_give_the_published_numbers(
-    official: Official, hag_mil_state: dict[str, Tensor], tmp_path: Path
+    official: PublishedReference, hag_mil_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     imported = import_published(_lightning_file(tmp_path / "last.ckpt", hag_mil_state), "hag-mil")
     assert imported.config == IatConfig(widths=(64, 96, 32, 64))
@@ -87,18 +87,18 @@ def test_a_lightning_file_becomes_three_stages_that_give_the_published_numbers(
     rows = torch.arange(37)
     for level, model in zip(LEVELS, imported.build(), strict=True):
         if level < 2:
-            rows = torch.from_numpy(official.gave[f"cascade_level{level}_index"])
+            rows = torch.from_numpy(official.outputs[f"cascade_level{level}_index"])
         bag = features(37 * 4 ** (2 - level), 64, f"hagmil-cascade-{level}")[rows]
         with torch.inference_mode():
             output = model(bag)
         for name in ("logits", "attention"):
-            expected = official.gave[f"cascade_level{level}_{name}"]
+            expected = official.outputs[f"cascade_level{level}_{name}"]
             np.testing.assert_allclose(getattr(output, name).numpy(), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("wrap", ["bare", "model_state_dict", "data parallel"])
 def test_a_hmil_state_dict_becomes_one_stage_that_gives_the_published_numbers(
-    official: Official, hmil_state: dict[str, Tensor], tmp_path: Path, wrap: str
+    official: PublishedReference, hmil_state: dict[str, Tensor], tmp_path: Path, wrap: str
 ) -> None:
     content: Any = hmil_state
     if wrap == "model_state_dict":
@@ -113,7 +113,9 @@ def test_a_hmil_state_dict_becomes_one_stage_that_gives_the_published_numbers(
     (model,) = imported.build()
     with torch.inference_mode():
         output = model(features(300, 1024, HMIL_SALT))
-    np.testing.assert_allclose(output.fine_logits.numpy(), official.gave["hmil_300_fine_logits"][0], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        output.fine_logits.numpy(), official.outputs["hmil_300_fine_logits"][0], rtol=0, atol=2e-4
+    )
 
 
 def test_sizes_that_nobody_published_are_read_off_the_shapes(tmp_path: Path) -> None:
@@ -182,6 +184,12 @@ def test_all_missing_weights_of_hmil_are_listed_at_once(hmil_state: dict[str, Te
     with pytest.raises(BundleError, match="missing") as caught:
         import_published(tmp_path / "part.pt", "hmil")
     assert all(name in caught.value.message for name in gone)
+
+
+def test_all_unknown_weights_of_hmil_are_listed_at_once(hmil_state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({**hmil_state, "a": torch.zeros(1), "b.weight": torch.zeros(1)}, tmp_path / "more.pt")
+    with pytest.raises(BundleError, match=r"a, b\.weight$"):
+        import_published(tmp_path / "more.pt", "hmil")
 
 
 def test_stages_of_different_sizes_are_refused(tmp_path: Path) -> None:
