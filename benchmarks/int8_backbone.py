@@ -40,6 +40,7 @@ from hagmil.export.int8.quantize import write_quantised
 from hagmil.export.parity.slide_parity import ModelSessions, compare_slides
 from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.phantom import write_cohort
+from hagmil.progress import no_progress
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.plan import stage_specs
@@ -125,11 +126,11 @@ def measure_verdicts(folder: Path, slides: int, cohorts: int) -> Iterator[dict[s
     manifest = bundle.manifest
     wanted = PatchRequirements(tuple(stage_specs(manifest)), manifest.patch_px, manifest.tissue)
     graph = folder / "demo_int8.onnx"
-    made = quantise_backbone(bundle.file("backbone.onnx"), graph, SlidePatches(own, _silent), wanted)
+    made = quantise_backbone(bundle.file("backbone.onnx"), graph, SlidePatches(own, no_progress), wanted)
     for seed in range(101, 101 + cohorts):
         write_cohort(folder / f"{seed}", slides=slides, size_px=SLIDE_PX, seed=seed)
         requests = slide_requests([str(folder / f"{seed}" / "slides")])
-        runner = CascadeRunner(requests, f"{slides} phantoms, seed {seed}", _silent)
+        runner = CascadeRunner(requests, f"{slides} phantoms, seed {seed}", no_progress)
         exact = runner.run(manifest, _sessions(bundle, bundle.file("backbone.onnx")), "")
         parity = compare_slides(
             exact, runner.run(manifest, _sessions(bundle, graph), ""), what=runner.what, rounded=False
@@ -154,10 +155,6 @@ def _with_range(*, reduced: bool) -> Any:
 
 def _batches(patches: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     return (patches[start : start + BATCH] for start in range(0, len(patches), BATCH))
-
-
-def _silent(_step: str, _done: int, _total: int) -> None:
-    """Progress that nobody follows."""
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from shutil import rmtree
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hagmil._files import sha256_of, write_text
+from hagmil._models import FrozenModel
 from hagmil.errors import BundleError, UsageError
 from hagmil.spec import Kind
 from hagmil.tissue_parameters import TissueParameters
@@ -42,18 +43,14 @@ HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"
 Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Model):
+class FileEntry(FrozenModel):
     """Size and digest of one file of a bundle."""
 
     sha256: Digest
     bytes: int = Field(ge=0)
 
 
-class Stage(_Model):
+class Stage(FrozenModel):
     """One step of the hierarchy: its spacing, its model, and how many patches it keeps for the next."""
 
     name: StageName
@@ -62,7 +59,7 @@ class Stage(_Model):
     onnx: str
 
 
-class Backbone(_Model):
+class Backbone(FrozenModel):
     """The patch encoder: its graph, the length of its feature vector, and its name."""
 
     onnx: str
@@ -75,7 +72,7 @@ class Backbone(_Model):
     )
 
 
-class Hierarchy(_Model):
+class Hierarchy(FrozenModel):
     """Labels in two layers: fine class i belongs to coarse class ``fine_to_coarse[i]``."""
 
     coarse: tuple[str, ...] = Field(min_length=2)
@@ -91,7 +88,7 @@ class Hierarchy(_Model):
         return self
 
 
-class Provenance(_Model):
+class Provenance(FrozenModel):
     """Where the weights came from."""
 
     created: datetime
@@ -102,7 +99,7 @@ class Provenance(_Model):
     training: dict[str, Any] = Field(default_factory=dict, description="what the checkpoint says of its training")
 
 
-class Throughput(_Model):
+class Throughput(FrozenModel):
     """Patches a second of a backbone in float32 and in int8, measured in turns in one process."""
 
     fp32_patches_per_s: float = Field(gt=0)
@@ -117,7 +114,7 @@ class Throughput(_Model):
         return self.int8_patches_per_s / self.fp32_patches_per_s
 
 
-class Quantization(_Model):
+class Quantization(FrozenModel):
     """How a backbone was brought to int8, how far it agrees with its float32 graph, and what that gains."""
 
     scheme: Literal["static QDQ, uint8 activations, int8 weights per channel"] = (
@@ -144,7 +141,7 @@ class Quantization(_Model):
     throughput: Throughput
 
 
-class ShapeRange(_Model):
+class ShapeRange(FrozenModel):
     """The shapes of one input that an engine takes."""
 
     minimum: tuple[int, ...] = Field(min_length=1)
@@ -163,7 +160,7 @@ Profile = dict[str, ShapeRange]
 """An optimisation profile: a range of shapes for every input, by its name."""
 
 
-class EngineEntry(_Model):
+class EngineEntry(FrozenModel):
     """A TensorRT engine: the graph that it stands for, and what it is bound to."""
 
     file: str = Field(description="the engine's file in the bundle")
@@ -183,7 +180,7 @@ class EngineEntry(_Model):
     )
 
 
-class Manifest(_Model):
+class Manifest(FrozenModel):
     """``bundle.json``: what a bundle is, and what is in it."""
 
     format: Literal["hagmil-bundle"] = "hagmil-bundle"
@@ -236,7 +233,7 @@ class Manifest(_Model):
         return self
 
 
-class BackboneCard(_Model):
+class BackboneCard(FrozenModel):
     """``backbone.json`` beside a backbone's ONNX file: what the patch encoder is."""
 
     format: Literal["hagmil-backbone"] = "hagmil-backbone"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from hagmil._models import FrozenModel
 
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-class TissueParameters(BaseModel):
+class TissueParameters(FrozenModel):
     """Parameters of the tissue mask, in um and um², so that they mean the same on every scanner.
 
     Lengths are converted to the nearest odd number of mask pixels, so that no filter shifts the image.
@@ -25,8 +27,6 @@ class TissueParameters(BaseModel):
         min_hole_um2: holes smaller than this area are filled; the default is a square of 200 um.
         min_share: minimum share of tissue in a patch of the coarsest stage; patches without tissue are never read.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     spacing_um: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 8.0
     method: Literal["otsu", "fixed"] = "fixed"

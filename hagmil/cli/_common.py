@@ -127,7 +127,7 @@ class SlideProgress(Bars):
         self._patches = self._bars.add_task("patches", total=None)
 
     def patches(self, stage: str, done: int, total: int) -> None:
-        """Show how far the present stage is; see :data:`hagmil.runtime.inference.encode.Progress`."""
+        """Show how far the present stage is; see :data:`hagmil.progress.Progress`."""
         self._bars.update(self._patches, description=f"  stage {stage}", completed=done, total=total)
 
     def slide_done(self) -> None:

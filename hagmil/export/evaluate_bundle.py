@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.bundle import Bundle, open_bundle, write_manifest
+from hagmil.progress import Progress, no_progress
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
-from hagmil.trainer.evaluation.evaluate_checkpoint import Progress
 from hagmil.trainer.evaluation.inputs import EvaluationPart, Subject, SubjectStage, open_part
 from hagmil.trainer.evaluation.report import EvaluatedModel, EvaluationReport, make_report
 from hagmil.trainer.evaluation.scoring import Outputs, Scores, StageRun, score_slides
@@ -35,7 +35,7 @@ def evaluate_bundle(
     provider: str = "cpu",
     resamples: int = RESAMPLES,
     seed: int = 0,
-    progress: Progress = lambda _part, _done, _total: None,
+    progress: Progress = no_progress,
 ) -> EvaluationReport:
     """Measure a bundle's verdicts, at its temperature if it has one.
 

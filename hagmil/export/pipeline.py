@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -66,12 +65,10 @@ from hagmil.export.parity.stages import ParityForm, check_stage_parity, stage_ca
 from hagmil.export.parity.torch_reference import TorchStage
 from hagmil.export.selftest_cases import backbone_case, stage_case
 from hagmil.export.tracing import Captures
+from hagmil.progress import Progress, no_progress
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.selftest import BACKBONE, write_selftest
 from hagmil.trainer.checkpoints.checkpoint import CheckpointCard, build_models, load_checkpoint
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +160,7 @@ def export_bundle(
     if precision == "int8" and slides is None:
         raise UsageError("int8 is accepted only where verdicts stay the same; give slides to compare them on")
     source = _open(checkpoint_dir, backbone_dir, precision, intended_use, calibration)  # step 1
-    tell = progress or _silent
+    tell = progress or no_progress
     seconds: dict[str, float] = {}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         start = perf_counter()
@@ -428,7 +425,3 @@ def _general_use(card: CheckpointCard) -> str:
         f"{RESEARCH_USE_ONLY} Telling apart {', '.join(card.classes)} on whole-slide images of haematoxylin "
         "and eosin like those of its training."
     )
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Progress that nobody follows."""

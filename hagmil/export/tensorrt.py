@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,10 +35,9 @@ from hagmil.bundle import (
     write_manifest,
 )
 from hagmil.errors import HagmilError, UsageError
+from hagmil.progress import Progress
 
 BUILD_LOG_NAME = f"{ENGINE_FOLDER}/build.log"
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 _log = logging.getLogger(__name__)
 

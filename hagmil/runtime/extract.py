@@ -16,8 +16,9 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
+from hagmil.progress import Progress
 from hagmil.runtime.inference.device import to_host
-from hagmil.runtime.inference.encode import EncodeOptions, Progress, encode_patches
+from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.patches.geometry import StageGeometry

@@ -13,7 +13,8 @@ from typing import Any
 from hagmil._files import write_text
 from hagmil.bundle import RESEARCH_USE_ONLY
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
-from hagmil.runtime.inference.encode import EncodeOptions, Progress
+from hagmil.progress import Progress
+from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.inference.one_slide import Prepared, Seen, look, prepare
 from hagmil.runtime.inference.prefetch import LookAhead

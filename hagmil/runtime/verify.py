@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil.bundle import MANIFEST_NAME, SELFTEST_NAME, Bundle, Manifest, check_file, open_bundle
 from hagmil.errors import BundleError
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
@@ -35,11 +36,7 @@ _SIDES = ("height", "width")  # a backbone may fix them, at the bundle's patch s
 _ALTERED = "not tried, because files were altered or are missing"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Check(_Model):
+class Check(FrozenModel):
     """One thing that was looked at."""
 
     part: Part
@@ -48,7 +45,7 @@ class Check(_Model):
     detail: str
 
 
-class VerifyReport(_Model):
+class VerifyReport(FrozenModel):
     """What ``hagmil verify`` found."""
 
     format: Literal["hagmil-verify"] = "hagmil-verify"

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from hagmil._files import sha256_of
 from hagmil.errors import SlideError, UsageError
 from hagmil.export.int8.backbone import PatchRequirements
 from hagmil.features import FeatureHeader, read_header
+from hagmil.progress import Progress
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.plan import plan_slide
@@ -42,9 +43,6 @@ _SEED = 8
 _BATCH = 16
 _HELD_OUT_EVERY = 5
 _COARSE_SQUARES = 256  # drawn from at most, so that memory does not depend on the slide
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 _log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from hagmil.errors import SlideFailed, UsageError
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import export_bundle
 from hagmil.phantom import MASK_STEP_PX, PhantomSlide, write_cohort
+from hagmil.progress import Progress
 from hagmil.runtime.extract import ExtractOptions, Extractor, ExtractOutcome, extract_many, parse_stages
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inputs import slide_requests
@@ -63,9 +64,6 @@ PHANTOMS_ONLY = (
 
 _VALIDATION_SHARE = 0.25
 _MARK = ".hagmil-demo"
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from hagmil.bundle import Bundle, Manifest
 from hagmil.errors import SlideError
 from hagmil.export.parity.slide_parity import ModelSessions, SlideRecord, SlideRunner, StageRecord
 from hagmil.phantom import write_cohort
+from hagmil.progress import Progress
 from hagmil.runtime.inference.cascade import run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
@@ -27,9 +28,6 @@ PHANTOM_PX = 2048
 MOST_CALIBRATION_SLIDES = 8  # a slide goes through the whole cascade twice
 _DEFAULT_PHANTOMS = 4
 _SEED = 4242  # not that of any cohort that somebody trains on without saying so
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 def default_phantoms(precision: str, slides: Sequence[str] | None) -> int:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,10 @@ from hagmil.export.parity.synthetic_inputs import PATCH_KINDS, PatchKind, synthe
 from hagmil.export.parity.torch_reference import torch_run
 from hagmil.export.passes.check_contract import check_contract
 from hagmil.export.tracing import trace
+from hagmil.progress import Progress
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import BACKBONE
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES, TensorSpec
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 _log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil.bundle import Precision, Quantization
 from hagmil.errors import ParityError
 from hagmil.export.parity.slide_parity import SlideParity
@@ -39,10 +40,8 @@ _LARGEST_SHARE = 1e-2
 _BEYOND_DOUBT = 0.5
 
 
-class Tolerance(BaseModel):
+class Tolerance(FrozenModel):
     """How far a tensor may be off: ``absolute + relative x its largest value``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     absolute: float = Field(ge=0)
     relative: float = Field(ge=0)
@@ -64,10 +63,8 @@ TOLERANCES: dict[Precision, Tolerance] = {
 has limits of its own, :data:`INT8_FEATURES`."""
 
 
-class FeatureLimits(BaseModel):
+class FeatureLimits(FrozenModel):
     """How far a quantised backbone's features may be off over real patches."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     least_cosine: float = Field(ge=-1, le=1, description="of every patch")
     relative_error: float = Field(ge=0, description="norm of the difference over the norm, all patches together")
@@ -77,10 +74,8 @@ INT8_FEATURES = FeatureLimits(least_cosine=0.99, relative_error=0.05)
 """Of a backbone in int8, whose error is no rounding of single values; docs/numerics.md says what led to them."""
 
 
-class ParityRow(BaseModel):
+class ParityRow(FrozenModel):
     """One tensor of one graph on one case."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="backbone, or a stage's name")
     tensor: str
@@ -96,10 +91,8 @@ class ParityRow(BaseModel):
     passed: bool
 
 
-class ParityReport(BaseModel):
+class ParityReport(FrozenModel):
     """``parity.json``: every comparison that the export made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["hagmil-parity"] = "hagmil-parity"
     format_version: Literal[1] = 1

@@ -17,8 +17,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil.bundle import Manifest, Precision
 from hagmil.errors import ParityError
 from hagmil.runtime.sessions import Session
@@ -93,10 +94,8 @@ class SlideRunner(Protocol):
         """
 
 
-class StageAgreement(BaseModel):
+class StageAgreement(FrozenModel):
     """How far one stage's choices are the same."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     kept: int = Field(description="patches that the source kept, over all slides")
@@ -108,10 +107,8 @@ class StageAgreement(BaseModel):
     mean_correlation: float | None
 
 
-class SlideParity(BaseModel):
+class SlideParity(FrozenModel):
     """Verdicts of a bundle's graphs held against its source's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     what: str = Field(description="the slides, in words")
     rounded: bool = Field(description="every operation of the graphs was rounded to 16 bits")

@@ -7,8 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from hagmil._models import FrozenModel
 from hagmil.errors import UsageError
 
 JSON_NAME = "report.json"
@@ -18,11 +19,7 @@ COMPARISON_NAME = "comparison.html"
 _Seconds = tuple[float, ...]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Machine(_Model):
+class Machine(FrozenModel):
     """What the figures were taken on."""
 
     system: str
@@ -33,7 +30,7 @@ class Machine(_Model):
     tile_kernel: str | None = Field(default=None, description="what read JPEG tiles; null in reports of old")
 
 
-class BenchSlide(_Model):
+class BenchSlide(FrozenModel):
     """The slide that was read."""
 
     name: str
@@ -48,7 +45,7 @@ class BenchSlide(_Model):
     levels: int
 
 
-class BenchBundle(_Model):
+class BenchBundle(FrozenModel):
     """The bundle that was run."""
 
     name: str
@@ -62,7 +59,7 @@ class BenchBundle(_Model):
     stages_um: dict[str, float] = Field(description="spacing of every stage, coarse to fine")
 
 
-class Settings(_Model):
+class Settings(FrozenModel):
     """What was asked for."""
 
     batch: int | None = Field(description="patches given to the backbone at once; null: what suits the provider")
@@ -73,7 +70,7 @@ class Settings(_Model):
     repeats: int = Field(description="of each measurement, after a warm-up; a long one is taken once, and says so")
 
 
-class ReadFigures(_Model):
+class ReadFigures(FrozenModel):
     """Reading patches of the finest stage, with nobody who uses them."""
 
     patches: int
@@ -86,7 +83,7 @@ class ReadFigures(_Model):
     repeats_s: _Seconds
 
 
-class MaskFigures(_Model):
+class MaskFigures(FrozenModel):
     """Reading the overview and finding tissue in it."""
 
     seconds: float
@@ -98,7 +95,7 @@ class MaskFigures(_Model):
     repeats_s: _Seconds
 
 
-class BackboneFigures(_Model):
+class BackboneFigures(FrozenModel):
     """The backbone on patches that lie in memory."""
 
     patches_per_s: float
@@ -110,7 +107,7 @@ class BackboneFigures(_Model):
     repeats_s: _Seconds
 
 
-class ModelFigures(_Model):
+class ModelFigures(FrozenModel):
     """A stage's model on a bag of random features."""
 
     stage: str
@@ -119,7 +116,7 @@ class ModelFigures(_Model):
     repeats_s: _Seconds
 
 
-class PipelineFigures(_Model):
+class PipelineFigures(FrozenModel):
     """Reading and backbone together, on the finest stage's patches."""
 
     patches: int
@@ -139,14 +136,14 @@ class PipelineFigures(_Model):
     repeats_s: _Seconds
 
 
-class StageFigures(_Model):
+class StageFigures(FrozenModel):
     """What one stage of the run encoded."""
 
     name: str
     encoded: int
 
 
-class EndToEnd(_Model):
+class EndToEnd(FrozenModel):
     """From opening the slide to written results, the models being loaded."""
 
     provider: str
@@ -161,7 +158,7 @@ class EndToEnd(_Model):
     repeats_s: _Seconds
 
 
-class StartUp(_Model):
+class StartUp(FrozenModel):
     """A fresh ``hagmil infer``, from process start to the first patch in the backbone; compile cache empty."""
 
     provider: str
@@ -169,7 +166,7 @@ class StartUp(_Model):
     repeats_s: _Seconds
 
 
-class Memory(_Model):
+class Memory(FrozenModel):
     """Resident memory of the same process, over its whole run."""
 
     peak_rss_mb: float
@@ -177,7 +174,7 @@ class Memory(_Model):
     above_models_mb: float = Field(description="the peak less that")
 
 
-class SweepPoint(_Model):
+class SweepPoint(FrozenModel):
     """One setting tried."""
 
     what: Literal["read_threads", "backbone_batch", "backbone_threads", "model_patches"]
@@ -188,7 +185,7 @@ class SweepPoint(_Model):
     repeats_s: _Seconds
 
 
-class BenchReport(_Model):
+class BenchReport(FrozenModel):
     """``report.json``: where the time of one slide and one bundle goes on one machine."""
 
     format: Literal["hagmil-bench"] = "hagmil-bench"

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from hagmil._version import __version__
 from hagmil.bundle import Bundle
 from hagmil.errors import BundleError, EnvironmentLacks, Interrupted
+from hagmil.progress import Progress
 from hagmil.runtime.bench.machine import this_machine
 from hagmil.runtime.bench.measure import (
     Measuring,
@@ -57,9 +57,6 @@ from hagmil.runtime.sessions import PROVIDERS
 from hagmil.runtime.slides.slide import open_slide
 from hagmil.runtime.tissue.kernels import kernels_on
 from hagmil.runtime.versions import versions
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

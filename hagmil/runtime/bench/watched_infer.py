@@ -18,16 +18,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from hagmil._models import FrozenModel
 
 if TYPE_CHECKING:
     from hagmil.runtime.inference.loaded_bundle import LoadedModel
 
 
-class Notes(BaseModel):
+class Notes(FrozenModel):
     """What the process noted; times are of the system's monotonic clock, which all processes share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     interpreter: float
     loading: float

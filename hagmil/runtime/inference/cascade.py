@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import BundleError
+from hagmil.progress import Progress
 from hagmil.runtime.inference.device import to_host
-from hagmil.runtime.inference.encode import EncodeOptions, Progress, encode_patches
+from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import patch_attention

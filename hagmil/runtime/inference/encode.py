@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import EnvironmentLacks
+from hagmil.progress import Progress
 from hagmil.runtime.inference.device import Host, Place, place_of
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.patches.geometry import StageGeometry
@@ -30,8 +31,6 @@ _LEAST_CPU_BATCH, _MOST_CPU_BATCH = 16, 64
 _FEWEST_READERS, _MOST_READERS = 2, 8
 
 _log = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the patches encoded so far, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.bundle import Manifest
+from hagmil.progress import Progress
 from hagmil.runtime.inference.cascade import StageOutcome, run_cascade
-from hagmil.runtime.inference.encode import EncodeOptions, Progress
+from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import Verdict, verdict_of

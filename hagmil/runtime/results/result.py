@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hagmil._files import write_text
+from hagmil._models import FrozenModel
 
 RESULT_NAME = "result.json"
 ATTENTION_NAME = "attention.h5"
@@ -22,11 +23,7 @@ TABLE_NAME = "results.csv"
 Status = Literal["ok", "rejected", "failed"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StageResult(_Model):
+class StageResult(FrozenModel):
     """What one stage read and said."""
 
     name: str
@@ -37,14 +34,14 @@ class StageResult(_Model):
     logits: tuple[float, ...]
 
 
-class LayerResult(_Model):
+class LayerResult(FrozenModel):
     """The verdict in one layer of a hierarchy of labels."""
 
     prediction: str
     probabilities: dict[str, float]
 
 
-class Result(_Model):
+class Result(FrozenModel):
     """``result.json``: one slide's verdict and where it came from, or why there is none."""
 
     format: Literal["hagmil-result"] = "hagmil-result"

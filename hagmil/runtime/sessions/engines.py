@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from hagmil._files import sha256_of, write_bytes, write_text
+from hagmil._models import FrozenModel
 from hagmil._tensorrt.builder import BuildRequest, build_engine
 from hagmil._tensorrt.cache import default_cache, timing_cache
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, device_capability, installed_flavours
@@ -52,10 +53,8 @@ class EngineSet:
     paths: Mapping[str, Path]
 
 
-class CachedEngine(BaseModel):
+class CachedEngine(FrozenModel):
     """What lies beside an engine in the cache."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     entry: EngineEntry
     file: FileEntry

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hagmil._files import atomic_path, write_text
+from hagmil._models import FrozenModel
 from hagmil.bundle import Hierarchy
 from hagmil.errors import BundleError
 from hagmil.spec import Kind
@@ -42,11 +43,7 @@ _CARD_KEY = "checkpoint"
 _STATE_KEY = "training_state"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CheckpointStage(_Model):
+class CheckpointStage(FrozenModel):
     """One stage: its spacing, and how many patches it keeps for the next."""
 
     name: str
@@ -54,7 +51,7 @@ class CheckpointStage(_Model):
     keep: int | None = Field(ge=1, description="patches kept in deployment; null on the last stage")
 
 
-class CheckpointBackbone(_Model):
+class CheckpointBackbone(FrozenModel):
     """The patch encoder whose features the models were trained on."""
 
     name: str
@@ -62,7 +59,7 @@ class CheckpointBackbone(_Model):
     proven: bool = Field(default=True, description="false: somebody said so when the checkpoint was imported")
 
 
-class TrainingRecord(_Model):
+class TrainingRecord(FrozenModel):
     """Where the weights came from."""
 
     versions: dict[str, str] = Field(description="versions of the packages that took part")
@@ -76,7 +73,7 @@ class TrainingRecord(_Model):
     validation: ClassificationMetrics | None = Field(description="of these weights; null before any epoch's end")
 
 
-class ImportRecord(_Model):
+class ImportRecord(FrozenModel):
     """The file of the published code that weights were imported from."""
 
     versions: dict[str, str] = Field(description="versions of the packages that took part")
@@ -84,7 +81,7 @@ class ImportRecord(_Model):
     source_sha256: str
 
 
-class CheckpointCard(_Model):
+class CheckpointCard(FrozenModel):
     """``checkpoint.json``: everything that an export needs to know of the weights."""
 
     format: Literal["hagmil-checkpoint"] = "hagmil-checkpoint"

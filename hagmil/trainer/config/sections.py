@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from hagmil._models import FrozenModel
 from hagmil.bundle import Hierarchy
 from hagmil.trainer.losses.instance import InstanceLossKind
 
@@ -14,10 +15,8 @@ Layout = Literal["hdf5", "hag-mil-pt", "hmil-pt"]
 """How features lie on disk: ours, or those of the two published codes."""
 
 
-class Section(BaseModel):
+class Section(FrozenModel):
     """A part of a configuration: unknown keys are errors, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataConfig(Section):

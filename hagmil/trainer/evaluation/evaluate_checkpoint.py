@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from hagmil.errors import EnvironmentLacks
+from hagmil.progress import Progress, no_progress
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
@@ -15,9 +15,6 @@ from hagmil.trainer.evaluation.inputs import checkpoint_subject, open_part
 from hagmil.trainer.evaluation.report import EvaluatedModel, EvaluationReport, make_report
 from hagmil.trainer.evaluation.scoring import checkpoint_run, score_slides
 from hagmil.trainer.metrics.bootstrap import RESAMPLES
-
-Progress = Callable[[str, int, int], None]
-"""Called after each slide with the part's name, how many slides are done, and how many there are."""
 
 
 def evaluate_checkpoint(
@@ -27,7 +24,7 @@ def evaluate_checkpoint(
     part: Part = "test",
     resamples: int = RESAMPLES,
     seed: int = 0,
-    progress: Progress = lambda _part, _done, _total: None,
+    progress: Progress = no_progress,
 ) -> EvaluationReport:
     """Measure a checkpoint's verdicts.
 

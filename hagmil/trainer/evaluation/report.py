@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil._version import __version__
 from hagmil.bundle import Digest
 from hagmil.errors import DataError
@@ -22,11 +23,7 @@ JSON_NAME = "evaluation.json"
 HTML_NAME = "evaluation.html"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EvaluatedModel(_Model):
+class EvaluatedModel(FrozenModel):
     """Which model was evaluated."""
 
     what: Literal["checkpoint", "bundle"]
@@ -39,7 +36,7 @@ class EvaluatedModel(_Model):
     coarse_temperature: float | None = Field(default=None, description="the same for the coarse classes of a hierarchy")
 
 
-class SlideVerdict(_Model):
+class SlideVerdict(FrozenModel):
     """One slide: what it is, and what the model says."""
 
     slide_id: str
@@ -52,7 +49,7 @@ class SlideVerdict(_Model):
     coarse_probabilities: dict[str, float] = Field(default_factory=dict)
 
 
-class EvaluationReport(_Model):
+class EvaluationReport(FrozenModel):
     """What an evaluation found on one part of a split."""
 
     format: Literal["hagmil-evaluation"] = "hagmil-evaluation"

@@ -26,10 +26,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from hagmil._models import FrozenModel
 from hagmil.trainer.losses.hierarchy import bag_alignment_loss, membership
 from hagmil.trainer.models.hmil import HmilTrainingOutput
 
@@ -37,10 +38,8 @@ BASE_TEMPERATURE = 0.1
 """What the contrastive loss is scaled against, whatever the schedule's lowest temperature."""
 
 
-class HmilLossConfig(BaseModel):
+class HmilLossConfig(FrozenModel):
     """Weights of the losses and the temperature's range; the defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     coarse: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="0 switches a loss off")
     fine: float = Field(default=1.0, ge=0, allow_inf_nan=False)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil.errors import DataError
 from hagmil.trainer.metrics.resampled import CALIBRATION_BINS, Measures, confidence_bins, measure
 
@@ -45,11 +46,7 @@ class ScoredSlide:
     probabilities: tuple[float, ...]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Estimate(_Model):
+class Estimate(FrozenModel):
     """One measure and its interval."""
 
     value: float | None = Field(description="null where the slides do not define it")
@@ -58,7 +55,7 @@ class Estimate(_Model):
     undefined_resamples: int = Field(ge=0, description="resamples that do not define it and are not in the interval")
 
 
-class ClassAssessment(_Model):
+class ClassAssessment(FrozenModel):
     """One class against the rest."""
 
     name: str
@@ -69,7 +66,7 @@ class ClassAssessment(_Model):
     f1: Estimate
 
 
-class CalibrationBin(_Model):
+class CalibrationBin(FrozenModel):
     """The slides whose prediction has a probability above ``low``, up to ``high``."""
 
     low: float
@@ -79,7 +76,7 @@ class CalibrationBin(_Model):
     accuracy: float | None
 
 
-class Assessment(_Model):
+class Assessment(FrozenModel):
     """Everything that is measured over one set of verdicts."""
 
     classes: tuple[str, ...]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sklearn.metrics import f1_score, roc_auc_score
 
+from hagmil._models import FrozenModel
 
-class HierarchyMetrics(BaseModel):
+
+class HierarchyMetrics(FrozenModel):
     """What was measured of the coarse verdicts, where labels have a hierarchy."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coarse_auc: float | None = Field(description="as auc, of the coarse classes' own probabilities")
     coarse_accuracy: float | None
@@ -19,10 +19,8 @@ class HierarchyMetrics(BaseModel):
     agreement: float | None = Field(description="share of slides whose fine verdict belongs to their coarse verdict")
 
 
-class ClassificationMetrics(BaseModel):
+class ClassificationMetrics(FrozenModel):
     """What was measured over one part of a split; with a hierarchy of labels of the fine verdicts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slides: int = Field(description="slides that were classified")
     empty_slides: int = Field(description="slides without tissue, which have no verdict and are in no number here")

@@ -18,14 +18,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from hagmil._models import FrozenModel
 
-class HmilConfig(BaseModel):
+
+class HmilConfig(FrozenModel):
     """Sizes of the network; the defaults are the published ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bottleneck_width: int = Field(default=256, ge=1, description="between the two linear layers of h1")
     fine_width: int = Field(default=256, ge=1, description="length of a row of h2")

@@ -22,20 +22,19 @@ import math
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hagmil._models import FrozenModel
 from hagmil.trainer.models.nystrom import NystromAttention
 
 RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
 """Omega of the Admin initialisation for 8 residual layers (Liu et al. 2020, section 4.1)."""
 
 
-class IatConfig(BaseModel):
+class IatConfig(FrozenModel):
     """Sizes of the transformer; the defaults are the published ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     widths: tuple[int, ...] = Field(default=(1024, 1536, 512, 1024), min_length=1)
     heads: int = Field(default=8, ge=1)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from hagmil._files import write_text
+from hagmil._models import FrozenModel
 from hagmil.errors import DataError, UsageError
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from hagmil.trainer.compute.distributed import Ranks, joined
@@ -36,11 +37,7 @@ _SPLIT_NAME = re.compile(r"splits_(\d+)\.csv")
 _NOT_MEASURES = {"slides", "empty_slides"}
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Spread(_Model):
+class Spread(FrozenModel):
     """One measure over folds."""
 
     mean: float | None = Field(description="over the folds that define it; null where none does")
@@ -48,7 +45,7 @@ class Spread(_Model):
     folds: tuple[float | None, ...] = Field(description="of each fold; null where it does not define the measure")
 
 
-class FoldRun(_Model):
+class FoldRun(FrozenModel):
     """One finished fold."""
 
     fold: int = Field(ge=0)
@@ -57,7 +54,7 @@ class FoldRun(_Model):
     metrics: RunMetrics
 
 
-class FoldsSummary(_Model):
+class FoldsSummary(FrozenModel):
     """``summary.json``: what the folds achieve, each and together."""
 
     format: Literal["hagmil-folds"] = "hagmil-folds"

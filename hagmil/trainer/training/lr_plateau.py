@@ -5,15 +5,14 @@ Written as arithmetic on a state that is saved with the training, so that a resu
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil.trainer.config.sections import PlateauConfig
 
 
-class PlateauState(BaseModel):
+class PlateauState(FrozenModel):
     """How long the validation loss has not fallen; every epoch makes a new one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     best_loss: float | None = Field(default=None, description="null before the first epoch")
     bad_epochs: int = Field(default=0, description="epochs without a better loss since the best or the last reduction")

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hagmil._files import write_text
+from hagmil._models import FrozenModel
 from hagmil.errors import UsageError
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
@@ -35,10 +36,8 @@ _MAY_CHANGE = _PLACES | _SCALE | {"schedule.max_epochs", "schedule.patience"}
 _FIXED_FOR_HMIL = {"schedule.max_epochs"}  # its curriculum runs over all epochs
 
 
-class RunMetrics(BaseModel):
+class RunMetrics(FrozenModel):
     """``metrics.json``: what the best weights of a run achieve."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     classes: tuple[str, ...] = Field(description="with a hierarchy the fine ones")
     epochs: int = Field(description="epochs trained")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hagmil._models import FrozenModel
 from hagmil.trainer.config.sections import ScheduleConfig
 from hagmil.trainer.metrics.classification import ClassificationMetrics
 from hagmil.trainer.training.lr_plateau import PlateauState
 
 
-class TrainingState(BaseModel):
+class TrainingState(FrozenModel):
     """A place in a training; every step makes a new one.
 
     Nothing random is in it: order of slides and dropout follow from seed, epoch and position.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels_sha256: str
     split_sha256: str
