@@ -27,13 +27,13 @@ import onnxruntime.quantization as ort_quantization
 import torch
 from numpy.typing import NDArray
 
+from hagmil._machine import processor_name
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.int8.backbone import (
     PatchRequirements,
     feature_agreement,
     measure_throughput,
-    processor_name,
     quantise_backbone,
 )
 from hagmil.export.int8.quantize import write_quantised

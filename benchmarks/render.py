@@ -114,8 +114,8 @@ SECTIONS = (
         "with 4 or more: agreement with keeping everything is therefore no measure of quality here.",
     ),
     Section(
-        "Level models",
-        "level_models",
+        "Stage models",
+        "stage_models",
         "Twice as fast is reached up to 1,000 patches, and by far for the small bags of a cascade's finer stages; "
         "beyond, 1.3 times fewer multiplications are all that is left to save "
         "([0013](decisions/0013-equal-landmarks.md)); what is gained above that is probably less memory that moves. "

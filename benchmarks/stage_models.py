@@ -2,7 +2,7 @@
 
 Run it from the repository's root:
 
-    OMP_NUM_THREADS=1 python -m benchmarks.stage_models --out benchmarks/results/level_models.json
+    OMP_NUM_THREADS=1 python -m benchmarks.stage_models --out benchmarks/results/stage_models.json
 
 Three peers with the same weights and bag, in processes of their own that take turns: the published arithmetic in eager
 PyTorch (:func:`published`: every head at once, four products a Newton-Schulz step, softmax1 · pinv before softmax3 · V

@@ -19,9 +19,9 @@ from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
-from hagmil.trainer.evaluation.inputs import EvaluationPart, Subject, SubjectStage, open_part
+from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluatedStageSpec, EvaluationPart, open_part
 from hagmil.trainer.evaluation.report import EvaluatedModel, EvaluationReport, make_report
-from hagmil.trainer.evaluation.scoring import Outputs, Scores, StageRun, score_slides
+from hagmil.trainer.evaluation.scoring import Scores, StageOutputs, StageRunner, score_slides
 from hagmil.trainer.metrics.bootstrap import RESAMPLES, probability_table
 from hagmil.trainer.metrics.temperature_scaling import fit_temperature
 
@@ -60,7 +60,7 @@ def evaluate_bundle(
     bundle = open_bundle(path)
 
     def score(name: Part) -> tuple[Scores, EvaluationPart]:
-        slides = open_part(config, bundle_subject(bundle), name)
+        slides = open_part(config, bundle_spec(bundle), name)
         scores = score_bundle(
             bundle,
             slides,
@@ -73,34 +73,34 @@ def evaluate_bundle(
     scores, slides = score(part)  # first: a part that cannot be evaluated leaves the bundle as it was
     if calibrate:
         bundle = calibrate_bundle(path, scores if part == "val" else score("val")[0])
-    manifest, subject = bundle.manifest, bundle_subject(bundle)
+    manifest, spec = bundle.manifest, bundle_spec(bundle)
     model = EvaluatedModel(
         what="bundle",
         path=str(path),
         sha256=bundle.sha256,
-        kind=subject.kind,
+        kind=spec.kind,
         temperature=manifest.temperature,
         coarse_temperature=manifest.coarse_temperature,
     )
     calibrated = scores.at(manifest.temperature, manifest.coarse_temperature)
-    return make_report(calibrated, subject, model, part, empty_slides=slides.empty, resamples=resamples, seed=seed)
+    return make_report(calibrated, spec, model, part, empty_slides=slides.empty, resamples=resamples, seed=seed)
 
 
-def bundle_subject(bundle: Bundle) -> Subject:
+def bundle_spec(bundle: Bundle) -> EvaluatedModelSpec:
     """What a bundle's manifest says of its models."""
     manifest = bundle.manifest
-    return Subject(
+    return EvaluatedModelSpec(
         kind=manifest.kind,
         classes=manifest.classes,
         hierarchy=manifest.hierarchy,
-        stages=tuple(SubjectStage(stage.name, stage.spacing_um, stage.keep) for stage in manifest.stages),
+        stages=tuple(EvaluatedStageSpec(stage.name, stage.spacing_um, stage.keep) for stage in manifest.stages),
         feature_dim=manifest.backbone.features,
         patch_px=manifest.patch_px,
         backbone_sha256=manifest.backbone.reduced_from or manifest.files[manifest.backbone.onnx].sha256,
     )
 
 
-def bundle_run(bundle: Bundle, *, provider: str = "cpu", threads: int | None = None) -> StageRun:
+def bundle_runner(bundle: Bundle, *, provider: str = "cpu", threads: int | None = None) -> StageRunner:
     """A bundle's stages as a function of a stage's number and its bag.
 
     Args:
@@ -116,7 +116,7 @@ def bundle_run(bundle: Bundle, *, provider: str = "cpu", threads: int | None = N
         open_session(bundle.file(stage.onnx), provider=provider, threads=threads) for stage in bundle.manifest.stages
     ]
 
-    def run(index: int, features: NDArray[np.float32]) -> Outputs:
+    def run(index: int, features: NDArray[np.float32]) -> StageOutputs:
         outputs = sessions[index].run({BAG.name: features})
         return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
 
@@ -145,8 +145,8 @@ def score_bundle(
         BundleError: a graph cannot be run.
         EnvironmentLacks: the provider is not on this machine.
     """
-    run = bundle_run(bundle, provider=provider, threads=threads)
-    return score_slides(part, bundle_subject(bundle), run, after_slide=after_slide)
+    run = bundle_runner(bundle, provider=provider, threads=threads)
+    return score_slides(part, bundle_spec(bundle), run, after_slide=after_slide)
 
 
 def calibrate_bundle(path: Path, scores: Scores) -> Bundle:

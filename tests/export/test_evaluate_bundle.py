@@ -10,7 +10,7 @@ import pytest
 
 from hagmil.bundle import open_backbone, open_bundle, write_manifest
 from hagmil.errors import DataError
-from hagmil.export.evaluate_bundle import bundle_run, evaluate_bundle
+from hagmil.export.evaluate_bundle import bundle_runner, evaluate_bundle
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.spec import LOGITS
@@ -120,7 +120,7 @@ def test_the_runtime_s_verdict_is_divided_by_the_temperature_too(bundle: Path) -
     write_manifest(bundle, manifest.model_copy(update={"temperature": 2.0}))
     opened = open_bundle(bundle)
     features = np.random.default_rng(0).normal(size=(5, WIDTH)).astype(np.float32)
-    outputs = dict(bundle_run(opened, threads=1)(1, features))
+    outputs = dict(bundle_runner(opened, threads=1)(1, features))
     plain, softened = verdict_of(manifest, outputs), verdict_of(opened.manifest, outputs)
     gap = float(outputs[LOGITS.name][1] - outputs[LOGITS.name][0])
     assert plain.prediction == softened.prediction

@@ -10,10 +10,10 @@ import pytest
 from hagmil.bundle import open_backbone
 from hagmil.export.pipeline import export_bundle
 from hagmil.runtime.inference.loaded_bundle import load_model
-from hagmil.runtime.inference.verdict import softmax
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.predict import PredictOptions, predict_one
 from hagmil.runtime.results.result import Result
+from hagmil.softmax import softmax
 from hagmil.trainer.training.loop import train
 from tests.integration.published_files import write_colour_backbone
 from tests.runtime.slide_files import save_pyramid, tissue_picture

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hagmil._machine import processor_name
 from hagmil.bundle import Quantization, Throughput
 from hagmil.errors import ParityError, UsageError
 from hagmil.export.graph import copy_graph
@@ -205,16 +205,6 @@ def measure_throughput(
 
 def _timed_enough(turn: int, passed_s: float, turns: int, least_s: float) -> bool:
     return (turn >= turns and passed_s >= least_s) or (turn >= _LEAST_TURNS and passed_s > _MOST_SECONDS)
-
-
-def processor_name() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class _Made(NamedTuple):

@@ -3,7 +3,7 @@
 report            report.json: its models, its schema, reading and writing it
 machine           what the figures were taken on
 repeats           warm-up, repeats, and the middle run
-subject           the slide and the patches that are measured
+workload           the slide and the patches that are measured
 measure           each step alone, the pipeline, and end to end
 probe, start_up   a process of its own: from its start to the first patch in the backbone, and its memory
 sweep             batch sizes and threads

@@ -6,10 +6,10 @@ import os
 import platform
 from pathlib import Path
 
+from hagmil._machine import processor_name
 from hagmil.runtime.bench.report import Machine
 from hagmil.runtime.tiles.kernel import kernel_name
 
-_CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -17,7 +17,7 @@ def this_machine() -> Machine:
     """Describe this machine, as far as it can be known without a further package."""
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=_value(_CPUINFO, "model name") or platform.processor() or platform.machine(),
+        cpu=processor_name(),
         cores=len(os.sched_getaffinity(0)),
         memory_gb=_memory_gb(),
         gpus=tuple(_value(card, "Model") or "NVIDIA GPU" for card in sorted(_GPUS.glob("*/information"))),

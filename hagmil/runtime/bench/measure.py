@@ -23,7 +23,7 @@ from hagmil.runtime.bench.report import (
     ReadFigures,
     StageFigures,
 )
-from hagmil.runtime.bench.workload import Subject
+from hagmil.runtime.bench.workload import Workload
 from hagmil.runtime.inference.device import place_of, to_host
 from hagmil.runtime.inference.encode import (
     EncodeOptions,
@@ -82,21 +82,21 @@ def measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> Measur
     return Measuring(encode, batch, readers, repeats)
 
 
-def measure_reading(subject: Subject, how: Measuring) -> ReadFigures:
+def measure_reading(workload: Workload, how: Measuring) -> ReadFigures:
     """Read patches and drop them."""
 
     def _work() -> None:
-        for _ in _batches(subject, how):
+        for _ in _batches(workload, how):
             pass
 
     timed = repeat(_work, how.repeats)
-    count, side = len(subject.coords), subject.geometry.patch_px
+    count, side = len(workload.coords), workload.geometry.patch_px
     return ReadFigures(
         patches=count,
         seconds=timed.seconds,
         patches_per_s=count / timed.seconds,
         threads=how.readers,
-        stage=subject.geometry.name,
+        stage=workload.geometry.name,
         patch_px=side,
         megapixels_per_s=count * side**2 / timed.seconds / 1e6,
         repeats_s=timed.repeats_s,
@@ -132,11 +132,11 @@ def measure_mask(slide: Slide, manifest: Manifest, repeats: int, kernels: MaskKe
     )
 
 
-def resident_patches(subject: Subject, how: Measuring) -> NDArray[np.uint8]:
-    """Some of the subject's patches in memory: uint8 (patches, patch_px, patch_px, 3), a bounded number."""
-    side = subject.geometry.patch_px
+def resident_patches(workload: Workload, how: Measuring) -> NDArray[np.uint8]:
+    """Some of the workload's patches in memory: uint8 (patches, patch_px, patch_px, 3), a bounded number."""
+    side = workload.geometry.patch_px
     most = max(1, _RESIDENT_BYTES // (3 * side**2))
-    few = Subject(subject.slide, subject.geometry, subject.coords[:most])
+    few = Workload(workload.slide, workload.geometry, workload.coords[:most])
     patches = np.empty((len(few.coords), side, side, 3), np.uint8)
     for rows, batch in _batches(few, how):
         patches[rows] = batch
@@ -219,12 +219,12 @@ def measure_model(session: Session, stage: str, features: int, patches: int, rep
 
 
 def measure_pipeline(
-    subject: Subject, model: LoadedModel, how: Measuring, *, reading_per_s: float, backbone_per_s: float
+    workload: Workload, model: LoadedModel, how: Measuring, *, reading_per_s: float, backbone_per_s: float
 ) -> PipelineFigures:
     """Read patches and encode them, as a stage of the cascade does.
 
     Args:
-        subject: the patches.
+        workload: the patches.
         model: the loaded bundle.
         how: batch, readers, repeats.
         reading_per_s: what reading alone reaches.
@@ -232,7 +232,7 @@ def measure_pipeline(
     """
     slower = min(reading_per_s, backbone_per_s)
     count = max(_LEAST_BATCHES * how.batch, int(slower * RUN_S))
-    few = Subject(subject.slide, subject.geometry, subject.coords[:count])
+    few = Workload(workload.slide, workload.geometry, workload.coords[:count])
 
     def _work() -> tuple[StepClock, StreamStalls]:
         clock, stalls = StepClock(), StreamStalls()
@@ -297,12 +297,12 @@ def measure_end_to_end(
     )
 
 
-def _batches(subject: Subject, how: Measuring) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
-    """Which rows of the subject a batch holds, and its patches, as the cascade reads them."""
+def _batches(workload: Workload, how: Measuring) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
+    """Which rows of the workload a batch holds, and its patches, as the cascade reads them."""
     return read_batches(
-        subject.slide,
-        subject.geometry,
-        subject.coords,
+        workload.slide,
+        workload.geometry,
+        workload.coords,
         batch_size=how.batch,
         threads=how.readers,
         tile_cache_bytes=how.asked.tile_cache_bytes,

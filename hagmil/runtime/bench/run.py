@@ -48,7 +48,7 @@ from hagmil.runtime.bench.report import (
 )
 from hagmil.runtime.bench.start_up import InferCall, measure_start_up
 from hagmil.runtime.bench.sweep import sweep, sweep_size
-from hagmil.runtime.bench.workload import Subject, describe_bundle, describe_slide, request_of, subject_of
+from hagmil.runtime.bench.workload import Workload, describe_bundle, describe_slide, request_of, workload_of
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 from hagmil.runtime.inputs import SlideRequest
@@ -140,10 +140,10 @@ def _bench(options: BenchOptions, progress: Progress) -> BenchReport:
         progress("slide", 0, 1)
         request = request_of(options.slide, Path(folder), bundle.manifest, options.phantom_px, options.spacing_um)
         with open_slide(request.path, spacing_um=request.spacing_um) as slide:  # step 2
-            subject = subject_of(slide, bundle.manifest, options.patches)
+            workload = workload_of(slide, bundle.manifest, options.patches)
             described = describe_slide(slide, phantom=options.slide is None)
             progress("slide", 1, 1)
-            measured = _Bench(options, progress, loaded, bundle, request, subject).measure()
+            measured = _Bench(options, progress, loaded, bundle, request, workload).measure()
     return BenchReport(
         hagmil=__version__,
         created=datetime.now(UTC),
@@ -193,7 +193,7 @@ class _Bench:
         loaded: the bundle, by provider.
         bundle: the same, without sessions.
         request: the slide, for a run of its own.
-        subject: the slide, opened, and its patches.
+        workload: the slide, opened, and its patches.
     """
 
     options: BenchOptions
@@ -201,7 +201,7 @@ class _Bench:
     loaded: dict[str, _Loaded]
     bundle: Bundle
     request: SlideRequest
-    subject: Subject
+    workload: Workload
 
     def measure(self) -> dict[str, Any]:
         """Steps 3 to 5: the report's figures, by their names in it."""
@@ -211,14 +211,14 @@ class _Bench:
         what = "mask and reading"
         self.progress(what, 0, 1 + len(ways))
         mask = measure_mask(
-            self.subject.slide, self.bundle.manifest, self.options.repeats, kernels_on(self.options.mask_device)
+            self.workload.slide, self.bundle.manifest, self.options.repeats, kernels_on(self.options.mask_device)
         )
         self.progress(what, 1, 1 + len(ways))
         reads: dict[tuple[int, int], ReadFigures] = {}
         for way, how in ways.items():
-            reads[way] = measure_reading(self.subject, how)
+            reads[way] = measure_reading(self.workload, how)
             self.progress(what, 1 + len(reads), 1 + len(ways))
-        patches = resident_patches(self.subject, first)
+        patches = resident_patches(self.workload, first)
         found = {
             name: self._with_provider(name, patches, how, reads[how.batch, how.readers]) for name, how in hows.items()
         }
@@ -244,7 +244,7 @@ class _Bench:
         backbone = measure_backbone(model.backbone, patches, how.batch, how.repeats, self.loaded[name].load_s)
         self.progress(what, 1, 4)
         pipeline = measure_pipeline(
-            self.subject, model, how, reading_per_s=read.patches_per_s, backbone_per_s=backbone.patches_per_s
+            self.workload, model, how, reading_per_s=read.patches_per_s, backbone_per_s=backbone.patches_per_s
         )
         self.progress(what, 2, 4)
         options = PredictOptions(
@@ -282,7 +282,7 @@ class _Bench:
         models = {name: each.model for name, each in self.loaded.items()}
         points: list[SweepPoint] = []
         total = sweep_size(models, patches)
-        for point in sweep(self.subject, models, patches, how):
+        for point in sweep(self.workload, models, patches, how):
             points.append(point)
             self.progress("sweep", len(points), total)
         return tuple(points)

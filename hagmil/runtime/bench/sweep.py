@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hagmil.runtime.bench.measure import Measuring, measure_backbone, measure_model, measure_reading
 from hagmil.runtime.bench.report import SweepPoint
-from hagmil.runtime.bench.workload import Subject
+from hagmil.runtime.bench.workload import Workload
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.sessions import open_session
 
@@ -21,12 +21,12 @@ _PATCH_BYTES_AT_MOST = 512 << 20
 
 
 def sweep(
-    subject: Subject, models: Mapping[str, LoadedModel], patches: NDArray[np.uint8], how: Measuring
+    workload: Workload, models: Mapping[str, LoadedModel], patches: NDArray[np.uint8], how: Measuring
 ) -> Iterator[SweepPoint]:
     """Try thread counts for reading and the CPU's backbone, batch sizes for every backbone, bags for every model.
 
     Args:
-        subject: the patches to read.
+        workload: the patches to read.
         models: the loaded bundle, by provider.
         patches: uint8 (patches, side, side, 3), in memory.
         how: everything that is not being tried.
@@ -34,7 +34,7 @@ def sweep(
     Yields:
         A point a setting, as it is measured.
     """
-    yield from _readers(subject, how)
+    yield from _readers(workload, how)
     for provider, model in models.items():
         yield from _batches(provider, model, patches, how.repeats)
         yield from _bags(provider, model, how.repeats)
@@ -59,9 +59,9 @@ def thread_counts() -> tuple[int, ...]:
     return tuple(sorted({*(1 << power for power in range(cores.bit_length())), 2, cores}))
 
 
-def _readers(subject: Subject, how: Measuring) -> Iterator[SweepPoint]:
+def _readers(workload: Workload, how: Measuring) -> Iterator[SweepPoint]:
     for threads in thread_counts():
-        found = measure_reading(subject, replace(how, readers=threads))
+        found = measure_reading(workload, replace(how, readers=threads))
         yield SweepPoint(
             what="read_threads",
             provider=None,

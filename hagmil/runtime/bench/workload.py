@@ -29,7 +29,7 @@ _PHANTOM_SPACINGS_UM = (0.1, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Workload:
     """A slide, laid out.
 
     Args:
@@ -70,7 +70,7 @@ def request_of(
     return requests[0]
 
 
-def subject_of(slide: Slide, manifest: Manifest, most_patches: int) -> Subject:
+def workload_of(slide: Slide, manifest: Manifest, most_patches: int) -> Workload:
     """Lay the bundle's stages on a slide and choose the patches to be measured.
 
     Args:
@@ -86,7 +86,7 @@ def subject_of(slide: Slide, manifest: Manifest, most_patches: int) -> Subject:
     coords = finest_coords(slide, mask, plan, manifest.tissue.min_share, most_patches)
     if len(coords) == 0:
         raise SlideRejected(f'slide "{slide.path.name}" shows no tissue', code="no_tissue")
-    return Subject(slide, plan[-1], coords)
+    return Workload(slide, plan[-1], coords)
 
 
 def finest_coords(

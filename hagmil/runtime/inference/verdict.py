@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hagmil.bundle import Hierarchy, Manifest
 from hagmil.errors import BundleError
+from hagmil.softmax import softmax
 from hagmil.spec import ATTENTION, COARSE_ATTENTION, COARSE_LOGITS, FINE_ATTENTION, FINE_LOGITS, LOGITS
 
 Outputs = dict[str, NDArray[np.float32]]
@@ -111,12 +112,6 @@ def patch_attention(outputs: Outputs) -> NDArray[np.float32]:
         by_class: NDArray[np.float32] = outputs[FINE_ATTENTION.name]  # (fine, patches)
         return np.asarray(by_class[int(np.argmax(outputs[FINE_LOGITS.name]))], np.float32)
     return outputs[ATTENTION.name]
-
-
-def softmax(logits: NDArray[np.float32], temperature: float | None = None) -> NDArray[np.float64]:
-    """Probabilities of logits (classes,), in float64, after division by a temperature where one is given."""
-    shifted = np.exp((logits.astype(np.float64) - float(logits.max())) / (temperature or 1.0))
-    return np.asarray(shifted / shifted.sum(), np.float64)
 
 
 def _coarse_logits(outputs: Outputs, coarse_outputs: Outputs | None) -> NDArray[np.float32] | None:

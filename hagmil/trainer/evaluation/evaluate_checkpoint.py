@@ -11,9 +11,9 @@ from hagmil.progress import Progress, no_progress
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
-from hagmil.trainer.evaluation.inputs import checkpoint_subject, open_part
+from hagmil.trainer.evaluation.inputs import checkpoint_spec, open_part
 from hagmil.trainer.evaluation.report import EvaluatedModel, EvaluationReport, make_report
-from hagmil.trainer.evaluation.scoring import checkpoint_run, score_slides
+from hagmil.trainer.evaluation.scoring import checkpoint_runner, score_slides
 from hagmil.trainer.metrics.bootstrap import RESAMPLES
 
 
@@ -49,13 +49,13 @@ def evaluate_checkpoint(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(path)
-    subject = checkpoint_subject(checkpoint)
-    slides = open_part(config, subject, part)
+    spec = checkpoint_spec(checkpoint)
+    slides = open_part(config, spec, part)
     scores = score_slides(
         slides,
-        subject,
-        checkpoint_run(checkpoint, device=config.device),
+        spec,
+        checkpoint_runner(checkpoint, device=config.device),
         after_slide=lambda done: progress(part, done, len(slides.slides)),
     )
-    model = EvaluatedModel(what="checkpoint", path=str(path), sha256=checkpoint.card.weights_sha256, kind=subject.kind)
-    return make_report(scores, subject, model, part, empty_slides=slides.empty, resamples=resamples, seed=seed)
+    model = EvaluatedModel(what="checkpoint", path=str(path), sha256=checkpoint.card.weights_sha256, kind=spec.kind)
+    return make_report(scores, spec, model, part, empty_slides=slides.empty, resamples=resamples, seed=seed)

@@ -19,7 +19,7 @@ from hagmil.trainer.data.tables import Tables, read_tables
 
 
 @dataclass(frozen=True, slots=True)
-class SubjectStage:
+class EvaluatedStageSpec:
     """One stage of a model: its name, spacing, and how many patches it keeps (None on the last)."""
 
     name: str
@@ -28,7 +28,7 @@ class SubjectStage:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvaluatedModelSpec:
     """What an evaluation must know of a model, be it a checkpoint or a bundle.
 
     Args:
@@ -44,7 +44,7 @@ class Subject:
     kind: Kind
     classes: tuple[str, ...]
     hierarchy: Hierarchy | None
-    stages: tuple[SubjectStage, ...]
+    stages: tuple[EvaluatedStageSpec, ...]
     feature_dim: int
     patch_px: int
     backbone_sha256: str | None
@@ -69,28 +69,28 @@ class EvaluationPart:
     cases: Mapping[str, str]
 
 
-def checkpoint_subject(checkpoint: Checkpoint) -> Subject:
+def checkpoint_spec(checkpoint: Checkpoint) -> EvaluatedModelSpec:
     """What a checkpoint's card says of its models."""
     card = checkpoint.card
-    return Subject(
+    return EvaluatedModelSpec(
         kind=card.kind,
         classes=card.classes,
         hierarchy=card.hierarchy,
-        stages=tuple(SubjectStage(stage.name, stage.spacing_um, stage.keep) for stage in card.stages),
+        stages=tuple(EvaluatedStageSpec(stage.name, stage.spacing_um, stage.keep) for stage in card.stages),
         feature_dim=card.feature_dim,
         patch_px=card.patch_px,
         backbone_sha256=card.backbone.sha256 if card.backbone else None,
     )
 
 
-def open_part(config: TrainingConfig, subject: Subject, part: Part) -> EvaluationPart:
+def open_part(config: TrainingConfig, spec: EvaluatedModelSpec, part: Part) -> EvaluationPart:
     """Put the slides of one part together and see that the model can be evaluated on them.
 
     Features of the other parts need not exist. Classes are the model's, whatever the configuration names.
 
     Args:
         config: says where features, labels and split are.
-        subject: the model.
+        spec: the model.
         part: train, val or test.
 
     Raises:
@@ -98,33 +98,31 @@ def open_part(config: TrainingConfig, subject: Subject, part: Part) -> Evaluatio
             features of other stages, patch size, length or backbone than the model's.
     """
     data = config.data
-    tables = read_tables(data.labels, data.split, fold=data.fold, classes=subject.classes)
+    tables = read_tables(data.labels, data.split, fold=data.fold, classes=spec.classes)
     wanted = tables.split.part(part)
     if not wanted:
         raise DataError(f'split "{data.split}" has no slide in its {part} part; choose another --part')
     only = Split(**{name: wanted if name == part else () for name in ("train", "val", "test")})
     narrowed = Tables(tables.labels, only, tables.labels_sha256, tables.split_sha256)
-    cohort = assemble(
-        source_of(data), narrowed, classes=subject.classes, hierarchy=subject.hierarchy, for_training=False
-    )
-    _check_features(subject, cohort)
+    cohort = assemble(source_of(data), narrowed, classes=spec.classes, hierarchy=spec.hierarchy, for_training=False)
+    _check_features(spec, cohort)
     slides: dict[Part, tuple[CohortSlide, ...]] = {"train": cohort.train, "val": cohort.val, "test": cohort.test}
     cases = {slide_id: tables.labels[slide_id].case_id for slide_id in wanted}
     return EvaluationPart(part, cohort.stages, slides[part], cohort.empty[part], cases)
 
 
-def _check_features(subject: Subject, cohort: Cohort) -> None:
-    expected = [(stage.name, f"{stage.spacing_um:g} um/px") for stage in subject.stages]
+def _check_features(spec: EvaluatedModelSpec, cohort: Cohort) -> None:
+    expected = [(stage.name, f"{stage.spacing_um:g} um/px") for stage in spec.stages]
     found = [(stage.name, f"{stage.spacing_um:g} um/px") for stage in cohort.stages]
     same_stages = len(expected) == len(found) and all(
         one.name == other.name and math.isclose(one.spacing_um, other.spacing_um, rel_tol=SPACING_TOLERANCE)
-        for one, other in zip(subject.stages, cohort.stages, strict=True)
+        for one, other in zip(spec.stages, cohort.stages, strict=True)
     )
-    backbones = (cohort.backbone_sha256, subject.backbone_sha256)  # features of the published codes do not tell
+    backbones = (cohort.backbone_sha256, spec.backbone_sha256)  # features of the published codes do not tell
     differences: list[tuple[str, bool, object, object]] = [
         ("stages", same_stages, found, expected),
-        ("patch size", cohort.patch_px == subject.patch_px, cohort.patch_px, subject.patch_px),
-        ("feature length", cohort.feature_dim == subject.feature_dim, cohort.feature_dim, subject.feature_dim),
+        ("patch size", cohort.patch_px == spec.patch_px, cohort.patch_px, spec.patch_px),
+        ("feature length", cohort.feature_dim == spec.feature_dim, cohort.feature_dim, spec.feature_dim),
         ("backbone", None in backbones or backbones[0] == backbones[1], *backbones),
     ]
     for what, same, in_features, in_model in differences:

@@ -15,9 +15,16 @@ from hagmil.bundle import Digest
 from hagmil.errors import DataError
 from hagmil.spec import Kind
 from hagmil.trainer.data.labels import Part
-from hagmil.trainer.evaluation.inputs import Subject
+from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec
 from hagmil.trainer.evaluation.scoring import Scores
-from hagmil.trainer.metrics.bootstrap import CONFIDENCE, RESAMPLES, Assessment, Estimate, assess, estimate_share
+from hagmil.trainer.metrics.bootstrap import (
+    CONFIDENCE,
+    RESAMPLES,
+    Assessment,
+    Estimate,
+    assess_with_intervals,
+    estimate_share,
+)
 
 JSON_NAME = "evaluation.json"
 HTML_NAME = "evaluation.html"
@@ -69,7 +76,7 @@ class EvaluationReport(FrozenModel):
 
 def make_report(
     scores: Scores,
-    subject: Subject,
+    spec: EvaluatedModelSpec,
     model: EvaluatedModel,
     part: Part,
     *,
@@ -81,7 +88,7 @@ def make_report(
 
     Args:
         scores: the verdicts, at the model's temperatures.
-        subject: the model's classes and hierarchy.
+        spec: the model's classes and hierarchy.
         model: what to call it.
         part: which part of the split the slides are.
         empty_slides: names of the part's slides that have no tissue.
@@ -94,9 +101,9 @@ def make_report(
     if not scores.verdict:
         raise DataError(f"the split has no slide with tissue in its {part} part; choose another --part")
     coarse = agreement = None
-    if scores.coarse is not None and subject.hierarchy is not None:
-        coarse = assess(scores.coarse, subject.hierarchy.coarse, resamples=resamples, seed=seed)
-        parents = subject.hierarchy.fine_to_coarse
+    if scores.coarse is not None and spec.hierarchy is not None:
+        coarse = assess_with_intervals(scores.coarse, spec.hierarchy.coarse, resamples=resamples, seed=seed)
+        parents = spec.hierarchy.fine_to_coarse
         agreement = estimate_share(
             [
                 parents[_argmax(fine.probabilities)] == _argmax(own.probabilities)
@@ -114,10 +121,10 @@ def make_report(
         confidence=CONFIDENCE,
         seed=seed,
         empty_slides=tuple(empty_slides),
-        verdict=assess(scores.verdict, subject.classes, resamples=resamples, seed=seed),
+        verdict=assess_with_intervals(scores.verdict, spec.classes, resamples=resamples, seed=seed),
         coarse=coarse,
         agreement=agreement,
-        slides=_slides(scores, subject),
+        slides=_slides(scores, spec),
     )
 
 
@@ -126,12 +133,12 @@ def evaluation_schema() -> str:
     return json.dumps(EvaluationReport.model_json_schema(), indent=2) + "\n"
 
 
-def _slides(scores: Scores, subject: Subject) -> tuple[SlideVerdict, ...]:
+def _slides(scores: Scores, spec: EvaluatedModelSpec) -> tuple[SlideVerdict, ...]:
     rows = []
     for place, score in enumerate(scores.verdict):
         coarse = {}
-        if scores.coarse is not None and subject.hierarchy is not None:
-            names, own = subject.hierarchy.coarse, scores.coarse[place]
+        if scores.coarse is not None and spec.hierarchy is not None:
+            names, own = spec.hierarchy.coarse, scores.coarse[place]
             coarse = {
                 "coarse_label": names[own.label],
                 "coarse_prediction": names[_argmax(own.probabilities)],
@@ -142,9 +149,9 @@ def _slides(scores: Scores, subject: Subject) -> tuple[SlideVerdict, ...]:
                 {
                     "slide_id": score.slide_id,
                     "case_id": score.case_id,
-                    "label": subject.classes[score.label],
-                    "prediction": subject.classes[_argmax(score.probabilities)],
-                    "probabilities": dict(zip(subject.classes, score.probabilities, strict=True)),
+                    "label": spec.classes[score.label],
+                    "prediction": spec.classes[_argmax(score.probabilities)],
+                    "probabilities": dict(zip(spec.classes, score.probabilities, strict=True)),
                     **coarse,
                 }
             )

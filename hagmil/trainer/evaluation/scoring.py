@@ -23,20 +23,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hagmil.errors import BundleError, DataError
+from hagmil.softmax import softmax
 from hagmil.spec import ATTENTION, COARSE_LOGITS, FINE_LOGITS, LOGITS, STAGE_OUTPUTS
 from hagmil.trainer.checkpoints.checkpoint import Checkpoint, build_models
 from hagmil.trainer.data.cohort import CohortSlide, CohortStage, read_bag
-from hagmil.trainer.evaluation.inputs import EvaluationPart, Subject
+from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluationPart
 from hagmil.trainer.methods.selection import child_rows, keep_highest
 from hagmil.trainer.metrics.bootstrap import ScoredSlide, probability_table
 from hagmil.trainer.metrics.temperature_scaling import at_temperature
 
-Outputs = Mapping[str, NDArray[np.float32]]
+StageOutputs = Mapping[str, NDArray[np.float32]]
 """A stage's outputs by the contract's tensor names."""
 
 _Logits = NDArray[np.float32]
 
-StageRun = Callable[[int, NDArray[np.float32]], Outputs]
+StageRunner = Callable[[int, NDArray[np.float32]], StageOutputs]
 """A stage's number (coarse to fine) and its bag, float32 (patches, dim), to its outputs."""
 
 
@@ -57,7 +58,7 @@ class Scores:
         return Scores(_at(self.verdict, temperature), self.coarse and _at(self.coarse, coarse_temperature))
 
 
-def checkpoint_run(checkpoint: Checkpoint, *, device: str = "cpu") -> StageRun:
+def checkpoint_runner(checkpoint: Checkpoint, *, device: str = "cpu") -> StageRunner:
     """A checkpoint's models as a function of a stage's number and its bag.
 
     Args:
@@ -70,7 +71,7 @@ def checkpoint_run(checkpoint: Checkpoint, *, device: str = "cpu") -> StageRun:
     models = [model.to(device) for model in build_models(checkpoint)]
     names = [spec.name for spec in STAGE_OUTPUTS[checkpoint.card.kind]]
 
-    def run(index: int, features: NDArray[np.float32]) -> Outputs:
+    def run(index: int, features: NDArray[np.float32]) -> StageOutputs:
         with torch.inference_mode():
             values = models[index](torch.from_numpy(features).to(device))
         return {name: value.float().cpu().numpy() for name, value in zip(names, values, strict=True)}
@@ -80,8 +81,8 @@ def checkpoint_run(checkpoint: Checkpoint, *, device: str = "cpu") -> StageRun:
 
 def score_slides(
     part: EvaluationPart,
-    subject: Subject,
-    run: StageRun,
+    spec: EvaluatedModelSpec,
+    run: StageRunner,
     *,
     after_slide: Callable[[int], None] = lambda _: None,
 ) -> Scores:
@@ -89,7 +90,7 @@ def score_slides(
 
     Args:
         part: the slides.
-        subject: the model's stages and classes.
+        spec: the model's stages and classes.
         run: the model.
         after_slide: called after each slide with the number done.
 
@@ -102,22 +103,24 @@ def score_slides(
     """
     verdicts, coarse = [], []
     for done, slide in enumerate(part.slides, start=1):
-        logits, coarse_logits = _layers(_cascade(slide, part.stages, subject, run), subject)  # step 4
+        logits, coarse_logits = _layers(_cascade(slide, part.stages, spec, run), spec)  # step 4
         case_id, label = part.cases[slide.slide_id], slide.label
-        verdicts.append(ScoredSlide(slide.slide_id, case_id, label, _probabilities(logits, subject.classes)))
-        if coarse_logits is not None and subject.hierarchy is not None:
-            named = _probabilities(coarse_logits, subject.hierarchy.coarse)
-            coarse.append(ScoredSlide(slide.slide_id, case_id, subject.hierarchy.fine_to_coarse[label], named))
+        verdicts.append(ScoredSlide(slide.slide_id, case_id, label, _probabilities(logits, spec.classes)))
+        if coarse_logits is not None and spec.hierarchy is not None:
+            named = _probabilities(coarse_logits, spec.hierarchy.coarse)
+            coarse.append(ScoredSlide(slide.slide_id, case_id, spec.hierarchy.fine_to_coarse[label], named))
         after_slide(done)
     return Scores(tuple(verdicts), tuple(coarse) or None)
 
 
-def _cascade(slide: CohortSlide, stages: Sequence[CohortStage], subject: Subject, run: StageRun) -> list[Outputs]:
+def _cascade(
+    slide: CohortSlide, stages: Sequence[CohortStage], spec: EvaluatedModelSpec, run: StageRunner
+) -> list[StageOutputs]:
     """Every stage's outputs on one slide, coarse to fine."""
     bags = read_bag(slide).features
     rows: Tensor | None = None  # step 1
-    found: list[Outputs] = []
-    for index, (bag, stage, model) in enumerate(zip(bags, stages, subject.stages, strict=True)):
+    found: list[StageOutputs] = []
+    for index, (bag, stage, model) in enumerate(zip(bags, stages, spec.stages, strict=True)):
         chosen = bag if rows is None else bag[rows]
         features = chosen.to(torch.float32, copy=True).numpy()
         outputs = run(index, features)  # step 2
@@ -129,20 +132,19 @@ def _cascade(slide: CohortSlide, stages: Sequence[CohortStage], subject: Subject
     return found
 
 
-def _layers(found: Sequence[Outputs], subject: Subject) -> tuple[_Logits, _Logits | None]:
+def _layers(found: Sequence[StageOutputs], spec: EvaluatedModelSpec) -> tuple[_Logits, _Logits | None]:
     """The verdict's logits, and those of the coarse classes: HMIL's own, or the stage's before the finest."""
     finest = found[-1]
-    if subject.kind == "hmil":
+    if spec.kind == "hmil":
         return finest[FINE_LOGITS.name], finest[COARSE_LOGITS.name]
-    has_coarse = subject.hierarchy is not None and len(found) > 1
+    has_coarse = spec.hierarchy is not None and len(found) > 1
     return finest[LOGITS.name], found[-2][LOGITS.name] if has_coarse else None
 
 
 def _probabilities(logits: _Logits, classes: Sequence[str]) -> tuple[float, ...]:
     if logits.shape != (len(classes),):
         raise BundleError(f"the model gives logits {logits.shape} for {len(classes)} classes", code="contract")
-    shifted = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return tuple((shifted / shifted.sum()).tolist())
+    return tuple(softmax(logits).tolist())
 
 
 def _at(scores: tuple[ScoredSlide, ...], temperature: float | None) -> tuple[ScoredSlide, ...]:
@@ -152,7 +154,7 @@ def _at(scores: tuple[ScoredSlide, ...], temperature: float | None) -> tuple[Sco
     return tuple(replace(score, probabilities=tuple(row)) for score, row in zip(scores, table.tolist(), strict=True))
 
 
-def _check_finite(outputs: Outputs, features: NDArray[np.float32], where: str) -> None:
+def _check_finite(outputs: StageOutputs, features: NDArray[np.float32], where: str) -> None:
     bad = [name for name, value in outputs.items() if not np.isfinite(value).all()]
     if not bad:
         return

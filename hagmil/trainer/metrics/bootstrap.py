@@ -95,7 +95,7 @@ class Assessment(FrozenModel):
     calibration: tuple[CalibrationBin, ...]
 
 
-def assess(
+def assess_with_intervals(
     scores: Sequence[ScoredSlide], classes: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Assessment:
     """Measure verdicts, each measure with its interval.

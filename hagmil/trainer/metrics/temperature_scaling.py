@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import DataError
+from hagmil.softmax import softmax
 
 _log = logging.getLogger(__name__)
 COLDEST, HOTTEST = 0.05, 20.0
@@ -49,7 +50,7 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.int64
 
     def slope(log_beta: float) -> float:
         """Step 2: the loss's derivative by beta."""
-        expected = _softmax(logits * math.exp(log_beta))
+        expected = softmax(logits * math.exp(log_beta))
         return float(((expected - targets) * logits).sum())
 
     low, high = -math.log(HOTTEST), -math.log(COLDEST)
@@ -68,9 +69,4 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.int64
 
 def at_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """Probabilities (slides, classes) as they are when the logits are divided by a temperature."""
-    return _softmax(np.log(np.maximum(probabilities, _LEAST_PROBABILITY)) / temperature)
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float64)
+    return softmax(np.log(np.maximum(probabilities, _LEAST_PROBABILITY)) / temperature)

@@ -35,7 +35,7 @@ from hagmil.runtime.bench.run import BenchOptions, run_bench
 from hagmil.runtime.bench.start_up import InferCall, measure_start_up
 from hagmil.runtime.bench.sweep import sweep, sweep_size, thread_counts
 from hagmil.runtime.bench.watched_infer import _Watched
-from hagmil.runtime.bench.workload import Subject, subject_of
+from hagmil.runtime.bench.workload import Workload, workload_of
 from hagmil.runtime.inference.encode import EncodeOptions, default_batch_size
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inputs import SlideRequest
@@ -234,10 +234,10 @@ def test_the_sweep_tries_every_setting(tissue_path: Path, small_bundle: Path) ->
     model = load_model(small_bundle, threads=1)
     how = measure.measuring(EncodeOptions(batch_size=4, reader_threads=1), model, 1)
     with open_slide(tissue_path) as slide:
-        subject = subject_of(slide, model.bundle.manifest, 20)
-        assert len(subject.coords) == 20
-        patches = measure.resident_patches(subject, how)
-        points = list(sweep(subject, {"cpu": model}, patches, how))
+        workload = workload_of(slide, model.bundle.manifest, 20)
+        assert len(workload.coords) == 20
+        patches = measure.resident_patches(workload, how)
+        points = list(sweep(workload, {"cpu": model}, patches, how))
         assert len(points) == sweep_size({"cpu": model}, patches)
     tried = {what: [p.value for p in points if p.what == what] for what in dict.fromkeys(p.what for p in points)}
     assert tried == {
@@ -262,9 +262,9 @@ def test_reading_is_measured_as_each_provider_has_it_read(
         name = next(name for name in models if models[name] is model)
         return measure.measuring(replace(encode, reader_threads=readers[name]), model, repeats)
 
-    def _reading(subject: Subject, how: measure.Measuring) -> ReadFigures:
+    def _reading(workload: Workload, how: measure.Measuring) -> ReadFigures:
         measured.append(how.readers)
-        return measure.measure_reading(subject, how).model_copy(update={"patches_per_s": 100.0 * how.readers})
+        return measure.measure_reading(workload, how).model_copy(update={"patches_per_s": 100.0 * how.readers})
 
     def _start_up(call: InferCall, repeats: int) -> Any:
         calls.append(call)
@@ -288,10 +288,10 @@ def test_reading_is_measured_as_each_provider_has_it_read(
 def test_resident_patches_are_the_subject_s(tissue_path: Path, small_bundle: Path) -> None:
     model = load_model(small_bundle, threads=1)
     with open_slide(tissue_path) as slide:
-        subject = subject_of(slide, model.bundle.manifest, 30)
+        workload = workload_of(slide, model.bundle.manifest, 30)
         how = measure.measuring(EncodeOptions(batch_size=7, reader_threads=2), model, 1)
-        patches = measure.resident_patches(subject, how)
-        for row, (x, y) in enumerate(subject.coords.tolist()):
+        patches = measure.resident_patches(workload, how)
+        for row, (x, y) in enumerate(workload.coords.tolist()):
             assert np.array_equal(patches[row], slide.read_region(0, x, y, 16, 16))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from hagmil.bundle import Hierarchy
 from hagmil.errors import DataError
-from hagmil.trainer.evaluation.inputs import Subject, SubjectStage
+from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluatedStageSpec
 from hagmil.trainer.evaluation.report import (
     HTML_NAME,
     JSON_NAME,
@@ -29,16 +29,16 @@ from hagmil.trainer.metrics.bootstrap import ScoredSlide
 from tests.conftest import REPOSITORY
 
 HIERARCHY = Hierarchy(coarse=("benign", "malignant"), fine=("N", "UDH", "DCIS", "IC"), fine_to_coarse=(0, 0, 1, 1))
-FINE = Subject(
+FINE = EvaluatedModelSpec(
     kind="hmil",
     classes=HIERARCHY.fine,
     hierarchy=HIERARCHY,
-    stages=(SubjectStage("1um", 1.0, None),),
+    stages=(EvaluatedStageSpec("1um", 1.0, None),),
     feature_dim=8,
     patch_px=64,
     backbone_sha256=None,
 )
-FLAT = Subject("hag-mil", ("a<b>", "c&d"), None, FINE.stages, 8, 64, None)
+FLAT = EvaluatedModelSpec("hag-mil", ("a<b>", "c&d"), None, FINE.stages, 8, 64, None)
 MODEL = EvaluatedModel(what="bundle", path="some/<bundle>", sha256="ab" * 32, kind="hmil")
 
 

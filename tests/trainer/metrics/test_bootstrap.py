@@ -15,7 +15,7 @@ from sklearn.metrics import (
 )
 
 from hagmil.errors import DataError
-from hagmil.trainer.metrics.bootstrap import ScoredSlide, assess, estimate_share
+from hagmil.trainer.metrics.bootstrap import ScoredSlide, assess_with_intervals, estimate_share
 from hagmil.trainer.metrics.classification import classification_metrics
 from hagmil.trainer.metrics.resampled import confidence_bins, measure
 from hagmil.trainer.metrics.temperature_scaling import COLDEST, HOTTEST, at_temperature, fit_temperature
@@ -93,7 +93,7 @@ def test_bins_hold_their_upper_edge_and_certainty_is_in_the_last() -> None:
 
 def test_what_the_slides_do_not_define_is_null() -> None:
     probabilities, _ = verdicts(6, 3)
-    found = assess(scored(probabilities, np.array([0, 0, 1, 1, 0, 1])), CLASSES, resamples=50)
+    found = assess_with_intervals(scored(probabilities, np.array([0, 0, 1, 1, 0, 1])), CLASSES, resamples=50)
     assert found.auc.value is None
     assert found.balanced_accuracy.value is None
     assert found.by_class[2].sensitivity == found.by_class[2].auc
@@ -105,7 +105,7 @@ def test_what_the_slides_do_not_define_is_null() -> None:
 def test_resamples_that_lack_a_class_are_dropped_from_its_measures_and_counted() -> None:
     probabilities, _ = verdicts(8, 2)
     labels = np.array([1, 0, 0, 0, 0, 0, 0, 0])
-    found = assess(scored(probabilities, labels), ("a", "b"), resamples=4000)
+    found = assess_with_intervals(scored(probabilities, labels), ("a", "b"), resamples=4000)
     # A patient is missed with probability (1 - 1/8)^8 = 0.3436.
     assert found.auc.undefined_resamples == pytest.approx(0.3436 * 4000, abs=120)
     assert found.by_class[1].sensitivity.undefined_resamples == found.auc.undefined_resamples
@@ -115,8 +115,10 @@ def test_resamples_that_lack_a_class_are_dropped_from_its_measures_and_counted()
 
 def test_an_interval_is_wider_where_patients_have_several_slides() -> None:
     single, labels = verdicts(40, 2)
-    apart = assess(scored(single.repeat(4, axis=0), labels.repeat(4)), ("a", "b"), resamples=500)
-    together = assess(scored(single.repeat(4, axis=0), labels.repeat(4), slides_a_case=4), ("a", "b"), resamples=500)
+    apart = assess_with_intervals(scored(single.repeat(4, axis=0), labels.repeat(4)), ("a", "b"), resamples=500)
+    together = assess_with_intervals(
+        scored(single.repeat(4, axis=0), labels.repeat(4), slides_a_case=4), ("a", "b"), resamples=500
+    )
     assert apart.accuracy.value == together.accuracy.value
     assert (apart.patients, together.patients) == (160, 40)
     assert _width(together.accuracy) == pytest.approx(2 * _width(apart.accuracy), rel=0.25)
@@ -126,32 +128,32 @@ def test_the_interval_of_an_accuracy_is_the_binomial_one() -> None:
     labels = np.zeros(400, np.int64)
     probabilities = np.tile([0.9, 0.1], (400, 1))
     probabilities[:80] = [0.1, 0.9]
-    found = assess(scored(probabilities, labels), ("a", "b")).accuracy
+    found = assess_with_intervals(scored(probabilities, labels), ("a", "b")).accuracy
     assert found.value == 0.8
     assert (found.low, found.high) == pytest.approx((0.8 - 1.96 * 0.02, 0.8 + 1.96 * 0.02), abs=0.006)
 
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others() -> None:
     scores = scored(*verdicts(30, 3))
-    one, two, three = (assess(scores, CLASSES, resamples=100, seed=seed) for seed in (1, 1, 2))
+    one, two, three = (assess_with_intervals(scores, CLASSES, resamples=100, seed=seed) for seed in (1, 1, 2))
     assert one == two
     assert one.accuracy.value == three.accuracy.value
     assert one.log_loss.low != three.log_loss.low
 
 
 def test_a_single_patient_has_no_interval() -> None:
-    found = assess(scored(*verdicts(3, 3), slides_a_case=3), CLASSES, resamples=10)
+    found = assess_with_intervals(scored(*verdicts(3, 3), slides_a_case=3), CLASSES, resamples=10)
     assert (found.accuracy.low, found.accuracy.high, found.patients) == (None, None, 1)
     assert found.accuracy.value is not None
 
 
 def test_nothing_to_assess_is_an_error() -> None:
     with pytest.raises(DataError, match="no slide"):
-        assess([], CLASSES)
+        assess_with_intervals([], CLASSES)
 
 
 def test_confusion_shares_sum_to_1_in_each_row() -> None:
-    found = assess(scored(*verdicts(30, 3)), CLASSES, resamples=20)
+    found = assess_with_intervals(scored(*verdicts(30, 3)), CLASSES, resamples=20)
     assert sum(map(sum, found.confusion)) == 30
     for row in found.confusion_share:
         assert sum(cell.value or 0.0 for cell in row) == pytest.approx(1.0)
