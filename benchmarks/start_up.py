@@ -155,15 +155,15 @@ def driver() -> None:
     import hagmil.cli.app
 
     marks.done("command line")
-    look = importlib.import_module("hagmil.runtime.inference.one_slide")
+    one_slide = importlib.import_module("hagmil.runtime.inference.one_slide")
     model = importlib.import_module("hagmil.runtime.inference.loaded_bundle")
     marks.done("runtime")
     onnxruntime = importlib.import_module("onnxruntime")
     marks.done("ONNX Runtime")
     marks.after(model, "load_model", "model")
-    marks.after(look, "open_slide", "slide")
-    marks.after(look, "read_overview", "overview")
-    marks.after(look, "find_tissue", "mask")
+    marks.after(one_slide, "open_slide", "slide")
+    marks.after(one_slide, "read_overview", "overview")
+    marks.after(one_slide, "find_tissue", "mask")
     onnxruntime.InferenceSession.run = marks.end
     onnxruntime.InferenceSession.run_with_iobinding = marks.end
     hagmil.cli.main()

@@ -47,7 +47,7 @@ def infer(
     from hagmil.runtime.inference.encode import EncodeOptions
     from hagmil.runtime.inference.loaded_bundle import builtin_bundle, load_model
     from hagmil.runtime.inputs import slide_requests
-    from hagmil.runtime.predict import PredictOptions, predict_many
+    from hagmil.runtime.predict import PredictOptions, predict_requests
     from hagmil.runtime.tissue.kernels import kernels_on
 
     if provider != "tensorrt" and (rebuild or trt_flavour):
@@ -66,7 +66,7 @@ def infer(
     if model is None:
         typer.secho(f"Built-in demonstration model: {loaded.bundle.manifest.intended_use}", fg="yellow", err=True)
     with common.SlideProgress(len(requests), "slides") as display:
-        results = predict_many(
+        results = predict_requests(
             requests, loaded, out, options, on_result=lambda _: display.slide_done(), progress=display.patches
         )
     _show(results, out)

@@ -13,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil._files import sha256_of
-from hagmil.bundle import BackboneCard, open_backbone
+from hagmil.bundle import open_backbone
 from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
 from hagmil.progress import Progress
 from hagmil.runtime.inference.device import to_host
 from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
+from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
-from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.inputs import SlideRequest, slide_request
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.patches.plan import plan_slide
+from hagmil.runtime.patches.plan import plan_slide, stage_specs
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.runtime.slides.overview import read_overview
@@ -79,50 +80,143 @@ class ExtractOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Extractor:
-    """A backbone with its session open, and what to extract with it."""
+    """A loaded backbone, and what to extract with it.
 
-    card: BackboneCard
+    Args:
+        session: session of the backbone.
+        backbone_name: its name.
+        backbone_sha256: digest of its ONNX file.
+        feature_dim: length of its feature vector.
+        patch_px: side of a patch in pixels.
+        options: what to extract.
+    """
+
     session: Session
-    options: ExtractOptions
+    backbone_name: str
+    backbone_sha256: str
+    feature_dim: int
     patch_px: int
+    options: ExtractOptions
 
     @classmethod
     def open(
-        cls, backbone: Path, options: ExtractOptions, *, provider: str = "cpu", threads: int | None = None
+        cls, backbone: str | Path, options: ExtractOptions, *, provider: str = "cpu", threads: int | None = None
     ) -> Extractor:
         """Load a backbone.
 
         Args:
             backbone: a folder that ``hagmil export-backbone`` wrote.
-            options: what is extracted.
+            options: what to extract.
             provider: ``cpu``, ``cuda`` or ``tensorrt``.
-            threads: threads inside one run on the CPU; all cores where none are given.
+            threads: threads of one run on the CPU; None uses all cores.
 
         Raises:
-            BundleError: no backbone, or altered.
-            UsageError: neither the options nor the backbone say how large a patch is, or they disagree.
+            BundleError: the folder is not a backbone, or a file was altered.
+            UsageError: neither the options nor the backbone give the patch size.
         """
-        card = open_backbone(backbone)
+        folder = Path(backbone)
+        card = open_backbone(folder)
         patch_px = options.patch_px or card.patch_px
         if patch_px is None:
-            raise UsageError(f'backbone "{card.name}" takes patches of any size; say which with --patch-px')
-        session = open_session(backbone / card.onnx, provider=provider, threads=threads, many_runs=True)
-        return cls(card=card, session=session, options=options, patch_px=patch_px)
+            raise UsageError(f'backbone "{card.name}" takes patches of any size; pass --patch-px')
+        session = open_session(folder / card.onnx, provider=provider, threads=threads, many_runs=True)
+        return cls(session, card.name, card.sha256, card.features, patch_px, options)
+
+    @classmethod
+    def of_model(cls, model: LoadedModel, *, half: bool = False) -> Extractor:
+        """Use a loaded model's backbone, stages, patch size and tissue parameters.
+
+        Args:
+            model: the loaded bundle.
+            half: store features as float16.
+        """
+        manifest = model.bundle.manifest
+        options = ExtractOptions(
+            stages=tuple(stage_specs(manifest)), patch_px=manifest.patch_px, tissue=manifest.tissue, half=half
+        )
+        return cls(
+            session=model.backbone,
+            backbone_name=manifest.backbone.name,
+            backbone_sha256=manifest.files[manifest.backbone.onnx].sha256,
+            feature_dim=manifest.backbone.features,
+            patch_px=manifest.patch_px,
+            options=options,
+        )
 
 
 def parse_stages(text: str) -> tuple[tuple[str, float], ...]:
-    """Stages from a list of spacings: ``2,1,0.5`` is 2um, 1um and 0.5um.
+    """Parse a list of spacings: ``2,1,0.5`` gives the stages 2um, 1um and 0.5um.
 
     Raises:
-        UsageError: not numbers, or not from coarse to fine.
+        UsageError: not numbers above 0, from coarse to fine.
     """
     try:
-        spacings = [float(part) for part in text.split(",")]
+        spacings_um = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f'stages "{text}" are not spacings such as 2,1,0.5') from error
-    if min(spacings) <= 0 or any(coarse <= fine for coarse, fine in pairwise(spacings)):
-        raise UsageError(f'stages "{text}" must be above 0 and run from coarse to fine')
-    return tuple((f"{spacing:g}um", spacing) for spacing in spacings)
+    return stages_at(spacings_um)
+
+
+def stages_at(spacings_um: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    """Name stages by their spacings: 2.0 gives the stage ``2um``.
+
+    Args:
+        spacings_um: micrometres per pixel, coarse to fine.
+
+    Raises:
+        UsageError: no spacings, or not numbers above 0 from coarse to fine.
+    """
+    if not spacings_um or min(spacings_um) <= 0 or any(coarse <= fine for coarse, fine in pairwise(spacings_um)):
+        listed = ",".join(f"{spacing:g}" for spacing in spacings_um)
+        raise UsageError(f'stages "{listed}" must be above 0 and in order from coarse to fine')
+    return tuple((f"{spacing:g}um", spacing) for spacing in spacings_um)
+
+
+def extract(
+    slide: str | Path,
+    *,
+    backbone: str | Path | LoadedModel | Extractor,
+    out: str | Path | None = None,
+    stages: Sequence[float] = (2.0, 1.0, 0.5),
+    patch_px: int | None = None,
+    spacing_um: float | None = None,
+    provider: str = "cpu",
+    half: bool = False,
+) -> SlideFeatures:
+    """Extract the features of one slide: every tissue patch of every stage.
+
+    For several slides, load the backbone once: pass a loaded model or an :class:`Extractor`.
+
+    Args:
+        slide: the slide file.
+        backbone: a folder that ``hagmil export-backbone`` wrote; or a loaded model, whose backbone, stages, patch size
+            and tissue parameters are used; or an extractor.
+        out: folder for the feature file ``<slide_id>.h5``, which is replaced. None writes nothing.
+        stages: spacings in micrometres per pixel, coarse to fine; used with a backbone's folder only.
+        patch_px: side of a patch in pixels; None uses the backbone's; used with a backbone's folder only.
+        spacing_um: micrometres per level-0 pixel, which overrides the file's.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; used with a backbone's folder only.
+        half: store features as float16; not used with an extractor, whose options say so.
+
+    Returns:
+        The bags, coarse to fine, with zero rows if the slide has no tissue.
+
+    Raises:
+        SlideError: the slide cannot be read, gives no spacing, is too coarse, or is not a brightfield slide.
+        BundleError: the backbone cannot be used.
+        EnvironmentLacks: the provider is missing on this machine.
+        UsageError: invalid stages, or a backbone for patches of any size without ``patch_px``.
+    """
+    request = slide_request(slide, spacing_um=spacing_um)
+    if isinstance(backbone, LoadedModel):
+        backbone = Extractor.of_model(backbone, half=half)
+    elif not isinstance(backbone, Extractor):
+        options = ExtractOptions(stages=stages_at(stages), patch_px=patch_px, half=half)
+        backbone = Extractor.open(backbone, options, provider=provider)
+    features = extract_slide(request, backbone)
+    if out is not None:
+        write_features(Path(out) / f"{request.slide_id}.h5", features)
+    return features
 
 
 def extract_many(
@@ -198,7 +292,7 @@ def _attempt(request: SlideRequest, extractor: Extractor, path: Path, progress: 
 def _check_same(path: Path, extractor: Extractor) -> None:
     header = read_header(path)
     stages = tuple(name for name, _ in extractor.options.stages)
-    if (header.backbone_sha256, header.stages) != (extractor.card.sha256, stages):
+    if (header.backbone_sha256, header.stages) != (extractor.backbone_sha256, stages):
         raise DataError(
             f'features "{path}" are there already, of backbone {header.backbone_name} and stages '
             f"{', '.join(header.stages)}; choose another folder or pass --overwrite",
@@ -219,7 +313,7 @@ def _encode_bag(
             geometry,
             coords,
             extractor.session,
-            extractor.card.features,
+            extractor.feature_dim,
             extractor.options.encode,
             clock=StepClock(),
             progress=progress,
@@ -244,8 +338,8 @@ def _header(request: SlideRequest, slide: Slide, extractor: Extractor) -> Featur
         slide_sha256=sha256_of(request.path),
         slide_spacing_um=slide.spacing_um,
         spacing_source=slide.spacing_source,
-        backbone_name=extractor.card.name,
-        backbone_sha256=extractor.card.sha256,
+        backbone_name=extractor.backbone_name,
+        backbone_sha256=extractor.backbone_sha256,
         tissue=extractor.options.tissue,
         stages=tuple(name for name, _ in extractor.options.stages),
     )

@@ -37,38 +37,57 @@ class SlideRequest:
     spacing_um: float | None = None
 
 
-def slide_requests(
-    arguments: Sequence[str], *, table: Path | None = None, spacing_um: float | None = None
-) -> tuple[SlideRequest, ...]:
-    """Resolve what was typed to slides, in the order given, each file once.
+def slide_request(slide: str | Path, *, spacing_um: float | None = None) -> SlideRequest:
+    """Name one slide file by its stem; the file is not opened.
 
-    A file that does not exist stays in the list: it gets a row that says so. A folder gives the slides inside it,
-    sorted by name, not those of its subfolders. Of a DICOM series, which lies in several ``.dcm`` files of one folder,
-    the folder gives the first file.
+    Args:
+        slide: the file.
+        spacing_um: micrometres per level-0 pixel, which overrides the file's.
+
+    Raises:
+        UsageError: the spacing is not above 0.
+    """
+    _check_spacing(spacing_um)
+    path = Path(slide)
+    return SlideRequest(path.stem, str(slide), path, spacing_um)
+
+
+def slide_requests(
+    arguments: str | Path | Sequence[str | Path], *, table: str | Path | None = None, spacing_um: float | None = None
+) -> tuple[SlideRequest, ...]:
+    """Resolve files, folders, globs and a table to slides, in the order given, each file once.
+
+    A file that does not exist is kept, so that it gets a row in the results. A folder gives the slides directly inside
+    it, sorted by name. A DICOM series consists of several ``.dcm`` files in one folder; the folder gives the first of
+    them.
 
     Args:
         arguments: files, folders or globs.
         table: a CSV with the columns slide_id, path and, optionally, spacing_um; relative paths start at its folder.
-        spacing_um: the spacing of all slides for which the table gives none.
+        spacing_um: micrometres per level-0 pixel of all slides for which the table has none.
 
     Raises:
-        UsageError: nothing was named, a glob or folder holds no slide, or the table is not as described.
+        UsageError: no slide is given, a glob or folder has no slides, or the table is invalid.
     """
-    named = [entry for argument in arguments for entry in _expand(argument)]
-    if spacing_um is not None and spacing_um <= 0:
-        raise UsageError(f"--spacing-um must be above 0, not {spacing_um}")
+    _check_spacing(spacing_um)
+    arguments = [arguments] if isinstance(arguments, str | Path) else arguments
     unique: dict[Path, tuple[str, Path]] = {}
-    for given, path in named:
+    for given, path in (entry for argument in arguments for entry in _expand(str(argument))):
         unique.setdefault(path.absolute(), (given, path))
     files = list(unique.values())
     stems = Counter(path.stem for _, path in files)
     requests = [SlideRequest(_identity(path, stems[path.stem] > 1), given, path, spacing_um) for given, path in files]
     if table is not None:
-        requests += _read_table(table, spacing_um)
+        requests += _read_table(Path(table), spacing_um)
     _check_unique(requests)
     if not requests:
-        raise UsageError("no slide was named; give files, folders, globs, or --slides CSV")
+        raise UsageError("no slides given; pass files, folders, globs, or --slides CSV")
     return tuple(requests)
+
+
+def _check_spacing(spacing_um: float | None) -> None:
+    if spacing_um is not None and spacing_um <= 0:
+        raise UsageError(f"--spacing-um must be above 0, not {spacing_um}")
 
 
 def _expand(argument: str) -> list[tuple[str, Path]]:

@@ -1,344 +1,278 @@
-"""Slides to verdicts: one slide through the house, and a run over many that no single slide can stop."""
+"""Slides to verdicts: one slide, and a run over many slides in which a failed slide does not stop the others."""
 
 from __future__ import annotations
 
-import errno
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hagmil._files import write_text
-from hagmil.bundle import RESEARCH_USE_ONLY
-from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
+from hagmil.errors import UsageError
 from hagmil.progress import Progress
 from hagmil.runtime.inference.encode import EncodeOptions
-from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
-from hagmil.runtime.inference.one_slide import Prepared, Seen, look, prepare
-from hagmil.runtime.inference.prefetch import LookAhead
+from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
+from hagmil.runtime.inference.one_slide import PreparedSlide, prepare_slide, run_slide
+from hagmil.runtime.inference.prefetch import SlidePrefetcher
 from hagmil.runtime.inference.step_clock import StepClock
-from hagmil.runtime.inference.verdict import Verdict, class_attentions, stage_logits
-from hagmil.runtime.inputs import SlideRequest, slide_requests
-from hagmil.runtime.results.attention import write_attention
-from hagmil.runtime.results.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
-from hagmil.runtime.results.heatmap import Caption, draw_heatmap
-from hagmil.runtime.results.regions import write_regions
-from hagmil.runtime.results.result import (
-    ATTENTION_NAME,
-    HEATMAP_NAME,
-    REGIONS_NAME,
-    RESULT_NAME,
-    TABLE_NAME,
-    LayerResult,
-    Result,
-    StageResult,
-    read_result,
-    table,
-    write_result,
-)
+from hagmil.runtime.inputs import SlideRequest, slide_request, slide_requests
+from hagmil.runtime.results.attention import read_attention, stage_attention
+from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full
+from hagmil.runtime.results.from_outcome import result_of_failure, result_of_outcome
+from hagmil.runtime.results.result import Result, read_result, write_result
+from hagmil.runtime.results.results_table import write_table
+from hagmil.runtime.results.slide_folder import clear_slide_folder, write_slide_files
 from hagmil.runtime.tissue.kernels import MaskKernels
-from hagmil.runtime.versions import versions
-
-_log = logging.getLogger(__name__)
-DEFAULT_OUT = Path("hagmil-results")
-"""Where results go when nobody says."""
 
 _TABLE_EVERY = 25
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-Take = Callable[[SlideRequest, StepClock], Prepared]
-"""Gives a slide, prepared; the clock gets the seconds of its steps."""
+Prepare = Callable[[SlideRequest, StepClock], PreparedSlide]
+"""Prepares a slide, or waits until it is prepared; the clock gets the seconds of the steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """How slides are taken through a model.
+    """Settings of a run.
 
     Args:
         encode: batch size and reader threads.
-        keep: patches kept at every stage but the last; the manifest's numbers where none is given.
-        resume: leave slides alone whose result is there already, from the same bundle and the same settings.
-        mask_kernels: what makes tissue masks (``hagmil.runtime.tissue.kernels.kernels_on``); None
+        keep: patches kept at every stage but the last; None uses the manifest's numbers.
+        resume: skip slides that already have a result from the same bundle with the same settings.
+        mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
             chooses by the mask's size.
+        hold_attention: results hold coordinates and attention in memory. A long run leaves this off.
     """
 
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     keep: int | None = None
     resume: bool = False
     mask_kernels: MaskKernels | None = None
+    hold_attention: bool = False
 
 
 def predict_slide(
     slide: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
     out: str | Path | None = None,
     spacing_um: float | None = None,
     provider: str = "cpu",
     keep: int | None = None,
 ) -> Result:
-    """Take one slide through a bundle: the whole of ``hagmil infer`` for one file, from Python.
+    """Predict one slide.
 
-    For many slides load the bundle once (``load_model``) and use ``predict_many``.
+    For several slides, load the model once with ``load_model``, or call ``predict_many``.
 
     Args:
         slide: the slide file.
-        model: a bundle's folder; the built-in demonstration model, which knows phantoms only, where none is given.
-        out: folder of result.json, heatmap.png, attention.h5 and regions.geojson;
-            ``hagmil-results/<stem>`` where none is given.
-        spacing_um: micrometres per level-0 pixel, in place of the file's.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        keep: patches kept at every stage but the last; the bundle's numbers where none is given.
+        model: a loaded model or a bundle's folder. None uses the built-in demonstration model, which was trained on
+            synthetic slides only.
+        out: folder for result.json, heatmap.png, attention.h5 and regions.geojson. None writes nothing.
+        spacing_um: micrometres per level-0 pixel, which overrides the file's.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
+        keep: patches kept at every stage but the last; None uses the bundle's numbers.
 
     Returns:
-        The result; a slide that cannot be read gives one whose ``status`` is not ``ok``.
+        The result, which holds coordinates and attention of each stage as arrays. If the slide cannot be read, or does
+        not fit the model, ``status`` is not ``ok``, and ``code`` and ``message`` give the reason.
 
     Raises:
-        BundleError: the bundle is unusable.
-        EnvironmentLacks: the provider is not on this machine.
-        UsageError: the spacing is not above 0.
+        BundleError: the bundle cannot be used.
+        EnvironmentLacks: the provider is missing on this machine, or the disk is full.
+        UsageError: the provider is unknown, or the spacing is not above 0.
     """
-    (request,) = slide_requests([str(slide)], spacing_um=spacing_um)
-    loaded = load_model(Path(model) if model is not None else builtin_bundle(), provider=provider)
-    folder = Path(out) if out is not None else DEFAULT_OUT / request.slide_id
-    return predict_one(request, loaded, folder, PredictOptions(keep=keep))
+    request = slide_request(slide, spacing_um=spacing_um)
+    folder = None if out is None else Path(out)
+    return predict_one(request, _loaded(model, provider), folder, PredictOptions(keep=keep, hold_attention=True))
 
 
 def predict_many(
+    slides: Sequence[str | Path],
+    *,
+    model: str | Path | LoadedModel | None = None,
+    out: str | Path | None = None,
+    spacing_um: float | None = None,
+    provider: str = "cpu",
+    keep: int | None = None,
+    resume: bool = False,
+    on_result: Callable[[Result], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Result, ...]:
+    """Predict many slides, one after the other. A slide that fails does not stop the run.
+
+    Args:
+        slides: files, folders or globs.
+        model: a loaded model or a bundle's folder; None uses the built-in demonstration model.
+        out: folder for ``results.csv`` and a folder ``<slide_id>`` for each slide. None writes nothing.
+        spacing_um: micrometres per level-0 pixel of all slides, which overrides that of the files.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
+        keep: patches kept at every stage but the last; None uses the bundle's numbers.
+        resume: skip slides that already have a result in ``out`` from the same bundle with the same settings.
+        on_result: called with the result of each slide.
+        progress: called after every batch of patches with the stage's name, and the number of patches done and in
+            total.
+
+    Returns:
+        One result for each slide, in the order of the slides, with coordinates and attention as arrays.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        EnvironmentLacks: the provider is missing on this machine, the disk is full, or the device is lost.
+        Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
+        UsageError: no slides, an unknown provider, a spacing that is not above 0, or ``resume`` without ``out``.
+    """
+    if resume and out is None:
+        raise UsageError("resume=True needs out, the folder of the earlier results")
+    requests = slide_requests(slides, spacing_um=spacing_um)
+    options = PredictOptions(keep=keep, resume=resume, hold_attention=True)
+    folder = None if out is None else Path(out)
+    return predict_requests(requests, _loaded(model, provider), folder, options, on_result=on_result, progress=progress)
+
+
+def predict_requests(
     requests: Sequence[SlideRequest],
     model: LoadedModel,
-    out: Path,
+    out: Path | None,
     options: PredictOptions,
     *,
     on_result: Callable[[Result], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Result, ...]:
-    """Take slides through a model, one after the other, and write a result for each.
+    """Predict slides whose ids and paths are resolved; see :func:`predict_many`.
 
     Args:
         requests: the slides.
         model: the loaded bundle.
-        out: folder of the results: ``<slide_id>/`` for each slide, and ``results.csv``.
-        options: how.
-        on_result: called after each slide.
+        out: folder for ``results.csv`` and a folder ``<slide_id>`` for each slide. None writes nothing.
+        options: settings of the run.
+        on_result: called with the result of each slide.
         progress: called after every batch of patches.
 
     Returns:
-        One result a slide, in the order asked for.
+        One result for each slide, in the order of the requests.
 
     Raises:
-        Interrupted: stopped by a signal; what was done is written, and ``resume`` goes on from there.
-        EnvironmentLacks: the disk is full, or the device is lost: no next slide could do better.
+        Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
+        EnvironmentLacks: the disk is full, or the device is lost.
     """
+    earlier = _earlier_results(requests, model, out, options) if options.resume and out is not None else {}
+    wanted = [request for request in requests if request.slide_id not in earlier]
     results: list[Result] = []
-    earlier = [_earlier_result(request, model, out, options) if options.resume else None for request in requests]
-    wanted = [request for request, result in zip(requests, earlier, strict=True) if result is None]
+
+    def _write_table() -> None:
+        if out is not None:
+            write_table(out, results, model.bundle.manifest.classes)
+
     try:
-        with _ahead(wanted, model, options) as take:
-            for request, found in zip(requests, earlier, strict=True):
-                result = found or predict_one(
-                    request, model, out / request.slide_id, options, progress=progress, take=take
+        with _preparation(wanted, model, options) as prepare:
+            for request in requests:
+                folder = None if out is None else out / request.slide_id
+                result = earlier.get(request.slide_id) or predict_one(
+                    request, model, folder, options, progress=progress, prepare=prepare
                 )
                 results.append(result)
                 if on_result is not None:
                     on_result(result)
                 if len(results) % _TABLE_EVERY == 0:
-                    _write_table(out, results, model)
+                    _write_table()
     except KeyboardInterrupt as error:
-        _write_table(out, results, model)
-        raise Interrupted(
-            f"stopped after {len(results)} of {len(requests)} slides; the same command with --resume goes on"
-        ) from error
-    except OSError as error:
-        if error.errno not in _DISK_IS_FULL:
+        if out is None:
             raise
-        raise EnvironmentLacks(
-            f'no space left to write under "{out}", after {len(results)} of {len(requests)} slides; '
-            "make room and run the same command with --resume",
-            code="disk_full",
-        ) from error
-    _write_table(out, results, model)
+        _write_table()
+        raise interrupted(len(results), len(requests)) from error
+    except OSError as error:
+        if out is None or not is_disk_full(error):
+            raise
+        raise disk_full(out, len(results), len(requests)) from error
+    _write_table()
     return tuple(results)
 
 
 def predict_one(
     request: SlideRequest,
     model: LoadedModel,
-    folder: Path,
+    folder: Path | None,
     options: PredictOptions,
     *,
     progress: Progress | None = None,
-    take: Take | None = None,
+    prepare: Prepare | None = None,
 ) -> Result:
-    """Take one slide through a model and write its result, whatever becomes of it.
+    """Predict one slide whose id and path are resolved, and write its result, also if it fails.
 
     Args:
         request: the slide.
         model: the loaded bundle.
-        folder: where result.json, attention.h5, heatmap.png and regions.geojson go.
-        options: how.
+        folder: folder for result.json, attention.h5, heatmap.png and regions.geojson. None writes nothing.
+        options: settings of the run.
         progress: called after every batch of patches.
-        take: gives the slide, prepared; it is prepared here where None.
+        prepare: gives the prepared slide; None prepares it here.
 
     Returns:
-        The result that was written; ``status`` says whether there is a verdict.
+        The result; ``status`` says whether there is a verdict.
 
     Raises:
-        OSError: a result cannot be written.
+        OSError: a file cannot be written.
         EnvironmentLacks: the device is lost.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT_NAME, HEATMAP_NAME, CLASS_HEATMAPS, ATTENTION_NAME, REGIONS_NAME):  # of an earlier run
-        for path in folder.glob(name):
-            path.unlink()
+    if folder is not None:
+        clear_slide_folder(folder)
     clock = StepClock()
-    report = _report(request, model, options)
+    prepare = prepare or _prepare_when_needed(model, options)
     try:
-        prepared = (take or _in_turn(model, options))(request, clock)
-        seen = look(prepared, model, options.encode, keep=options.keep, clock=clock, progress=progress)
+        prepared = prepare(request, clock)
+        outcome = run_slide(prepared, model, options.encode, keep=options.keep, clock=clock, progress=progress)
     except Exception as error:
-        if not _concerns_one_slide(error):
+        if ends_run(error):
             raise
-        result = report(clock, **_failure(request, error))
+        result = result_of_failure(request, model, options.keep, clock, failure_of(error, request.given))
     else:
-        with clock.step("write"):
-            _write_pictures(folder, request, model, seen)
-        result = report(clock, **_success(model, seen))
-    write_result(folder, result)  # last: where it stands, everything stands
+        if folder is not None:
+            with clock.step("write"):
+                write_slide_files(folder, request.slide_id, model, outcome)
+        result = result_of_outcome(request, model, options.keep, clock, outcome)
+        if options.hold_attention:
+            result = result.with_attention([stage_attention(stage) for stage in outcome.stages])
+    if folder is not None:
+        write_result(folder, result)  # written last, so that its presence marks a complete result
     return result
 
 
-def _in_turn(model: LoadedModel, options: PredictOptions) -> Take:
-    """Slides prepared when they are asked for."""
-    return lambda request, clock: prepare(request, model.bundle.manifest, options.mask_kernels, clock)
+def _loaded(model: str | Path | LoadedModel | None, provider: str) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else load_model(model, provider=provider)
+
+
+def _prepare_when_needed(model: LoadedModel, options: PredictOptions) -> Prepare:
+    return lambda request, clock: prepare_slide(request, model.bundle.manifest, options.mask_kernels, clock)
 
 
 @contextmanager
-def _ahead(requests: Sequence[SlideRequest], model: LoadedModel, options: PredictOptions) -> Iterator[Take]:
-    """Slides prepared one ahead where a device works meanwhile."""
+def _preparation(requests: Sequence[SlideRequest], model: LoadedModel, options: PredictOptions) -> Iterator[Prepare]:
+    """Prepare the next slide during the present one if a device does the work, else each slide when it is needed."""
     if not model.backbone.on_device:
-        yield _in_turn(model, options)
+        yield _prepare_when_needed(model, options)
         return
-    with LookAhead(requests, model.bundle.manifest, options.mask_kernels) as ahead:
-        yield ahead.take
+    with SlidePrefetcher(requests, model.bundle.manifest, options.mask_kernels) as prefetcher:
+        yield prefetcher.take
 
 
-def _concerns_one_slide(error: Exception) -> bool:
-    """Whether the next slide may fare better."""
-    if isinstance(error, EnvironmentLacks):
-        return error.code == "out_of_memory"
-    return not (isinstance(error, OSError) and error.errno in _DISK_IS_FULL)
-
-
-def _failure(request: SlideRequest, error: Exception) -> dict[str, Any]:
-    if isinstance(error, HagmilError):
-        status = "rejected" if isinstance(error, SlideRejected) else "failed"
-        return {"status": status, "code": error.code, "message": error.message}
-    if isinstance(error, MemoryError):
-        return {
-            "status": "failed",
-            "code": "out_of_memory",
-            "message": "this machine has too little memory for it",
-        }
-    _log.exception('slide "%s" failed unexpectedly', request.given)
-    message = f"unexpected {type(error).__name__}: {error}; please report it with the log of --verbose"
-    return {"status": "failed", "code": "internal", "message": message}
-
-
-def _success(model: LoadedModel, seen: Seen) -> dict[str, Any]:
-    return {
-        "status": "ok",
-        "prediction": seen.verdict.prediction,
-        "probabilities": seen.verdict.probabilities,
-        **_layers(seen.verdict),
-        "temperature": model.bundle.manifest.temperature,
-        "stages": tuple(
-            StageResult(
-                name=outcome.geometry.name,
-                spacing_um=outcome.geometry.spacing_um,
-                candidates=len(outcome.coords),
-                encoded=len(outcome.attention),
-                kept=len(outcome.kept),
-                logits=tuple(float(value) for value in stage_logits(outcome.outputs)),
+def _earlier_results(
+    requests: Sequence[SlideRequest], model: LoadedModel, out: Path, options: PredictOptions
+) -> dict[str, Result]:
+    """Results in ``out`` that this run would repeat, by slide id."""
+    found: dict[str, Result] = {}
+    for request in requests:
+        folder = out / request.slide_id
+        try:
+            result = read_result(folder)
+        except (OSError, ValueError):
+            continue
+        override_um = result.spacing_um if result.spacing_source == "override" else None
+        if (
+            result.status == "ok"
+            and result.slide == request.given
+            and result.bundle_sha256 == model.bundle.sha256
+            and result.keep == options.keep
+            and override_um == request.spacing_um
+        ):
+            found[request.slide_id] = (
+                result.with_attention(read_attention(folder)) if options.hold_attention else result
             )
-            for outcome in seen.outcomes
-        ),
-        "provider": model.stages[-1].provider,
-        "precision": model.bundle.manifest.precision,
-        "spacing_um": seen.picture.slide_spacing_um,
-        "spacing_source": seen.spacing_source,
-        "warnings": seen.warnings,
-    }
-
-
-def _layers(verdict: Verdict) -> dict[str, Any]:
-    """What is said where labels have two layers."""
-    if verdict.coarse is None:
-        return {}
-    return {
-        "coarse": LayerResult(prediction=verdict.coarse.prediction, probabilities=verdict.coarse.probabilities),
-        "fine": LayerResult(prediction=verdict.prediction, probabilities=verdict.probabilities),
-        "layers_agree": verdict.coarse.agrees,
-        "coarse_from_fine": verdict.coarse.from_fine,
-    }
-
-
-def _report(request: SlideRequest, model: LoadedModel, options: PredictOptions) -> Callable[..., Result]:
-    """What every result of this slide says, with or without a verdict."""
-
-    def _make(clock: StepClock, **found: Any) -> Result:
-        return Result(
-            slide_id=request.slide_id,
-            slide=request.given,
-            keep=options.keep,
-            timing_s={name: round(seconds, 4) for name, seconds in (*clock.seconds.items(), ("total", clock.total))},
-            bundle_sha256=model.bundle.sha256,
-            versions=versions(),
-            intended_use=model.bundle.manifest.intended_use,
-            **found,
-        )
-
-    return _make
-
-
-def _write_pictures(folder: Path, request: SlideRequest, model: LoadedModel, seen: Seen) -> None:
-    ranked = sorted(seen.verdict.probabilities.items(), key=lambda item: -item[1])
-    caption = Caption(
-        title=request.slide_id,
-        verdict=f"{seen.verdict.prediction}  {ranked[0][1]:.3f}",
-        details="   ".join(f"{name} {value:.3f}" for name, value in ranked),
-        notice=notice_of(model),
-    )
-    draw_heatmap(folder / HEATMAP_NAME, seen.picture, seen.outcomes, caption)
-    hierarchy, last = model.bundle.manifest.hierarchy, seen.outcomes[-1]
-    attentions = class_attentions(hierarchy, seen.verdict, last.outputs)
-    draw_class_heatmaps(folder, seen.picture, last, attentions, caption)
-    write_attention(folder, seen.outcomes, hierarchy)
-    write_regions(folder, seen.outcomes)
-
-
-def notice_of(model: LoadedModel) -> str:
-    """What every picture and every run says of a model: research use only, and what it is for."""
-    intended_use = model.bundle.manifest.intended_use
-    return intended_use if RESEARCH_USE_ONLY in intended_use else f"{RESEARCH_USE_ONLY} {intended_use}"
-
-
-def _earlier_result(request: SlideRequest, model: LoadedModel, out: Path, options: PredictOptions) -> Result | None:
-    """The result that is there already, if this run would give the same one."""
-    try:
-        result = read_result(out / request.slide_id)
-    except (OSError, ValueError):
-        return None
-    same = (
-        result.status == "ok"
-        and result.slide == request.given
-        and result.bundle_sha256 == model.bundle.sha256
-        and result.keep == options.keep
-        and (result.spacing_um if result.spacing_source == "override" else None) == request.spacing_um
-    )
-    return result if same else None
-
-
-def _write_table(out: Path, results: Sequence[Result], model: LoadedModel) -> None:
-    write_text(out / TABLE_NAME, table(results, model.bundle.manifest.classes))
+    return found

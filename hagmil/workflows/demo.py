@@ -29,7 +29,7 @@ from hagmil.progress import Progress
 from hagmil.runtime.extract import ExtractOptions, Extractor, ExtractOutcome, extract_many, parse_stages
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.predict import PredictOptions, predict_many
+from hagmil.runtime.predict import PredictOptions, predict_requests
 from hagmil.runtime.results.result import ATTENTION_NAME, Result
 from hagmil.trainer.config.training import parse_config
 from hagmil.trainer.data.labels import read_labels
@@ -242,4 +242,4 @@ def _infer(unseen: Sequence[PhantomSlide], bundle: Path, out: Path, progress: Pr
     """Step 5."""
     requests = slide_requests([str(slide.slide_path) for slide in unseen])
     count = _each_must_be_ok("inference", len(requests), progress)
-    return predict_many(requests, load_model(bundle), out, PredictOptions(), on_result=count)
+    return predict_requests(requests, load_model(bundle), out, PredictOptions(), on_result=count)

@@ -14,7 +14,7 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard
 from hagmil.errors import BundleError, DataError, UsageError
 from hagmil.features import read_features
-from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, extract_slide, parse_stages
+from hagmil.runtime.extract import ExtractOptions, Extractor, extract, extract_many, extract_slide, parse_stages
 from hagmil.runtime.inference.cascade import run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import load_model
@@ -154,3 +154,30 @@ def test_an_altered_backbone_is_refused(backbone: Path, tmp_path: Path) -> None:
 def test_stages_that_are_no_spacings_from_coarse_to_fine_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="stages"):
         parse_stages(text)
+
+
+def test_extract_returns_the_features_and_writes_them_only_to_out(
+    tissue_path: Path, backbone: Path, tmp_path: Path
+) -> None:
+    features = extract(str(tissue_path), backbone=str(backbone), stages=(2, 1), patch_px=16)
+    assert [stage.name for stage in features.stages] == ["2um", "1um"]
+    again = extract(tissue_path, backbone=backbone, stages=(2, 1), patch_px=16, out=str(tmp_path / "out"))
+    written = read_features(tmp_path / "out" / "tissue.h5")
+    assert written.header == again.header == features.header
+    for stage, other in zip(written.stages, features.stages, strict=True):
+        np.testing.assert_array_equal(stage.features, other.features)
+
+
+def test_extract_rejects_stages_that_are_not_in_order(tissue_path: Path, backbone: Path) -> None:
+    for stages in ((), (1, 2), (1, 0)):
+        with pytest.raises(UsageError, match="coarse to fine"):
+            extract(tissue_path, backbone=backbone, stages=stages)
+
+
+def test_extract_with_a_loaded_model_uses_the_stages_of_the_bundle(tissue_path: Path, small_bundle: Path) -> None:
+    model = load_model(small_bundle, threads=1)
+    features = extract(tissue_path, backbone=model, half=True)
+    assert features.header.stages == ("2um", "1um", "0.5um")
+    assert features.header.backbone_sha256 == sha256_of(small_bundle / "backbone.onnx")
+    assert features.stages[0].patch_px == 16
+    assert features.stages[0].features.dtype == np.float16

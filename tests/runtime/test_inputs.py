@@ -86,7 +86,7 @@ def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, comp
 
 
 def test_nothing_an_empty_folder_and_a_spacing_of_zero_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no slide was named"):
+    with pytest.raises(UsageError, match="no slides given"):
         slide_requests([])
     with pytest.raises(UsageError, match=r"holds no slide .*\*\*.\*\.svs"):
         slide_requests([str(tmp_path)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 
 import hagmil
-from hagmil.errors import BundleError, EnvironmentLacks, Interrupted, SlideFailed
+from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted, SlideFailed, UsageError
 from hagmil.runtime import predict as predict_module
 from hagmil.runtime.inference import one_slide
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inputs import SlideRequest, slide_requests
-from hagmil.runtime.predict import PredictOptions, predict_many, predict_one
+from hagmil.runtime.predict import PredictOptions, predict_many, predict_one, predict_requests, predict_slide
+from hagmil.runtime.results import slide_folder
+from hagmil.runtime.results.attention import read_attention
 from hagmil.runtime.results.result import Result, read_result, result_schema
 from tests.conftest import REPOSITORY
 from tests.runtime.slide_files import save_pyramid, tissue_picture
@@ -52,10 +56,97 @@ def test_a_verdict_comes_with_all_its_files(tissue_path: Path, model: LoadedMode
     assert read_result(tmp_path / "tissue") == result
 
 
-def test_one_call_from_python_does_the_same(tissue_path: Path, small_bundle: Path, tmp_path: Path) -> None:
+def test_predict_slide_writes_the_files_of_the_slide_to_out(
+    tissue_path: Path, small_bundle: Path, tmp_path: Path
+) -> None:
     result = hagmil.predict_slide(tissue_path, model=small_bundle, out=tmp_path / "here", keep=1)
     assert (result.status, [stage.kept for stage in result.stages]) == ("ok", [1, 1, 0])
     assert (tmp_path / "here" / "heatmap.png").is_file()
+
+
+def test_predict_slide_without_out_writes_nothing_and_holds_arrays(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = predict_slide(str(tissue_path), model=model)
+    assert list(tmp_path.iterdir()) == []
+    assert [stage.name for stage in result.attention] == ["2um", "1um", "0.5um"]
+    for stage, counts in zip(result.attention, result.stages, strict=True):
+        assert (stage.coords.dtype, stage.coords.shape) == (np.int64, (counts.encoded, 2))
+        assert (stage.attention.dtype, stage.attention.shape) == (np.float32, (counts.encoded,))
+        assert len(stage.kept) == counts.kept
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_read_attention_and_read_result_give_what_predict_slide_returned(
+    as_text: bool, tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out") if as_text else tmp_path / "out"
+    result = predict_slide(tissue_path, model=model, out=out)
+    assert read_result(out) == result
+    assert read_result(out).attention == ()
+    read = read_attention(out)
+    assert [stage.name for stage in read] == [stage.name for stage in result.attention]
+    for stage, held in zip(read, result.attention, strict=True):
+        np.testing.assert_array_equal(stage.coords, held.coords)
+        np.testing.assert_array_equal(stage.attention, held.attention)
+        np.testing.assert_array_equal(stage.kept, held.kept)
+        assert (stage.patch_px, stage.patch_level0) == (held.patch_px, held.patch_level0)
+        assert (stage.spacing_um, stage.fine_attention) == (held.spacing_um, None)
+
+
+def test_read_attention_rejects_other_files(tissue_path: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "gone.h5", tissue_path):
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            read_attention(path)
+
+
+def test_results_are_equal_if_their_fields_are(tissue_path: Path, model: LoadedModel) -> None:
+    result = predict_slide(tissue_path, model=model)
+    assert result == result.with_attention(())
+    assert result != result.model_copy(update={"prediction": "other"})
+
+
+def test_predict_many_writes_files_only_to_out(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    slides = [tissue_path, str(tmp_path / "gone.svs")]
+    results = predict_many(slides, model=model)
+    assert [(result.status, len(result.attention)) for result in results] == [("ok", 3), ("failed", 0)]
+    assert list((tmp_path / "empty").iterdir()) == []
+    written = predict_many(slides, model=model, out=str(tmp_path / "out"))
+    assert [row["status"] for row in _rows(tmp_path / "out")] == ["ok", "failed"]
+    resumed = predict_many(tissue_path, model=model, out=tmp_path / "out", resume=True)
+    assert resumed == written[:1]
+    np.testing.assert_array_equal(resumed[0].attention[2].coords, written[0].attention[2].coords)
+
+
+def test_predict_many_resumes_only_with_out(tissue_path: Path, model: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="needs out"):
+        predict_many([tissue_path], model=model, resume=True)
+
+
+def test_predict_slide_rejects_a_spacing_of_zero(tissue_path: Path, model: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="above 0"):
+        predict_slide(tissue_path, model=model, spacing_um=0)
+
+
+def test_a_loaded_model_gives_equal_results_in_four_threads(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    other = save_pyramid(tmp_path / "other.tif", tissue_picture(700, 600))
+    slides = [tissue_path, other] * 4
+    expected = {slide: predict_slide(slide, model=model) for slide in (tissue_path, other)}
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda slide: predict_slide(slide, model=model), slides))
+    for slide, result in zip(slides, results, strict=True):
+        assert (result.status, result.probabilities) == ("ok", expected[slide].probabilities)
+        for stage, wanted in zip(result.attention, expected[slide].attention, strict=True):
+            np.testing.assert_array_equal(stage.coords, wanted.coords)
+            np.testing.assert_array_equal(stage.attention, wanted.attention)
+            np.testing.assert_array_equal(stage.kept, wanted.kept)
 
 
 def test_the_result_fits_the_published_schema(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
@@ -100,7 +191,7 @@ def test_bad_slides_get_a_row_and_the_good_one_is_still_done(
 ) -> None:
     (tmp_path / "broken.svs").write_bytes(b"not a slide")
     arguments = [str(tmp_path / "gone.svs"), str(tmp_path / "broken.svs"), str(tissue_path)]
-    results = predict_many(slide_requests(arguments), model, tmp_path / "out", PredictOptions())
+    results = predict_requests(slide_requests(arguments), model, tmp_path / "out", PredictOptions())
     assert [result.status for result in results] == ["failed", "failed", "ok"]
     rows = _rows(tmp_path / "out")
     assert [row["slide"] for row in rows] == arguments
@@ -134,14 +225,14 @@ def test_resume_does_only_what_is_not_done(
 ) -> None:
     other = save_pyramid(tmp_path / "other.tif", tissue_picture(700, 600))
     out = tmp_path / "out"
-    first = predict_many(slide_requests([str(tissue_path)]), model, out, PredictOptions())
+    first = predict_requests(slide_requests([str(tissue_path)]), model, out, PredictOptions())
     seen = _count_slides(monkeypatch)
     both = slide_requests([str(tissue_path), str(other)])
-    results = predict_many(both, model, out, PredictOptions(resume=True))
+    results = predict_requests(both, model, out, PredictOptions(resume=True))
     assert seen == ["other"]
     assert results[0] == first[0]
     assert len(_rows(out)) == 2
-    predict_many(both, model, out, PredictOptions(resume=True, keep=1))
+    predict_requests(both, model, out, PredictOptions(resume=True, keep=1))
     assert seen == ["other", "tissue", "other"]
 
 
@@ -152,8 +243,8 @@ def test_a_stopped_run_writes_what_it_has_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     requests = slide_requests([str(tissue_path), str(tmp_path / "never.svs")])
-    with pytest.raises(Interrupted, match=r"after 1 of 2 slides.*--resume") as caught:
-        predict_many(requests, model, tmp_path, PredictOptions(), on_result=_stop)
+    with pytest.raises(Interrupted, match=r"after 1 of 2 slides.*--resume to continue") as caught:
+        predict_requests(requests, model, tmp_path, PredictOptions(), on_result=_stop)
     assert caught.value.exit_code == 6
     assert [row["status"] for row in _rows(tmp_path)] == ["ok"]
 
@@ -195,7 +286,7 @@ def test_what_no_next_slide_could_do_better_stops_the_run(
 ) -> None:
     monkeypatch.setattr(one_slide, "run_cascade", _failing(error))
     with pytest.raises(EnvironmentLacks) as caught:
-        predict_many(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
+        predict_requests(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
     assert caught.value.exit_code == 5
     assert not (tmp_path / "tissue" / "result.json").exists()
 
@@ -206,7 +297,7 @@ def test_a_full_disk_says_how_to_go_on(
     def _full(*_args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(predict_module, "write_attention", _full)
+    monkeypatch.setattr(slide_folder, "write_attention", _full)
     with pytest.raises(EnvironmentLacks, match=r"no space left.*--resume") as caught:
-        predict_many(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
+        predict_requests(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
     assert caught.value.code == "disk_full"

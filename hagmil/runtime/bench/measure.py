@@ -24,7 +24,7 @@ from hagmil.runtime.bench.report import (
     StageFigures,
 )
 from hagmil.runtime.bench.workload import Workload
-from hagmil.runtime.inference.device import place_of, to_host
+from hagmil.runtime.inference.device import device_of, to_host
 from hagmil.runtime.inference.encode import (
     EncodeOptions,
     default_batch_size,
@@ -156,7 +156,7 @@ def measure_backbone(
         load_s: what loading took, for the report.
     """
     whole = len(patches) // batch * batch
-    full = place_of(session).put(patches[:whole] if whole else np.resize(patches, (batch, *patches.shape[1:])))
+    full = device_of(session).to_device(patches[:whole] if whole else np.resize(patches, (batch, *patches.shape[1:])))
 
     def _encode(count: int) -> None:
         for index in range(count):
@@ -194,7 +194,7 @@ def measure_model(session: Session, stage: str, features: int, patches: int, rep
         patches: of the bag.
         repeats: how often; where one call is short, a run is the mean of several.
     """
-    bag = place_of(session).put(np.random.default_rng(0).standard_normal((patches, features), np.float32))
+    bag = device_of(session).to_device(np.random.default_rng(0).standard_normal((patches, features), np.float32))
 
     def _score(count: int) -> None:
         for _ in range(count):

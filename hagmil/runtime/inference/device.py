@@ -31,22 +31,22 @@ from hagmil.runtime.sessions import Session
 Batches = Generator[PatchBatch, None, None]
 
 
-class Place(Protocol):
+class Device(Protocol):
     """Where the arrays of one stage live."""
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Memory of the host that patches are read into: uint8 of this shape."""
 
-    def bring(self, batches: Batches) -> Batches:
+    def upload_batches(self, batches: Batches) -> Batches:
         """The same batches with their patches in this place; closes ``batches`` when it is closed."""
 
-    def put(self, array: NDArray[Any]) -> Any:
+    def to_device(self, array: NDArray[Any]) -> Any:
         """The array in this place."""
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """A float32 array in this place, to be filled."""
 
-    def pace(self) -> None:
+    def throttle(self) -> None:
         """Wait until everything is done that was asked of this place before the last call."""
 
 
@@ -57,11 +57,11 @@ class Host:
         """Plain memory."""
         return written_once(shape)
 
-    def bring(self, batches: Batches) -> Batches:
+    def upload_batches(self, batches: Batches) -> Batches:
         """They are here."""
         return batches
 
-    def put(self, array: NDArray[Any]) -> NDArray[Any]:
+    def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
         """It is here."""
         return array
 
@@ -69,7 +69,7 @@ class Host:
         """A NumPy array."""
         return np.empty(shape, np.float32)
 
-    def pace(self) -> None:
+    def throttle(self) -> None:
         """Everything is done when its call returns."""
 
 
@@ -90,7 +90,7 @@ class Gpu:
         memory = self._cupy.cuda.alloc_pinned_memory(wanted)
         return off_vectors(np.frombuffer(memory, np.uint8)[:wanted]).reshape(shape)
 
-    def bring(self, batches: Batches) -> Batches:
+    def upload_batches(self, batches: Batches) -> Batches:
         """Steps 2 and 3; asking for the next batch may overwrite one, after what the GPU was asked by then."""
         uploads = self._cupy.cuda.Stream(non_blocking=True)
         arrays: list[Any] = []
@@ -112,7 +112,7 @@ class Gpu:
             finally:
                 uploads.synchronize()  # the buffers are not freed under an upload
 
-    def put(self, array: NDArray[Any]) -> Any:
+    def to_device(self, array: NDArray[Any]) -> Any:
         """A copy on the GPU."""
         return self._cupy.asarray(array)
 
@@ -120,14 +120,14 @@ class Gpu:
         """A cupy array."""
         return self._cupy.empty(shape, np.float32)
 
-    def pace(self) -> None:
+    def throttle(self) -> None:
         """Wait for an earlier call's work, while that of the last call keeps the GPU busy."""
         earlier, self._asked = self._asked, self._cupy.cuda.get_current_stream().record()
         if earlier is not None:
             earlier.synchronize()
 
 
-def place_of(session: Session) -> Place:
+def device_of(session: Session) -> Device:
     """Where a session's inputs and outputs live best.
 
     Raises:

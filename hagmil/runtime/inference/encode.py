@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import EnvironmentLacks
 from hagmil.progress import Progress
-from hagmil.runtime.inference.device import Host, Place, place_of
+from hagmil.runtime.inference.device import Device, Host, device_of
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.quadtree import reading_order
@@ -82,8 +82,8 @@ def encode_patches(
     Raises:
         SlideFailed: a patch cannot be read.
     """
-    place = place_of(backbone)
-    encoder = _Encoder(backbone, place.empty((len(coords), feature_dim)))
+    device = device_of(backbone)
+    encoder = _Encoder(backbone, device.empty((len(coords), feature_dim)))
     batch_size = options.batch_size or default_batch_size(backbone, geometry.patch_px)
     encoded = 0
     with closing(
@@ -94,7 +94,7 @@ def encode_patches(
             batch_size=batch_size,
             threads=reader_threads(options, backbone),
             tile_cache_bytes=options.tile_cache_bytes,
-            place=place,
+            device=device,
             stalls=stalls,
         )
     ) as batches:
@@ -104,7 +104,7 @@ def encode_patches(
             with clock.step("backbone"):
                 if batch is not None:
                     encoder.encode(*batch, last=encoded + len(batch[0]) == len(coords))
-                place.pace()
+                device.throttle()
             if batch is None:
                 return encoder.features
             encoded += len(batch[0])
@@ -120,7 +120,7 @@ def read_batches(
     batch_size: int,
     threads: int,
     tile_cache_bytes: int = CACHE_BYTES,
-    place: Place | None = None,
+    device: Device | None = None,
     stalls: StreamStalls | None = None,
 ) -> Generator[tuple[NDArray[np.int64], Any], None, None]:
     """Read patches as they are read for the backbone: in the order that needs each tile for the shortest time.
@@ -134,7 +134,7 @@ def read_batches(
         batch_size: rows of a batch; the last may have fewer.
         threads: threads that read patches.
         tile_cache_bytes: decoded tiles kept while further patches need them, all threads together.
-        place: where the patches shall be; the host where None.
+        device: where the patches shall be; the host where None.
         stalls: gets the seconds that reader threads waited for a free buffer.
 
     Yields:
@@ -144,7 +144,7 @@ def read_batches(
     Raises:
         SlideFailed: a patch cannot be read.
     """
-    place = place or Host()
+    device = device or Host()
     order = reading_order(coords, geometry.patch_level0)
     with PatchSource(slide, geometry, coords, tile_cache_bytes) as source:
         stream = stream_patches(
@@ -154,10 +154,10 @@ def read_batches(
             batch_size=batch_size,
             threads=threads,
             make_reader=source.reader,
-            allocate=place.buffers,
+            allocate=device.buffers,
             stalls=stalls,
         )
-        with closing(place.bring(stream)) as batches:
+        with closing(device.upload_batches(stream)) as batches:
             for batch in batches:
                 yield order[batch.rows], batch.patches
 
@@ -199,7 +199,7 @@ class _Encoder:
 
     Args:
         backbone: the patch encoder.
-        features: float32 (patches, dim), in the backbone's place; gets a row a patch.
+        features: float32 (patches, dim), in the backbone's device; gets a row a patch.
     """
 
     def __init__(self, backbone: Session, features: Any) -> None:
@@ -212,7 +212,7 @@ class _Encoder:
 
         Args:
             rows: int64 (n,), the rows that they are for.
-            patches: uint8 (n, height, width, 3), in the backbone's place.
+            patches: uint8 (n, height, width, 3), in the backbone's device.
             last: whether no batch comes after it.
 
         Raises:

@@ -29,33 +29,36 @@ class LoadedModel:
 
 
 def load_model(
-    path: Path,
+    path: str | Path | None = None,
     *,
     provider: str = "cpu",
     threads: int | None = None,
     rebuild: bool = False,
     trt_flavour: str | None = None,
 ) -> LoadedModel:
-    """Open a bundle, check its digests, and load its graphs.
+    """Open a bundle, check the digests of its files, and load its graphs.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder; None opens the built-in demonstration model.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        threads: threads inside one run on the CPU; as many as there are cores where none are given.
-        rebuild: build TensorRT engines for this machine where the bundle's do not fit (provider ``tensorrt``).
-        trt_flavour: ``tensorrt`` or ``tensorrt-rtx``; the installed one where None (provider ``tensorrt``).
+        threads: threads of one run on the CPU; None uses all cores.
+        rebuild: build TensorRT engines for this machine if the bundle's do not fit (provider ``tensorrt``).
+        trt_flavour: ``tensorrt`` or ``tensorrt-rtx``; None uses the installed one (provider ``tensorrt``).
+
+    Returns:
+        The model, for any number of calls from any number of threads.
 
     Raises:
         UsageError: no such provider or flavour.
-        BundleError: the bundle is altered, invalid, or one of its graphs cannot be loaded.
-        EnvironmentLacks: the provider is not on this machine.
+        BundleError: a file was altered, the manifest is invalid, or a graph cannot be loaded.
+        EnvironmentLacks: the provider is missing on this machine.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(builtin_bundle() if path is None else Path(path))
     manifest = bundle.manifest
     if provider == "tensorrt":
         if manifest.precision == "int8":
             raise UsageError(
-                f'bundle "{path}" is quantised for CPUs; run it with --provider cpu, or export it in fp16 for TensorRT'
+                f'bundle "{bundle.path}" is quantised for CPUs; pass --provider cpu, or export it in fp16 for TensorRT'
             )
         from hagmil.runtime.sessions.engines import open_tensorrt  # TensorRT is imported only where it is asked for
 

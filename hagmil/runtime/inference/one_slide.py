@@ -28,34 +28,36 @@ from hagmil.runtime.tissue.segment import find_tissue
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSlide:
     """A slide before its first patch is read.
 
     Args:
         slide: open; whoever takes it through the cascade closes it.
         plan: geometry of the model's stages on it.
         coords: int64 (patches, 2), the coarsest stage's patches.
-        picture: what its heatmap is drawn on.
+        thumbnail: the background of the heatmap.
     """
 
     slide: Slide
     plan: tuple[StageGeometry, ...]
     coords: NDArray[np.int64]
-    picture: Overview
+    thumbnail: Overview
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SlideOutcome:
     """What was found on a slide, before it is written."""
 
     verdict: Verdict
-    outcomes: tuple[StageOutcome, ...]
-    picture: Overview
+    stages: tuple[StageOutcome, ...]
+    thumbnail: Overview
     spacing_source: str | None
     warnings: tuple[str, ...]
 
 
-def prepare(request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels | None, clock: StepClock) -> Prepared:
+def prepare_slide(
+    request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels | None, clock: StepClock
+) -> PreparedSlide:
     """Open a slide, mask its tissue, and lay out the coarsest stage.
 
     Args:
@@ -80,24 +82,24 @@ def prepare(request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels
             mask = find_tissue(overview, manifest.tissue, mask_kernels)
             coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
         with clock.step("picture"):
-            picture = _picture(slide, overview)
+            thumbnail = _thumbnail(slide, overview)
         del overview, mask  # of a large slide they are tens of megabytes
         give_back_free_memory()
-        return Prepared(slide, plan, coords, picture)
+        return PreparedSlide(slide, plan, coords, thumbnail)
     except BaseException:
         slide.close()
         raise
 
 
-def look(
-    prepared: Prepared,
+def run_slide(
+    prepared: PreparedSlide,
     model: LoadedModel,
     options: EncodeOptions,
     *,
     keep: int | None,
     clock: StepClock,
     progress: Progress | None = None,
-) -> Seen:
+) -> SlideOutcome:
     """Take a prepared slide through the cascade, and close it.
 
     Args:
@@ -117,11 +119,11 @@ def look(
             slide, prepared.coords, model, prepared.plan, options, clock=clock, keep=keep, progress=progress
         )
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
-    warnings = _warnings(manifest, prepared.picture.slide_spacing_um)
-    return Seen(verdict, outcomes, prepared.picture, slide.spacing_source, warnings)
+    warnings = _warnings(manifest, prepared.thumbnail.slide_spacing_um)
+    return SlideOutcome(verdict, outcomes, prepared.thumbnail, slide.spacing_source, warnings)
 
 
-def _picture(slide: Slide, overview: Overview) -> Overview:
+def _thumbnail(slide: Slide, overview: Overview) -> Overview:
     """What the heatmap is drawn on: the overview, no larger than it needs be, or a finer one where a small slide would
     look blurred."""
     if max(overview.pixels.shape) >= PANEL_PX:

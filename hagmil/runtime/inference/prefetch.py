@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Self
 
 from hagmil.bundle import Manifest
-from hagmil.runtime.inference.one_slide import Prepared, prepare
+from hagmil.runtime.inference.one_slide import PreparedSlide, prepare_slide
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.tissue.kernels import MaskKernels
 
 
-class LookAhead:
+class SlidePrefetcher:
     """Prepares slides one ahead of the one that is taken, in a thread of its own.
 
     Use it as a context: however it is left, its thread has ended and no slide stays open that nobody took.
@@ -36,10 +36,10 @@ class LookAhead:
         self._manifest, self._mask_kernels = manifest, mask_kernels
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hagmil-ahead")
         self._waiting: Iterator[SlideRequest] = iter(requests)
-        self._next: tuple[SlideRequest, StepClock, Future[Prepared]] | None = None
+        self._next: tuple[SlideRequest, StepClock, Future[PreparedSlide]] | None = None
         self._start_next()
 
-    def take(self, request: SlideRequest, clock: StepClock) -> Prepared:
+    def take(self, request: SlideRequest, clock: StepClock) -> PreparedSlide:
         """The next slide, as soon as it is prepared; the one after it is begun.
 
         Args:
@@ -83,5 +83,5 @@ class LookAhead:
         self._next = (
             request,
             clock,
-            self._worker.submit(prepare, request, self._manifest, self._mask_kernels, clock),
+            self._worker.submit(prepare_slide, request, self._manifest, self._mask_kernels, clock),
         )

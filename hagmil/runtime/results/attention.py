@@ -9,43 +9,90 @@ import h5py
 
 from hagmil._files import atomic_path
 from hagmil.bundle import Hierarchy
+from hagmil.errors import DataError
 from hagmil.runtime.inference.cascade import StageOutcome
-from hagmil.runtime.results.result import ATTENTION_NAME
-from hagmil.spec import COARSE_ATTENTION, FINE_ATTENTION, TensorSpec
+from hagmil.runtime.results.result import ATTENTION_NAME, StageAttention
+from hagmil.spec import COARSE_ATTENTION, FINE_ATTENTION
+
+
+def stage_attention(stage: StageOutcome) -> StageAttention:
+    """The arrays of one stage that a result holds and ``attention.h5`` stores."""
+    return StageAttention(
+        name=stage.geometry.name,
+        spacing_um=stage.geometry.spacing_um,
+        patch_px=stage.geometry.patch_px,
+        patch_level0=stage.geometry.patch_level0,
+        coords=stage.coords,
+        attention=stage.attention,
+        kept=stage.kept,
+        coarse_attention=stage.outputs.get(COARSE_ATTENTION.name),
+        fine_attention=stage.outputs.get(FINE_ATTENTION.name),
+    )
 
 
 def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: Hierarchy | None = None) -> None:
-    """Write ``attention.h5``: coordinates, attention and kept rows of every stage.
+    """Write ``attention.h5``, one group for each stage.
 
-    One group a stage with ``coords`` int64 (patches, 2), level-0 top-left (x, y); ``attention`` float32 (patches,);
-    ``kept`` int64 (kept,), rows of the former, highest first; attributes ``patch_size``, ``patch_size_level0``,
-    ``spacing_um``. Of a model with an attention a class also ``coarse_attention`` and ``fine_attention``, float32
-    (classes, patches), whose attribute ``classes`` names the rows; ``attention`` is then the fine verdict's.
+    A group contains ``coords`` int64 (patches, 2), level-0 top-left (x, y); ``attention`` float32 (patches,); ``kept``
+    int64 (kept,), row numbers of ``coords``, highest attention first; and the attributes ``patch_size``,
+    ``patch_size_level0`` and ``spacing_um``. For HMIL it also contains ``coarse_attention`` and ``fine_attention``,
+    float32 (classes, patches), with the attribute ``classes``; ``attention`` is then that of the predicted fine class.
 
     Args:
-        folder: where the file goes.
+        folder: the folder of the file.
         outcomes: the stages, coarse to fine.
-        hierarchy: names the classes; None where there is no such model.
+        hierarchy: gives the names of the classes; None if labels have one layer.
     """
     with (
         atomic_path(folder / ATTENTION_NAME) as temporary,
         h5py.File(temporary, "w", track_order=True) as file,
     ):
-        for outcome in outcomes:
-            group = file.create_group(outcome.geometry.name)
-            group.attrs["patch_size"] = outcome.geometry.patch_px
-            group.attrs["patch_size_level0"] = outcome.geometry.patch_level0
-            group.attrs["spacing_um"] = outcome.geometry.spacing_um
-            group.create_dataset("coords", data=outcome.coords)
-            group.create_dataset("attention", data=outcome.attention)
-            group.create_dataset("kept", data=outcome.kept)
-            for spec, classes in _class_attention(outcome, hierarchy):
-                group.create_dataset(spec.name, data=outcome.outputs[spec.name]).attrs["classes"] = list(classes)
+        for stage in map(stage_attention, outcomes):
+            group = file.create_group(stage.name)
+            group.attrs["patch_size"] = stage.patch_px
+            group.attrs["patch_size_level0"] = stage.patch_level0
+            group.attrs["spacing_um"] = stage.spacing_um
+            group.create_dataset("coords", data=stage.coords)
+            group.create_dataset("attention", data=stage.attention)
+            group.create_dataset("kept", data=stage.kept)
+            if hierarchy is not None and stage.coarse_attention is not None and stage.fine_attention is not None:
+                coarse = group.create_dataset(COARSE_ATTENTION.name, data=stage.coarse_attention)
+                fine = group.create_dataset(FINE_ATTENTION.name, data=stage.fine_attention)
+                coarse.attrs["classes"], fine.attrs["classes"] = list(hierarchy.coarse), list(hierarchy.fine)
 
 
-def _class_attention(
-    outcome: StageOutcome, hierarchy: Hierarchy | None
-) -> tuple[tuple[TensorSpec, tuple[str, ...]], ...]:
-    if hierarchy is None or FINE_ATTENTION.name not in outcome.outputs:
-        return ()
-    return (COARSE_ATTENTION, hierarchy.coarse), (FINE_ATTENTION, hierarchy.fine)
+def read_attention(path: str | Path) -> tuple[StageAttention, ...]:
+    """Read ``attention.h5``.
+
+    Args:
+        path: the file, or the folder of the slide's results.
+
+    Returns:
+        The arrays of each stage, coarse to fine.
+
+    Raises:
+        DataError: the file does not exist, or is not an attention file.
+    """
+    path = Path(path)
+    path = path / ATTENTION_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f'"{path}" does not exist; run hagmil infer, or pass out to predict_slide')
+    try:
+        with h5py.File(path, "r") as file:
+            return tuple(_read_stage(name, group) for name, group in file.items())
+    except (OSError, KeyError, AttributeError) as error:
+        raise DataError(f'"{path}" is not an attention file of hagmil: {error}') from error
+
+
+def _read_stage(name: str, group: h5py.Group) -> StageAttention:
+    return StageAttention(
+        name=name,
+        spacing_um=float(group.attrs["spacing_um"]),
+        patch_px=int(group.attrs["patch_size"]),
+        patch_level0=int(group.attrs["patch_size_level0"]),
+        coords=group["coords"][...],
+        attention=group["attention"][...],
+        kept=group["kept"][...],
+        coarse_attention=group[COARSE_ATTENTION.name][...] if COARSE_ATTENTION.name in group else None,
+        fine_attention=group[FINE_ATTENTION.name][...] if FINE_ATTENTION.name in group else None,
+    )

@@ -1,15 +1,16 @@
-"""What was found on a slide, as files: result.json, attention.h5, and the table over all slides."""
+"""The result of one slide: ``result.json``, and the arrays that a result holds in memory."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
 
 from hagmil._files import write_text
 from hagmil._models import FrozenModel
@@ -18,65 +19,116 @@ RESULT_NAME = "result.json"
 ATTENTION_NAME = "attention.h5"
 HEATMAP_NAME = "heatmap.png"
 REGIONS_NAME = "regions.geojson"
-TABLE_NAME = "results.csv"
 
 Status = Literal["ok", "rejected", "failed"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StageAttention:
+    """Coordinates and attention of the patches of one stage.
+
+    Args:
+        name: the stage's name.
+        spacing_um: its spacing in micrometres per pixel.
+        patch_px: side of a patch in pixels at that spacing.
+        patch_level0: side of a patch in level-0 pixels.
+        coords: int64 (patches, 2), level-0 top-left corners (x, y), in the order of the bag.
+        attention: float32 (patches,), one score for each patch; higher means more attention.
+        kept: int64 (kept,), row numbers of ``coords`` whose children the next stage read, highest attention first;
+            empty for the last stage.
+        coarse_attention: float32 (classes, patches), the attention of each coarse class; None except for HMIL.
+        fine_attention: float32 (classes, patches), the attention of each fine class; None except for HMIL.
+    """
+
+    name: str
+    spacing_um: float
+    patch_px: int
+    patch_level0: int
+    coords: NDArray[np.int64]
+    attention: NDArray[np.float32]
+    kept: NDArray[np.int64]
+    coarse_attention: NDArray[np.float32] | None = None
+    fine_attention: NDArray[np.float32] | None = None
+
+
 class StageResult(FrozenModel):
-    """What one stage read and said."""
+    """Counts and logits of one stage."""
 
     name: str
     spacing_um: float
     candidates: int = Field(ge=0, description="patches that the quadtree offered")
-    encoded: int = Field(ge=0, description="patches that the backbone saw")
-    kept: int = Field(ge=0, description="patches whose children the next stage read; 0 on the last")
+    encoded: int = Field(ge=0, description="patches that the backbone encoded")
+    kept: int = Field(ge=0, description="patches whose children the next stage read; 0 for the last stage")
     logits: tuple[float, ...]
 
 
 class LayerResult(FrozenModel):
-    """The verdict in one layer of a hierarchy of labels."""
+    """The verdict in one of two layers of labels."""
 
     prediction: str
     probabilities: dict[str, float]
 
 
 class Result(FrozenModel):
-    """``result.json``: one slide's verdict and where it came from, or why there is none."""
+    """The verdict on one slide and how it was reached, or why there is none."""
+
+    _attention: tuple[StageAttention, ...] = PrivateAttr(default=())
 
     format: Literal["hagmil-result"] = "hagmil-result"
     format_version: Literal[1] = 1
     slide_id: str
     slide: str = Field(description="the path as it was given")
     status: Status
-    code: str | None = Field(default=None, description="why there is no verdict, in one stable word")
+    code: str | None = Field(default=None, description="why there is no verdict, as one stable word")
     message: str | None = Field(default=None, description="why there is no verdict, for a person")
-    prediction: str | None = Field(default=None, description="with a hierarchy of labels the fine class")
+    prediction: str | None = Field(default=None, description="the fine class if labels have two layers")
     probabilities: dict[str, float] = Field(default_factory=dict)
-    coarse: LayerResult | None = Field(default=None, description="null where labels have one layer; so the next three")
+    coarse: LayerResult | None = Field(
+        default=None, description="null if labels have one layer, like the next three fields"
+    )
     fine: LayerResult | None = None
     layers_agree: bool | None = Field(default=None, description="whether the fine class belongs to the coarse one")
     coarse_from_fine: dict[str, float] | None = Field(
         default=None, description="the fine probabilities summed into coarse classes"
     )
     temperature: float | None = Field(
-        default=None, description="that the verdict's logits were divided by; null: the bundle is not calibrated"
+        default=None, description="the verdict's logits were divided by it; null if the bundle is not calibrated"
     )
     stages: tuple[StageResult, ...] = ()
     timing_s: dict[str, float] = Field(
         default_factory=dict,
-        description="wall-clock seconds by step, and in total; with `wait` for a slide that was prepared while the one "
-        "before it ran, whose steps until then are no part of the total",
+        description="wall-clock seconds by step, and in total. A slide that was prepared while the previous one ran "
+        "also has `wait`; the total then excludes the steps before `wait`",
     )
     provider: str | None = None
     precision: str | None = None
     spacing_um: float | None = Field(default=None, description="micrometres per level-0 pixel")
     spacing_source: Literal["metadata", "override"] | None = None
-    keep: int | None = Field(default=None, description="patches kept a stage, where the bundle's own were overridden")
-    bundle_sha256: str = Field(description="digest of the bundle's manifest, which names every weight's digest")
+    keep: int | None = Field(
+        default=None, description="patches kept at each stage, if the bundle's number was overridden"
+    )
+    bundle_sha256: str = Field(description="digest of the bundle's manifest, which contains the digest of each file")
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
     intended_use: str
+
+    @property
+    def attention(self) -> tuple[StageAttention, ...]:
+        """Coordinates and attention of each stage, coarse to fine; empty if there is no verdict, or if the result was
+        read from ``result.json`` (:func:`hagmil.read_attention` reads the arrays)."""
+        return self._attention
+
+    def with_attention(self, attention: Sequence[StageAttention]) -> Self:
+        """A copy of the result that holds these arrays."""
+        copy = self.model_copy()
+        copy._attention = tuple(attention)
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields of ``result.json`` are equal; arrays are not compared."""
+        return isinstance(other, Result) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # fields are dicts
 
 
 def result_schema() -> str:
@@ -85,46 +137,18 @@ def result_schema() -> str:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write ``result.json``, whole or not at all."""
+    """Write ``result.json`` atomically."""
     write_text(folder / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
 
 
-def read_result(folder: Path) -> Result:
-    """Read a ``result.json`` back.
-
-    Raises:
-        OSError: it is not there.
-        ValueError: it is no result of this version.
-    """
-    return Result.model_validate_json((folder / RESULT_NAME).read_bytes())
-
-
-def table(results: Sequence[Result], classes: Sequence[str]) -> str:
-    """``results.csv`` as text: one row for every slide that was asked for, failures too.
+def read_result(folder: str | Path) -> Result:
+    """Read ``result.json``.
 
     Args:
-        results: in the order of the rows.
-        classes: the bundle's classes; each gets a column ``p_<class>``.
+        folder: the folder of the slide's results.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: it is not a result of this version.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ["slide_id", "slide", "status", "code", "message", "prediction", "probability"]
-    writer.writerow([*head, *(f"p_{name}" for name in classes), "seconds"])
-    for result in results:
-        writer.writerow(_row(result, classes))
-    return text.getvalue()
-
-
-def _row(result: Result, classes: Sequence[str]) -> list[str]:
-    probability = result.probabilities[result.prediction] if result.prediction is not None else None
-    values = [probability, *(result.probabilities.get(name) for name in classes)]
-    return [
-        result.slide_id,
-        result.slide,
-        result.status,
-        result.code or "",
-        result.message or "",
-        result.prediction or "",
-        *("" if value is None else f"{value:.6f}" for value in values),
-        f"{result.timing_s.get('total', 0.0):.3f}",
-    ]
+    return Result.model_validate_json((Path(folder) / RESULT_NAME).read_bytes())

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from hagmil.errors import BundleError, EnvironmentLacks
 from hagmil.runtime.bench import measure
 from hagmil.runtime.inference.cascade import StageOutcome, run_cascade, run_stage
-from hagmil.runtime.inference.device import Gpu as GpuPlace
-from hagmil.runtime.inference.device import Host, place_of, to_host
+from hagmil.runtime.inference.device import Gpu as GpuDevice
+from hagmil.runtime.inference.device import Host, device_of, to_host
 from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
@@ -145,7 +145,7 @@ def test_without_cupy_arrays_of_the_host_still_run_and_a_place_says_what_to_inst
     session = open_session(stage, provider="cuda")
     assert session.run({"features": bag(5)})["attention"].shape == (5,)
     with pytest.raises(EnvironmentLacks, match=r"hagmil\[gpu\]"):
-        place_of(session)
+        device_of(session)
     assert gpu.copies_to_host == 2
 
 
@@ -169,13 +169,13 @@ def reused(memory: NDArray[np.uint8], count: int, rows: int, events: list[str]) 
 def test_batches_are_uploaded_ahead_and_overwritten_neither_here_nor_there(
     count: int, gpu: Gpu, cupy: ModuleType
 ) -> None:
-    place = place_of_gpu(cupy)
-    memory = place.buffers((2, 1, 1, 3))
+    device = gpu_device(cupy)
+    memory = device.buffers((2, 1, 1, 3))
     assert gpu.is_pinned(memory)
     assert memory.ctypes.data % 64 == 8  # the decoder writes there without going past the cache
     found = cupy.empty((2 * count, 1, 1, 3), np.uint8)
     events: list[str] = []
-    for index, batch in enumerate(place.bring(reused(memory, count, 2, events))):
+    for index, batch in enumerate(device.upload_batches(reused(memory, count, 2, events))):
         events.append(f"use {index}")
         found[np.arange(batch.rows.start, batch.rows.stop)] = batch.patches  # done when somebody waits for it
     values = np.repeat(np.arange(1, count + 1), 2)[: max(2 * count - 1, 0)]
@@ -187,15 +187,17 @@ def test_batches_are_uploaded_ahead_and_overwritten_neither_here_nor_there(
 
 
 def test_two_arrays_on_the_gpu_take_turns(gpu: Gpu, cupy: ModuleType) -> None:
-    place = place_of_gpu(cupy)
+    device = gpu_device(cupy)
     gpu.allocations.clear()
-    addresses = [batch.patches.data.ptr for batch in place.bring(reused(place.buffers((2, 1, 1, 3)), 6, 2, []))]
+    addresses = [
+        batch.patches.data.ptr for batch in device.upload_batches(reused(device.buffers((2, 1, 1, 3)), 6, 2, []))
+    ]
     assert addresses == addresses[:2] * 3
     assert gpu.allocations == [6, 6]
 
 
 def test_whoever_stops_early_ends_the_batches_and_leaves_no_upload(gpu: Gpu, cupy: ModuleType) -> None:
-    place, ends = place_of_gpu(cupy), list[bool]()
+    device, ends = gpu_device(cupy), list[bool]()
 
     def endless(memory: NDArray[np.uint8]) -> Generator[PatchBatch, None, None]:
         try:
@@ -204,8 +206,8 @@ def test_whoever_stops_early_ends_the_batches_and_leaves_no_upload(gpu: Gpu, cup
         finally:
             ends.append(gpu.is_idle())
 
-    inner = endless(place.buffers((2, 1, 1, 3)))
-    with closing(place.bring(inner)) as batches:
+    inner = endless(device.buffers((2, 1, 1, 3)))
+    with closing(device.upload_batches(inner)) as batches:
         next(batches)
         assert ends == []
         assert not gpu.is_idle()  # the next batch is on its way
@@ -217,36 +219,36 @@ def test_a_batch_that_cannot_be_read_is_an_error_here(cupy: ModuleType) -> None:
         yield PatchBatch(slice(0, 2), memory)
         raise OSError("gone")
 
-    place = place_of_gpu(cupy)
+    device = gpu_device(cupy)
     with pytest.raises(OSError, match="gone"):
-        list(place.bring(broken(place.buffers((2, 1, 1, 3)))))
+        list(device.upload_batches(broken(device.buffers((2, 1, 1, 3)))))
 
 
 def test_pacing_waits_for_the_work_before_the_last(gpu: Gpu, cupy: ModuleType) -> None:
-    place = place_of_gpu(cupy)
+    device = gpu_device(cupy)
     stream = cupy.cuda.get_current_stream().inner
     done: list[int] = []
     for index in range(3):
         stream.give(lambda index=index: done.append(index))
-        place.pace()
+        device.throttle()
         assert done == list(range(index))
-    place.pace()
+    device.throttle()
     assert done == [0, 1, 2]
     assert gpu.copies_to_host == 0
 
 
 def test_on_the_host_nothing_is_copied() -> None:
-    place, array = Host(), np.zeros((2, 3), np.float32)
-    batches = reused(place.buffers((2, 1, 1, 3)), 2, 2, [])
-    assert place.bring(batches) is batches
-    assert place.put(array) is array
+    device, array = Host(), np.zeros((2, 3), np.float32)
+    batches = reused(device.buffers((2, 1, 1, 3)), 2, 2, [])
+    assert device.upload_batches(batches) is batches
+    assert device.to_device(array) is array
     assert to_host(array) is array
-    assert place.empty((4, 3)).dtype == np.float32
+    assert device.empty((4, 3)).dtype == np.float32
 
 
-def place_of_gpu(cupy: ModuleType) -> GpuPlace:
+def gpu_device(cupy: ModuleType) -> GpuDevice:
     """cupy's arrays."""
-    return GpuPlace(cupy)
+    return GpuDevice(cupy)
 
 
 # Encoding and the cascade.

@@ -13,11 +13,11 @@ from hagmil.errors import SlideFailed
 from hagmil.runtime.inference import prefetch
 from hagmil.runtime.inference.device import Host
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
-from hagmil.runtime.inference.one_slide import Prepared, prepare
-from hagmil.runtime.inference.prefetch import LookAhead
+from hagmil.runtime.inference.one_slide import PreparedSlide, prepare_slide
+from hagmil.runtime.inference.prefetch import SlidePrefetcher
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.predict import PredictOptions, predict_many
+from hagmil.runtime.predict import PredictOptions, predict_requests
 from hagmil.runtime.slides.vips_reader import VipsReader
 
 THREAD = "hagmil-ahead"
@@ -40,14 +40,14 @@ class Watched:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.threads: set[str] = set()
-        self.done: list[Prepared] = []
+        self.done: list[PreparedSlide] = []
         self.started = threading.Semaphore(0)
 
-    def __call__(self, request: SlideRequest, *rest: object) -> Prepared:
+    def __call__(self, request: SlideRequest, *rest: object) -> PreparedSlide:
         self.begun.append(request.slide_id)
         self.threads.add(threading.current_thread().name)
         self.started.release()
-        prepared = prepare(request, *rest)  # type: ignore[arg-type]
+        prepared = prepare_slide(request, *rest)  # type: ignore[arg-type]
         self.done.append(prepared)
         return prepared
 
@@ -55,7 +55,7 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watching = Watched()
-    monkeypatch.setattr(prefetch, "prepare", watching)
+    monkeypatch.setattr(prefetch, "prepare_slide", watching)
     return watching
 
 
@@ -66,18 +66,18 @@ def _requests(path: Path, *names: str) -> list[SlideRequest]:
 def test_a_slide_is_prepared_as_in_its_turn(tissue_path: Path, model: LoadedModel) -> None:
     (request,) = _requests(tissue_path, "a")
     clock, manifest = StepClock(), model.bundle.manifest
-    with LookAhead([request], manifest) as ahead:
+    with SlidePrefetcher([request], manifest) as ahead:
         prepared = ahead.take(request, clock)
-    in_turn = prepare(request, manifest, None, StepClock())
+    in_turn = prepare_slide(request, manifest, None, StepClock())
     with prepared.slide, in_turn.slide:
         np.testing.assert_array_equal(prepared.coords, in_turn.coords)
-        np.testing.assert_array_equal(prepared.picture.pixels, in_turn.picture.pixels)
+        np.testing.assert_array_equal(prepared.thumbnail.pixels, in_turn.thumbnail.pixels)
     assert {"open", "tissue", "picture", "wait"} <= clock.seconds.keys()
 
 
 def test_one_slide_is_prepared_ahead_and_no_more(tissue_path: Path, model: LoadedModel, watched: Watched) -> None:
     first, second, third = _requests(tissue_path, "a", "b", "c")
-    with LookAhead([first, second, third], model.bundle.manifest) as ahead:
+    with SlidePrefetcher([first, second, third], model.bundle.manifest) as ahead:
         with ahead.take(first, StepClock()).slide:
             assert watched.started.acquire(timeout=20)
             assert watched.started.acquire(timeout=20)
@@ -90,7 +90,7 @@ def test_one_slide_is_prepared_ahead_and_no_more(tissue_path: Path, model: Loade
 
 def test_an_error_comes_when_its_slide_is_taken_and_the_next_is_prepared(tissue_path: Path, model: LoadedModel) -> None:
     gone, there = _requests(tissue_path, "gone", "there")
-    with LookAhead([gone, there], model.bundle.manifest) as ahead:
+    with SlidePrefetcher([gone, there], model.bundle.manifest) as ahead:
         with pytest.raises(SlideFailed, match=r"gone\.tif"):
             ahead.take(gone, StepClock())
         ahead.take(there, StepClock()).slide.close()
@@ -101,7 +101,7 @@ def test_a_slide_that_nobody_takes_is_closed(
 ) -> None:
     closed: list[object] = []
     first, second = _requests(tissue_path, "a", "b")
-    with LookAhead([first, second], model.bundle.manifest) as ahead:
+    with SlidePrefetcher([first, second], model.bundle.manifest) as ahead:
         ahead.take(first, StepClock()).slide.close()
         assert watched.started.acquire(timeout=20)
         assert watched.started.acquire(timeout=20)
@@ -131,15 +131,15 @@ def test_a_run_looks_ahead_where_a_device_works_meanwhile(
     on_device: bool,
 ) -> None:
     requests = _requests(tissue_path, "a", "gone", "b")
-    expected = predict_many(requests, model, tmp_path / "in_turn", PredictOptions())
+    expected = predict_requests(requests, model, tmp_path / "in_turn", PredictOptions())
     backbone = OnDevice(model.backbone) if on_device else model.backbone
-    monkeypatch.setattr("hagmil.runtime.inference.encode.place_of", lambda _session: Host())
+    monkeypatch.setattr("hagmil.runtime.inference.encode.device_of", lambda _session: Host())
     ahead = LoadedModel(model.bundle, backbone, model.stages)  # type: ignore[arg-type]
-    results = predict_many(requests, ahead, tmp_path / "ahead", PredictOptions())
+    results = predict_requests(requests, ahead, tmp_path / "ahead", PredictOptions())
     assert [result.status for result in results] == ["ok", "failed", "ok"]
     assert [result.probabilities for result in results] == [result.probabilities for result in expected]
     assert watched.begun == (["a", "gone", "b"] if on_device else [])
 
-    done = predict_many(requests, ahead, tmp_path / "ahead", PredictOptions(resume=True))
+    done = predict_requests(requests, ahead, tmp_path / "ahead", PredictOptions(resume=True))
     assert [result.status for result in done] == ["ok", "failed", "ok"]
     assert watched.begun == (["a", "gone", "b", "gone"] if on_device else [])

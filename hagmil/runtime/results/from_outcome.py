@@ -1,0 +1,91 @@
+"""Build the result of a slide from its outcome or its failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hagmil.runtime.inference.loaded_bundle import LoadedModel
+from hagmil.runtime.inference.one_slide import SlideOutcome
+from hagmil.runtime.inference.step_clock import StepClock
+from hagmil.runtime.inference.verdict import Verdict, stage_logits
+from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.results.failures import Failure
+from hagmil.runtime.results.result import LayerResult, Result, StageResult
+from hagmil.runtime.versions import versions
+
+
+def result_of_outcome(
+    request: SlideRequest, model: LoadedModel, keep: int | None, clock: StepClock, outcome: SlideOutcome
+) -> Result:
+    """Build the result of a slide that has a verdict.
+
+    Args:
+        request: the slide.
+        model: the model that ran.
+        keep: number of kept patches that overrides the bundle's, or None.
+        clock: seconds by step so far.
+        outcome: what the cascade gave.
+    """
+    stages = tuple(
+        StageResult(
+            name=stage.geometry.name,
+            spacing_um=stage.geometry.spacing_um,
+            candidates=len(stage.coords),
+            encoded=len(stage.attention),
+            kept=len(stage.kept),
+            logits=tuple(float(value) for value in stage_logits(stage.outputs)),
+        )
+        for stage in outcome.stages
+    )
+    return Result(
+        **_common_fields(request, model, keep, clock),
+        status="ok",
+        prediction=outcome.verdict.prediction,
+        probabilities=outcome.verdict.probabilities,
+        **_layer_fields(outcome.verdict),
+        temperature=model.bundle.manifest.temperature,
+        stages=stages,
+        provider=model.stages[-1].provider,
+        precision=model.bundle.manifest.precision,
+        spacing_um=outcome.thumbnail.slide_spacing_um,
+        spacing_source=outcome.spacing_source,  # type: ignore[arg-type]  # pydantic checks it
+        warnings=outcome.warnings,
+    )
+
+
+def result_of_failure(
+    request: SlideRequest, model: LoadedModel, keep: int | None, clock: StepClock, failure: Failure
+) -> Result:
+    """Build the result of a slide that has no verdict; the arguments are those of :func:`result_of_outcome`."""
+    return Result(
+        **_common_fields(request, model, keep, clock),
+        status=failure.status,
+        code=failure.code,
+        message=failure.message,
+    )
+
+
+def _common_fields(request: SlideRequest, model: LoadedModel, keep: int | None, clock: StepClock) -> dict[str, Any]:
+    """Fields of every result, with or without a verdict."""
+    seconds = {**clock.seconds, "total": clock.total}
+    return {
+        "slide_id": request.slide_id,
+        "slide": request.given,
+        "keep": keep,
+        "timing_s": {name: round(value, 4) for name, value in seconds.items()},
+        "bundle_sha256": model.bundle.sha256,
+        "versions": versions(),
+        "intended_use": model.bundle.manifest.intended_use,
+    }
+
+
+def _layer_fields(verdict: Verdict) -> dict[str, Any]:
+    """Fields of models with two layers of labels."""
+    if verdict.coarse is None:
+        return {}
+    return {
+        "coarse": LayerResult(prediction=verdict.coarse.prediction, probabilities=verdict.coarse.probabilities),
+        "fine": LayerResult(prediction=verdict.prediction, probabilities=verdict.probabilities),
+        "layers_agree": verdict.coarse.agrees,
+        "coarse_from_fine": verdict.coarse.from_fine,
+    }
