@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hagmil._tables import TableRow, read_table
 from hagmil.errors import UsageError
 
 SLIDE_SUFFIXES = frozenset(
@@ -133,24 +133,16 @@ def _identity(path: Path, shared: bool) -> str:
 
 
 def _read_table(table: Path, spacing_um: float | None) -> list[SlideRequest]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {"slide_id", "path"} - set(reader.fieldnames or ())
-            if missing:
-                raise UsageError(f'"{table}" lacks the column {", ".join(sorted(missing))}')
-            return [_table_row(table, number, row, spacing_um) for number, row in enumerate(reader, start=2)]
-    except OSError as error:
-        raise UsageError(f'"{table}" cannot be read: {error.strerror}') from error
+    rows = read_table(table, ("slide_id", "path"), optional=("spacing_um",), error=UsageError)
+    return [_table_row(table, row, spacing_um) for row in rows]
 
 
-def _table_row(table: Path, line: int, row: dict[str, str], spacing_um: float | None) -> SlideRequest:
-    slide_id, given = (row["slide_id"] or "").strip(), (row["path"] or "").strip()
+def _table_row(table: Path, row: TableRow, spacing_um: float | None) -> SlideRequest:
+    line, slide_id, given, text = row.line, row["slide_id"], row["path"], row["spacing_um"]
     if not slide_id or not given:
         raise UsageError(f'"{table}", line {line}: slide_id and path must not be empty')
     if Path(slide_id).name != slide_id:
         raise UsageError(f'"{table}", line {line}: slide_id "{slide_id}" cannot be the name of a folder')
-    text = (row.get("spacing_um") or "").strip()
     try:
         own = float(text) if text else None
     except ValueError as error:

@@ -70,7 +70,7 @@ def test_a_table_names_slides_and_their_spacings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("slide_id,file\na,a.svs\n", "lacks the column path"),
+        ("slide_id,file\na,a.svs\n", "has no column path"),
         ("slide_id,path\n,a.svs\n", "line 2: slide_id and path must not be empty"),
         ("slide_id,path\n../a,a.svs\n", "cannot be the name of a folder"),
         ("slide_id,path,spacing_um\na,a.svs,wide\n", 'line 2: spacing_um "wide" is no number'),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hagmil._tables import read_table
 from hagmil.errors import DataError
 
 Part = Literal["train", "val", "test"]
@@ -57,12 +57,12 @@ def read_labels(path: Path) -> dict[str, SlideLabel]:
         DataError: it cannot be read, lacks a column or a value, or names a slide twice.
     """
     labels: dict[str, SlideLabel] = {}
-    for line, row in _rows(path, ("slide_id", "case_id", "label")):
+    for row in read_table(path, ("slide_id", "case_id", "label")):
         entry = SlideLabel(row["slide_id"], row["case_id"], row["label"])
         if not entry.slide_id or not entry.case_id or not entry.label:
-            raise DataError(f'labels "{path}", line {line}: slide_id, case_id and label must all be given')
+            raise DataError(f'labels "{path}", line {row.line}: slide_id, case_id and label must all be given')
         if entry.slide_id in labels:
-            raise DataError(f'labels "{path}", line {line}: slide "{entry.slide_id}" stands there twice')
+            raise DataError(f'labels "{path}", line {row.line}: slide "{entry.slide_id}" stands there twice')
         labels[entry.slide_id] = entry
     if not labels:
         raise DataError(f'labels "{path}" hold no slides')
@@ -84,14 +84,14 @@ def read_split(path: Path) -> Split:
     """
     columns: dict[Part, list[str]] = {part: [] for part in PARTS}
     seen: dict[str, Part] = {}
-    for line, row in _rows(path, PARTS):
+    for row in read_table(path, PARTS):
         for part in PARTS:
             slide_id = row[part]
             if slide_id.lower() in _EMPTY_CELLS:
                 continue
             if slide_id in seen:
                 raise DataError(
-                    f'split "{path}", line {line}: slide "{slide_id}" stands in {part} and already in '
+                    f'split "{path}", line {row.line}: slide "{slide_id}" stands in {part} and already in '
                     f"{seen[slide_id]}; each slide may be used once"
                 )
             seen[slide_id] = part
@@ -106,19 +106,3 @@ def shared_cases(split: Split, labels: Mapping[str, SlideLabel]) -> list[str]:
         for slide_id in split.part(part):
             parts_of.setdefault(labels[slide_id].case_id, set()).add(part)
     return sorted(case_id for case_id, parts in parts_of.items() if len(parts) > 1)
-
-
-def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of a CSV, its cells stripped, missing ones empty."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in needed if name not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f'"{path}" has no column {", ".join(missing)}; it needs {", ".join(needed)}')
-            for row in reader:
-                yield reader.line_num, {name: (row[name] or "").strip() for name in needed}
-    except OSError as error:
-        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f'"{path}" is not a CSV in UTF-8: {error}') from error

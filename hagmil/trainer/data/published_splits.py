@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hagmil._tables import read_cells
 from hagmil.errors import DataError
 from hagmil.trainer.data.labels import PARTS, Part, Split, read_split
 from hagmil.trainer.published.pickle_machine import read_pickle
@@ -43,12 +42,12 @@ def read_clam_split(path: Path) -> Split:
     Raises:
         DataError: it cannot be read, lacks a column, or puts a slide in no part or in several.
     """
-    rows = _csv_rows(path)
-    header = [cell.strip() for cell in rows[0]] if rows else []
+    rows = read_cells(path)
+    header = rows[0] if rows else []
     missing = [part for part in PARTS if part not in header]
     if missing:
         raise DataError(f'"{path}" has no column {", ".join(missing)}; it needs {", ".join(PARTS)}')
-    body = [[cell.strip() for cell in row] for row in rows[1:] if any(cell.strip() for cell in row)]
+    body = [row for row in rows[1:] if any(row)]
     places = {part: header.index(part) - len(header) for part in PARTS}  # from the end: some rows have a cell more
     cells = {row[places[part]].lower() for row in body for part in PARTS if len(row) >= len(header)}
     return _boolean_split(path, body, places) if cells and cells <= {"true", "false"} else read_split(path)
@@ -116,15 +115,6 @@ def _boolean_split(path: Path, body: Sequence[Sequence[str]], places: dict[Part,
         seen.add(slide_id)
         parts[chosen[0]].append(slide_id)
     return Split(**{part: tuple(slides) for part, slides in parts.items()})
-
-
-def _csv_rows(path: Path) -> list[list[str]]:
-    try:
-        return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except OSError as error:
-        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f'"{path}" is not a CSV in UTF-8: {error}') from error
 
 
 def _is_entry(entry: Any) -> bool:

@@ -27,6 +27,7 @@ from pathlib import Path
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hagmil._files import write_text
+from hagmil._tables import read_table
 from hagmil.errors import DataError, UsageError
 from hagmil.trainer.data.labels import PARTS, Part, SlideLabel, Split
 
@@ -143,13 +144,7 @@ def read_sites(path: Path) -> dict[str, str]:
     Raises:
         DataError: it cannot be read, or lacks a column or a value.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except OSError as error:
-        raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f'"{path}" is not a CSV in UTF-8: {error}') from error
-    sites = {(row.get("slide_id") or "").strip(): (row.get("site") or "").strip() for row in rows}
+    sites = {row["slide_id"]: row["site"] for row in read_table(path, ("slide_id", "site"))}
     nameless = [slide_id for slide_id, site in sites.items() if not slide_id or not site]
     if nameless:
         raise DataError(f'"{path}": slide "{nameless[0]}" has no site; held-out sites need a column site')

@@ -183,11 +183,18 @@ def test_sites_are_read_beside_labels(tmp_path: Path) -> None:
     assert read_sites(path) == {"a": "Nijmegen", "b": "Utrecht"}
 
 
-@pytest.mark.parametrize("text", ["slide_id,case_id,label\na,1,n\n", "slide_id,site\na,\n", "site\nx\n"])
-def test_a_slide_without_a_site_is_an_error(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide_id,case_id,label\na,1,n\n", "has no column site"),
+        ("slide_id,site\na,\n", 'slide "a" has no site'),
+        ("site\nx\n", "has no column slide_id"),
+    ],
+)
+def test_a_slide_without_a_site_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(text)
-    with pytest.raises(DataError, match="has no site"):
+    with pytest.raises(DataError, match=message):
         read_sites(path)
 
 

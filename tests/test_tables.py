@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hagmil._tables import read_cells, read_table
+from hagmil.errors import DataError, UsageError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "table.csv"
+
+
+def test_rows_have_line_numbers_and_stripped_cells(path: Path) -> None:
+    path.write_bytes("a,b,other\r\n 1 ,x,9\r\n2\r\n".encode("utf-8-sig"))
+    rows = read_table(path, ("b",), optional=("a", "c"))
+    assert [(row.line, row.cells) for row in rows] == [
+        (2, {"b": "x", "a": "1", "c": ""}),
+        (3, {"b": "", "a": "2", "c": ""}),
+    ]
+    assert rows[0]["a"] == "1"
+
+
+def test_cells_are_read_row_by_row_with_any_length(path: Path) -> None:
+    path.write_text(",train\n0, a ,True\n")
+    assert read_cells(path) == [["", "train"], ["0", "a", "True"]]
+
+
+@pytest.mark.parametrize("error", [DataError, UsageError])
+def test_a_missing_column_raises_the_given_error(path: Path, error: type[UsageError]) -> None:
+    path.write_text("a,b\n")
+    with pytest.raises(error, match="has no column c; it needs a, c") as caught:
+        read_table(path, ("a", "c"), error=error)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("content", [None, b"a,b\n\xff\xfe,1\n", b'a,b\n"1' + b"x" * 200_000])
+def test_unreadable_tables_are_refused(path: Path, content: bytes | None) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    message = "cannot be read" if content is None else "is not a CSV in UTF-8"
+    with pytest.raises(DataError, match=message):
+        read_table(path, ("a",))
+    with pytest.raises(DataError, match=message):
+        read_cells(path)
