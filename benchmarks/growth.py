@@ -35,7 +35,7 @@ from hagmil.runtime.inference.encode import default_batch_size
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.memory.heap import give_back_free_memory
+from hagmil.runtime.memory.heap import trim_heap
 from hagmil.spec import BAG, PATCHES
 
 SIZES = (8192, 16_384, 32_768, 65_536)
@@ -142,7 +142,7 @@ def measure_alone(bundle: Path, patches: list[int]) -> dict[str, int]:
     batch = np.full((default_batch_size(model.backbone, side), side, side, 3), 200, np.uint8)
     model.backbone.run({PATCHES.name: batch}, last=True)
     for session, count in zip(model.stages, patches, strict=True):
-        give_back_free_memory()
+        trim_heap()
         session.run({BAG.name: np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)})
     return {"models_peak_mb": round(status_mb("VmHWM"))}
 

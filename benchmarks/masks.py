@@ -38,8 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.phantom import PhantomSpec, write_phantom
+from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import open_slide
 from hagmil.runtime.tissue.kernels.protocol import MaskKernels
 from hagmil.runtime.tissue.segment import otsu_threshold, require_brightfield, segment
 from hagmil.tissue_parameters import TissueParameters

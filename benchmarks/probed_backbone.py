@@ -37,7 +37,8 @@ from hagmil.export.passes.check_contract import check_contract
 from hagmil.features import SlideFeatures
 from hagmil.phantom import MASK_STEP_PX
 from hagmil.runtime.sessions import open_session
-from hagmil.runtime.slides.slide import Slide, open_slide, require_spacing
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.slide import Slide, require_spacing
 from hagmil.spec import BACKBONE_FEATURES, BACKBONE_INPUTS, BACKBONE_OUTPUTS, PATCHES
 
 STATISTICS_PATCHES = 96

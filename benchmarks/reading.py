@@ -48,7 +48,7 @@ from benchmarks.reading_case import Case
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.inference.encode import read_batches
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
-from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.slides.open import open_slide
 
 SPACING_UM = 0.5
 PATCH_PX = 256

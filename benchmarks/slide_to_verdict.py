@@ -78,12 +78,10 @@ from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.patches.plan import plan_slide, stage_specs
-from hagmil.runtime.patches.quadtree import children, coarse_grid
+from hagmil.runtime.patches.plan import lay_out, stage_specs
+from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.predict import PredictOptions, predict_one
-from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import open_slide
-from hagmil.runtime.tissue.segment import find_tissue
+from hagmil.runtime.slides.open import open_slide
 from hagmil.spec import BACKBONE_FEATURES, BAG, PATCHES
 from hagmil.trainer.config.training import parse_config
 from hagmil.trainer.training.loop import train
@@ -323,14 +321,12 @@ def published(slide: Path, model: LoadedModel, sample: int | None = None) -> tup
     manifest, clock = model.bundle.manifest, StepClock()
     with clock.step("open"):
         opened = open_slide(slide)
-    with opened:
-        plan = plan_slide(opened, stage_specs(manifest), manifest.patch_px)
-        with clock.step("tissue"):
-            mask = find_tissue(read_overview(opened, manifest.tissue.spacing_um), manifest.tissue)
-            coords = coarse_grid(opened.size, plan[0].patch_level0, mask, manifest.tissue.min_share)
-            for coarse, fine in pairwise(plan):
-                coords = children(coords, coarse.patch_level0, coarse.patch_level0 // fine.patch_level0)
-            chosen = coords[mask.shares(coords, plan[-1].patch_level0) >= manifest.tissue.min_share]
+    with opened, clock.step("tissue"):
+        layout = lay_out(opened, stage_specs(manifest), manifest.patch_px, manifest.tissue)
+        plan, mask, coords = layout.plan, layout.mask, layout.coords
+        for coarse, fine in pairwise(plan):
+            coords = children(coords, coarse.patch_level0, coarse.patch_level0 // fine.patch_level0)
+        chosen = coords[mask.shares(coords, plan[-1].patch_level0) >= manifest.tissue.min_share]
     encoded = encode_all(slide, model, plan[-1], spread_batches(chosen, sample or len(chosen)), clock)
     features = np.resize(encoded, (len(chosen), encoded.shape[1]))  # a sample's again and again: a bag of full size
     with clock.step("models"):

@@ -156,14 +156,15 @@ def driver() -> None:
 
     marks.done("command line")
     one_slide = importlib.import_module("hagmil.runtime.inference.one_slide")
+    plan = importlib.import_module("hagmil.runtime.patches.plan")
     model = importlib.import_module("hagmil.runtime.inference.loaded_bundle")
     marks.done("runtime")
     onnxruntime = importlib.import_module("onnxruntime")
     marks.done("ONNX Runtime")
     marks.after(model, "load_model", "model")
     marks.after(one_slide, "open_slide", "slide")
-    marks.after(one_slide, "read_overview", "overview")
-    marks.after(one_slide, "find_tissue", "mask")
+    marks.after(plan, "read_overview", "overview")
+    marks.after(plan, "find_tissue", "mask")
     onnxruntime.InferenceSession.run = marks.end
     onnxruntime.InferenceSession.run_with_iobinding = marks.end
     hagmil.cli.main()

@@ -32,7 +32,7 @@ from hagmil._version import __version__
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.tiny import MEAN, PATCH_PX, SHIPPED, STD, TinyEncoder, randomise
 from hagmil.phantom import MASK_STEP_PX, PHANTOM_CLASSES, PhantomSlide, write_cohort
-from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.slides.open import open_slide
 
 SPACINGS_UM = (2.0, 1.0, 0.5)
 GLASS, TISSUE = 0, 1

@@ -23,13 +23,12 @@ from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest, slide_request
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.patches.plan import plan_slide, stage_specs
-from hagmil.runtime.patches.quadtree import children, coarse_grid
+from hagmil.runtime.patches.plan import lay_out, stage_specs
+from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.sessions import Session, open_session
-from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.tissue.kernels import MaskKernels
-from hagmil.runtime.tissue.segment import find_tissue
 from hagmil.tissue_parameters import TissueParameters
 
 _log = logging.getLogger(__name__)
@@ -264,9 +263,9 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
     """
     options = extractor.options
     with open_slide(request.path, spacing_um=request.spacing_um) as slide:
-        plan = plan_slide(slide, options.stages, extractor.patch_px)
-        mask = find_tissue(read_overview(slide, options.tissue.spacing_um), options.tissue, options.mask_kernels)
-        coords = coarse_grid(slide.size, plan[0].patch_level0, mask, options.tissue.min_share)
+        layout = lay_out(slide, options.stages, extractor.patch_px, options.tissue, options.mask_kernels)
+        plan, coords = layout.plan, layout.coords
+        del layout  # the overview and the mask of a large slide take tens of megabytes
         bags = []
         for index, geometry in enumerate(plan):
             if index:

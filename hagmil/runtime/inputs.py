@@ -113,7 +113,7 @@ def _one_of_each_series(paths: list[Path]) -> list[Path]:
     dicom = [path for path in paths if path.suffix.lower() == ".dcm"]
     if not dicom:
         return paths
-    from hagmil.runtime.slides.slide import dicom_series  # OpenSlide is loaded only where a folder holds DICOM
+    from hagmil.runtime.slides.open import dicom_series  # OpenSlide is loaded only where a folder holds DICOM
 
     seen: set[str] = set()
     first = set()

@@ -25,13 +25,11 @@ from hagmil.export.int8.backbone import PatchRequirements
 from hagmil.features import FeatureHeader, read_header
 from hagmil.progress import Progress
 from hagmil.runtime.inputs import SlideRequest, slide_requests
-from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.patches.plan import plan_slide
-from hagmil.runtime.patches.quadtree import children, coarse_grid
+from hagmil.runtime.patches.plan import lay_out
+from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.patches.stream import stream_patches
-from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import Slide, open_slide
-from hagmil.runtime.tissue.segment import find_tissue
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.slide import Slide
 from hagmil.tissue_parameters import TissueParameters
 
 CALIBRATION_PATCHES = 256
@@ -206,9 +204,8 @@ class _Opened:
         self._slide: Slide = open_slide(slide.request.path, spacing_um=slide.request.spacing_um)
         try:
             tissue = slide.tissue or wanted.tissue
-            self._plan: tuple[StageGeometry, ...] = plan_slide(self._slide, wanted.stages, wanted.patch_px)
-            mask = find_tissue(read_overview(self._slide, tissue.spacing_um), tissue)
-            self._coarse = coarse_grid(self._slide.size, self._plan[0].patch_level0, mask, tissue.min_share)
+            layout = lay_out(self._slide, wanted.stages, wanted.patch_px, tissue)
+            self._plan, self._coarse = layout.plan, layout.coords
         except BaseException:
             self._slide.close()
             raise

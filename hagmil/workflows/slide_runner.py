@@ -19,10 +19,8 @@ from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import verdict_of
 from hagmil.runtime.inputs import SlideRequest, slide_requests
-from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
-from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import open_slide
-from hagmil.runtime.tissue.segment import find_tissue
+from hagmil.runtime.patches.plan import lay_out, require_tissue, stage_specs
+from hagmil.runtime.slides.open import open_slide
 
 PHANTOM_PX = 2048
 MOST_CALIBRATION_SLIDES = 8  # a slide goes through the whole cascade twice
@@ -116,10 +114,9 @@ def _run(request: SlideRequest, model: LoadedModel) -> SlideRecord:
     manifest = model.bundle.manifest
     try:
         with open_slide(request.path, spacing_um=request.spacing_um) as slide:
-            plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-            mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
-            coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
-            outcomes = run_cascade(slide, coords, model, plan, EncodeOptions(), clock=StepClock())
+            layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
+            require_tissue(layout)
+            outcomes = run_cascade(slide, layout.coords, model, layout.plan, EncodeOptions(), clock=StepClock())
     except SlideError as error:
         return SlideRecord(request.slide_id, None, {}, error.code, ())
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)

@@ -20,12 +20,9 @@ from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.patches.geometry import plan_stages
-from hagmil.runtime.patches.plan import first_candidates
+from hagmil.runtime.patches.plan import lay_out
 from hagmil.runtime.patches.quadtree import children
-from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import open_slide
-from hagmil.runtime.tissue.segment import find_tissue
+from hagmil.runtime.slides.open import open_slide
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import fake_onnxruntime
@@ -83,11 +80,8 @@ def test_a_model_is_trained_on_what_it_will_see(tissue_path: Path, backbone: Pat
     features = extract_slide(slide_requests([str(tissue_path)])[0], Extractor.open(backbone, OPTIONS, threads=1))
     model = load_model(small_bundle, threads=1)
     with open_slide(tissue_path) as slide:
-        assert slide.spacing_um is not None
-        plan = plan_stages(slide.levels, slide.spacing_um, OPTIONS.stages, 16)
-        mask = find_tissue(read_overview(slide, OPTIONS.tissue.spacing_um), OPTIONS.tissue)
-        coords = first_candidates(slide, mask, plan[0], OPTIONS.tissue.min_share)
-        outcomes = run_cascade(slide, coords, model, plan, EncodeOptions(), clock=StepClock())
+        layout = lay_out(slide, OPTIONS.stages, 16, OPTIONS.tissue)
+        outcomes = run_cascade(slide, layout.coords, model, layout.plan, EncodeOptions(), clock=StepClock())
     for outcome, stage in zip(outcomes, features.stages, strict=True):
         place = {tuple(corner): row for row, corner in enumerate(stage.coords.tolist())}
         rows = [place[tuple(corner)] for corner in outcome.coords.tolist()]

@@ -54,7 +54,7 @@ from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, 
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.predict import PredictOptions
 from hagmil.runtime.sessions import PROVIDERS
-from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.tissue.kernels import kernels_on
 from hagmil.runtime.versions import versions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,18 +11,15 @@ from numpy.typing import NDArray
 
 from hagmil._files import sha256_of
 from hagmil.bundle import Bundle, Manifest
-from hagmil.errors import SlideRejected, UsageError
+from hagmil.errors import UsageError
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.bench.report import BenchBundle, BenchSlide
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import SlideRequest, slide_requests
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.patches.plan import plan_slide, stage_specs
-from hagmil.runtime.patches.quadtree import children, coarse_grid
-from hagmil.runtime.slides.overview import read_overview
+from hagmil.runtime.patches.plan import SlideLayout, lay_out, require_tissue, stage_specs
+from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.slides.slide import Slide, require_spacing
-from hagmil.runtime.tissue.mask import TissueMask
-from hagmil.runtime.tissue.segment import find_tissue
 
 _PHANTOM_SPACINGS_UM = (0.1, 2.0)
 
@@ -81,30 +77,22 @@ def workload_of(slide: Slide, manifest: Manifest, most_patches: int) -> Workload
     Raises:
         SlideRejected: no spacing, too coarse, no brightfield, or no tissue.
     """
-    plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-    mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
-    coords = finest_coords(slide, mask, plan, manifest.tissue.min_share, most_patches)
-    if len(coords) == 0:
-        raise SlideRejected(f'slide "{slide.path.name}" shows no tissue', code="no_tissue")
-    return Workload(slide, plan[-1], coords)
+    layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
+    require_tissue(layout)
+    return Workload(slide, layout.plan[-1], finest_coords(layout, most_patches))
 
 
-def finest_coords(
-    slide: Slide, mask: TissueMask, plan: Sequence[StageGeometry], min_share: float, most: int
-) -> NDArray[np.int64]:
-    """Patches of the finest stage under evenly chosen cells of the coarsest.
+def finest_coords(layout: SlideLayout, most: int) -> NDArray[np.int64]:
+    """Patches of the finest stage under evenly chosen patches of the coarsest.
 
     Args:
-        slide: an open slide.
-        mask: its tissue.
-        plan: the stages, coarse to fine.
-        min_share: tissue that a cell of the coarsest stage must show.
-        most: how many patches at the most.
+        layout: the slide, laid out for stages from coarse to fine.
+        most: the largest number of patches.
 
     Returns:
         int64 (patches, 2), siblings beside one another, as the cascade reads them.
     """
-    coords = coarse_grid(slide.size, plan[0].patch_level0, mask, min_share)
+    plan, coords = layout.plan, layout.coords
     factor = plan[0].patch_level0 // plan[-1].patch_level0
     cells = min(len(coords), -(-most // factor**2))
     coords = coords[np.linspace(0, len(coords) - 1, cells).round().astype(np.int64)] if cells else coords

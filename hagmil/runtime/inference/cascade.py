@@ -23,8 +23,8 @@ from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import patch_attention
-from hagmil.runtime.memory.buffers import keep_nothing
-from hagmil.runtime.memory.heap import give_back_free_memory
+from hagmil.runtime.memory.buffers import release_buffers
+from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.sessions import Session
@@ -66,9 +66,9 @@ def run_cascade(
 
     Args:
         slide: an open slide that has a spacing.
-        coords: int64 (patches, 2), the coarsest stage's patches; see ``first_candidates``.
+        coords: int64 (patches, 2), the coarsest stage's patches; see ``lay_out``.
         model: the loaded bundle.
-        plan: geometry of its stages on this slide; see ``plan_slide``.
+        plan: geometry of its stages on this slide; see ``lay_out``.
         options: batch size and reader threads.
         clock: gets the seconds by step.
         keep: patches kept at every stage but the last; the manifest's numbers where none is given.
@@ -94,12 +94,12 @@ def run_cascade(
             progress=progress,
         )
         if not session.on_device:
-            keep_nothing()
-        give_back_free_memory()
+            release_buffers()
+        trim_heap()
         with clock.step("models"):
             outputs = run_stage(session, features, stage.name)
         del features
-        give_back_free_memory()
+        trim_heap()
         attention = patch_attention(outputs)
         last = index == len(plan) - 1
         kept = highest(attention, 0 if last else keep or stage.keep or 0)  # step 3

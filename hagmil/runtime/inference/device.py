@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil._optional import require
-from hagmil.runtime.memory.buffers import SPARE_BYTES, off_vectors, written_once
+from hagmil.runtime.memory.buffers import SPARE_BYTES, batch_buffer, unaligned
 from hagmil.runtime.patches.stream import PatchBatch
 from hagmil.runtime.sessions import Session
 
@@ -55,7 +55,7 @@ class Host:
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Plain memory."""
-        return written_once(shape)
+        return batch_buffer(shape)
 
     def upload_batches(self, batches: Batches) -> Batches:
         """They are here."""
@@ -88,7 +88,7 @@ class Gpu:
         """Step 1: pinned memory, off the vectors as that of the host is."""
         wanted = math.prod(shape) + SPARE_BYTES
         memory = self._cupy.cuda.alloc_pinned_memory(wanted)
-        return off_vectors(np.frombuffer(memory, np.uint8)[:wanted]).reshape(shape)
+        return unaligned(np.frombuffer(memory, np.uint8)[:wanted]).reshape(shape)
 
     def upload_batches(self, batches: Batches) -> Batches:
         """Steps 2 and 3; asking for the next batch may overwrite one, after what the GPU was asked by then."""

@@ -19,7 +19,7 @@ from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.quadtree import reading_order
 from hagmil.runtime.patches.stream import StreamStalls, stream_patches
-from hagmil.runtime.patches.tile_reader import CACHE_BYTES, PatchSource
+from hagmil.runtime.patches.tile_reader import CACHE_BYTES, PatchReaderFactory
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.slides.slide import Slide
 from hagmil.spec import BACKBONE_FEATURES, PATCHES
@@ -146,14 +146,14 @@ def read_batches(
     """
     device = device or Host()
     order = reading_order(coords, geometry.patch_level0)
-    with PatchSource(slide, geometry, coords, tile_cache_bytes) as source:
+    with PatchReaderFactory(slide, geometry, coords, tile_cache_bytes) as factory:
         stream = stream_patches(
             slide,
             geometry,
             coords[order],
             batch_size=batch_size,
             threads=threads,
-            make_reader=source.reader,
+            make_reader=factory.make_reader,
             allocate=device.buffers,
             stalls=stalls,
         )

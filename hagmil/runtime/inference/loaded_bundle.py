@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.errors import BundleError, UsageError
-from hagmil.runtime.memory.heap import give_back_free_memory
+from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.spec import PATCHES
 
@@ -68,7 +68,7 @@ def load_model(
     backbone = opened(manifest.backbone.onnx)
     _check_patch_size(bundle, backbone)
     stages = tuple(opened(stage.onnx) for stage in manifest.stages)
-    give_back_free_memory()
+    trim_heap()
     return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
 
 

@@ -18,13 +18,13 @@ from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import Verdict, verdict_of
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.memory.heap import give_back_free_memory
+from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.patches.geometry import TOLERANCE, StageGeometry, finest_ratio
-from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
-from hagmil.runtime.slides.overview import PANEL_PX, Overview, read_overview, shrunk
-from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.patches.plan import lay_out, require_tissue, stage_specs
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.overview import PANEL_PX, Overview, read_overview, shrink_overview
+from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.tissue.kernels import MaskKernels
-from hagmil.runtime.tissue.segment import find_tissue
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +76,14 @@ def prepare_slide(
     with clock.step("open"):
         slide = open_slide(request.path, spacing_um=request.spacing_um)
     try:
-        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
         with clock.step("tissue"):
-            overview = read_overview(slide, manifest.tissue.spacing_um)
-            mask = find_tissue(overview, manifest.tissue, mask_kernels)
-            coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
+            layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue, mask_kernels)
+            require_tissue(layout)
         with clock.step("picture"):
-            thumbnail = _thumbnail(slide, overview)
-        del overview, mask  # of a large slide they are tens of megabytes
-        give_back_free_memory()
+            thumbnail = _thumbnail(slide, layout.overview)
+        plan, coords = layout.plan, layout.coords
+        del layout  # the overview and the mask of a large slide take tens of megabytes
+        trim_heap()
         return PreparedSlide(slide, plan, coords, thumbnail)
     except BaseException:
         slide.close()
@@ -127,7 +126,7 @@ def _thumbnail(slide: Slide, overview: Overview) -> Overview:
     """What the heatmap is drawn on: the overview, no larger than it needs be, or a finer one where a small slide would
     look blurred."""
     if max(overview.pixels.shape) >= PANEL_PX:
-        return shrunk(overview, max(overview.pixels.shape) // PANEL_PX)
+        return shrink_overview(overview, max(overview.pixels.shape) // PANEL_PX)
     finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
     return finer if finer.downsample < overview.downsample else overview
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 _LINE_BYTES = 64  # of the processor's cache
 _OFF_VECTORS_BYTES = 8  # aligned to no vector of any processor
 SPARE_BYTES = _LINE_BYTES + _OFF_VECTORS_BYTES
-"""What :func:`off_vectors` leaves out."""
+"""What :func:`unaligned` leaves out."""
 
 
 class _Lent:
@@ -59,11 +59,11 @@ _batches = _Lender(most=1)
 _tiles = _Lender(most=96, largest_bytes=256 << 10)
 
 
-def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory for pixels that are not read again soon, off the vectors: see :func:`read_again`.
+def batch_buffer(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory for pixels that are not read again soon, off the vectors: see :func:`tile_buffer`.
 
     What the last such array had is used again once that array and all views of it are gone, unless a stage's model ran
-    on the host between (:func:`keep_nothing`): the system clears fresh memory page by page, which costs as much as
+    on the host between (:func:`release_buffers`): the system clears fresh memory page by page, which costs as much as
     decoding a tenth of the patches that 38 MB of batches are used for.
 
     Args:
@@ -75,7 +75,7 @@ def written_once(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return _batches.lend(shape)
 
 
-def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def tile_buffer(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Memory for pixels that are copied from as soon as they are there: off the vectors.
 
     libjpeg-turbo writes rows that are aligned to its vectors past the processor's cache, from where they must be
@@ -92,14 +92,14 @@ def read_again(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return _tiles.lend(shape)
 
 
-def keep_nothing() -> None:
+def release_buffers() -> None:
     """Let go of the memory that is kept for the next stage's patches: 10 to 60 MB that its model may need more."""
     _batches.kept.clear()
     _tiles.kept.clear()
 
 
-def off_vectors(memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """As much of some memory as begins at no vector of any processor: see :func:`read_again`.
+def unaligned(memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As much of some memory as begins at no vector of any processor: see :func:`tile_buffer`.
 
     Args:
         memory: uint8 (n + ``SPARE_BYTES``,), contiguous.
@@ -112,4 +112,4 @@ def off_vectors(memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _fresh(count: int) -> NDArray[np.uint8]:
-    return off_vectors(np.empty(count + SPARE_BYTES, np.uint8))
+    return unaligned(np.empty(count + SPARE_BYTES, np.uint8))

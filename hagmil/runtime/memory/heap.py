@@ -13,7 +13,7 @@ _OWN_MEMORY_BYTES = 8 << 20
 
 
 @functools.cache
-def arrange_heap() -> None:
+def configure_malloc() -> None:
     """Let all threads of this process share one heap, and large arrays have memory of their own.
 
     glibc gives threads heaps of their own, and a run of a graph is left to a thread; what one run freed the next may
@@ -31,7 +31,7 @@ def arrange_heap() -> None:
         mallopt(_M_MMAP_THRESHOLD, _OWN_MEMORY_BYTES)
 
 
-def give_back_free_memory() -> None:
+def trim_heap() -> None:
     """Let the system have what is free in this process's heap.
 
     A backbone's and a stage model's tensors differ in size, so the heap comes to hold what either freed, until the

@@ -1,8 +1,9 @@
-"""Which patches a slide is read at: the stages laid on its levels, and the coarsest stage's grid."""
+"""Lay out a slide: the geometry of every stage, the tissue mask, and the coarsest stage's grid over tissue."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,49 +12,81 @@ from hagmil.bundle import Manifest
 from hagmil.errors import SlideRejected
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patches.quadtree import coarse_grid
+from hagmil.runtime.slides.overview import Overview, read_overview
 from hagmil.runtime.slides.slide import Slide, require_spacing
-from hagmil.runtime.tissue.segment import TissueMask
+from hagmil.runtime.tissue.kernels import MaskKernels
+from hagmil.runtime.tissue.mask import TissueMask
+from hagmil.runtime.tissue.segment import find_tissue
+from hagmil.tissue_parameters import TissueParameters
 
 
-def first_candidates(slide: Slide, mask: TissueMask, geometry: StageGeometry, min_share: float) -> NDArray[np.int64]:
-    """The coarsest stage's patches: the quadtree's cells that hold enough tissue (step 1).
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideLayout:
+    """A slide laid out for a sequence of stages.
+
+    Args:
+        plan: geometry of every stage, in the order of the stages.
+        overview: the slide at the spacing of the tissue mask.
+        mask: the tissue mask.
+        coords: int64 (patches, 2), level-0 top-left corners (x, y) of the first stage's patches; (0, 2) if the slide
+            has no tissue.
+    """
+
+    plan: tuple[StageGeometry, ...]
+    overview: Overview
+    mask: TissueMask
+    coords: NDArray[np.int64]
+
+
+def lay_out(
+    slide: Slide,
+    stages: Sequence[tuple[str, float]],
+    patch_px: int,
+    tissue: TissueParameters,
+    kernels: MaskKernels | None = None,
+) -> SlideLayout:
+    """Plan the stages on a slide, find its tissue, and lay the coarsest stage's grid over the tissue.
 
     Args:
         slide: an open slide.
-        mask: its tissue.
-        geometry: of the coarsest stage.
-        min_share: the least share of a cell that is tissue.
+        stages: name and spacing (micrometres per pixel) of every stage, coarse to fine.
+        patch_px: side of a patch in pixels.
+        tissue: parameters of the tissue mask, and the least share of a patch that must be tissue.
+        kernels: implementation of the mask's operations; None chooses one by the size of the mask.
 
     Returns:
-        int64 (patches, 2), level-0 top-left corners (x, y).
+        The layout, without patches if the slide has no tissue; see :func:`require_tissue`.
 
     Raises:
-        SlideRejected: the slide shows no tissue (code ``no_tissue``).
+        SlideRejected: the slide gives no spacing (code ``spacing_missing``), is too coarse for a stage
+            (``spacing_too_coarse``), or is not brightfield (``not_brightfield``).
+        SlideFailed: the slide cannot be read.
     """
-    coords = coarse_grid(slide.size, geometry.patch_level0, mask, min_share)
-    if len(coords) == 0:
-        raise SlideRejected(f'slide "{slide.path.name}" shows no tissue', code="no_tissue")
-    return coords
+    plan = _plan(slide, stages, patch_px)
+    overview = read_overview(slide, tissue.spacing_um)
+    mask = find_tissue(overview, tissue, kernels)
+    coords = coarse_grid(slide.size, plan[0].patch_level0, mask, tissue.min_share)
+    return SlideLayout(plan, overview, mask, coords)
 
 
-def plan_slide(slide: Slide, stages: Sequence[tuple[str, float]], patch_px: int) -> tuple[StageGeometry, ...]:
-    """Lay stages on one slide.
-
-    Args:
-        slide: an open slide.
-        stages: name and spacing in micrometres per pixel of every stage, coarse to fine.
-        patch_px: side of a patch in pixels.
+def require_tissue(layout: SlideLayout) -> None:
+    """Check that the layout has patches.
 
     Raises:
-        SlideRejected: the slide gives no spacing, or is too coarse for a stage.
+        SlideRejected: the slide has no tissue (code ``no_tissue``).
     """
+    if len(layout.coords) == 0:
+        raise SlideRejected(f'slide "{layout.overview.slide_name}" shows no tissue', code="no_tissue")
+
+
+def stage_specs(manifest: Manifest) -> list[tuple[str, float]]:
+    """Return the name and spacing (micrometres per pixel) of a bundle's stages, coarse to fine."""
+    return [(stage.name, stage.spacing_um) for stage in manifest.stages]
+
+
+def _plan(slide: Slide, stages: Sequence[tuple[str, float]], patch_px: int) -> tuple[StageGeometry, ...]:
     spacing_um = require_spacing(slide)
     try:
         return plan_stages(slide.levels, spacing_um, stages, patch_px)
     except SlideRejected as error:
         raise SlideRejected(f'slide "{slide.path.name}": {error.message}', code=error.code) from error
-
-
-def stage_specs(manifest: Manifest) -> list[tuple[str, float]]:
-    """Name and spacing of a bundle's stages, coarse to fine."""
-    return [(stage.name, stage.spacing_um) for stage in manifest.stages]

@@ -60,33 +60,6 @@ def children(coords: NDArray[np.int64], patch_level0: int, factor: int) -> NDArr
     return (coords[:, np.newaxis, :] + offsets).reshape(-1, 2)  # (n, 1, 2) + (f², 2) -> (n, f², 2) -> (n · f², 2)
 
 
-def parents(coords: NDArray[np.int64], patch_level0: int, factor: int) -> NDArray[np.int64]:
-    """The inverse of ``children``: from whole families to their parents.
-
-    Args:
-        coords: int64 (n · f², 2), as ``children`` gives them.
-        patch_level0: the parents' side in level-0 pixels.
-        factor: children along each axis, f.
-
-    Returns:
-        int64 (n, 2), corners of the parents.
-
-    Raises:
-        UsageError: the rows are not whole families in column order, or the side does not divide by the
-            factor.
-    """
-    offsets = _offsets(patch_level0, factor)
-    if len(coords) % len(offsets):
-        raise UsageError(f"{len(coords)} rows are not whole families of {len(offsets)} children")
-    families = coords.reshape(-1, len(offsets), 2)  # (n · f², 2) -> (n, f², 2)
-    corners = families[:, 0]
-    strangers = (families != corners[:, np.newaxis] + offsets).any(axis=(1, 2))
-    if strangers.any():
-        row = int(np.argmax(strangers)) * len(offsets)
-        raise UsageError(f"rows {row} to {row + len(offsets) - 1} are not the children of one patch in column order")
-    return corners.copy()
-
-
 def child_rows(rows: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
     """The rows of the next finer stage's table that are the children of some rows.
 
@@ -99,19 +72,6 @@ def child_rows(rows: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
     """
     family = factor * factor
     return (rows[:, np.newaxis] * family + np.arange(family)).reshape(-1)  # (k, f²) -> (k · f²,)
-
-
-def parent_rows(rows: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
-    """The row of the parent's table that each row is a child of.
-
-    Args:
-        rows: int64 (k,), rows of the children's table.
-        factor: children along each axis, f.
-
-    Returns:
-        int64 (k,).
-    """
-    return rows // (factor * factor)
 
 
 def reading_order(coords: NDArray[np.int64], patch_level0: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import UsageError
-from hagmil.runtime.memory.buffers import written_once
+from hagmil.runtime.memory.buffers import batch_buffer
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.reader import PatchReader, SlidePatchReader, footprint
 from hagmil.runtime.slides.slide import Slide
@@ -67,7 +67,7 @@ def stream_patches(
     threads: int,
     buffers: int | None = None,
     make_reader: Callable[[Slide, StageGeometry], PatchReader] = SlidePatchReader,
-    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = written_once,
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = batch_buffer,
     stalls: StreamStalls | None = None,
 ) -> Generator[PatchBatch, None, None]:
     """Read patches by several threads and give them in order, batch after batch.

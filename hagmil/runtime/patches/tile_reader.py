@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.runtime.memory.buffers import read_again
+from hagmil.runtime.memory.buffers import tile_buffer
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.reader import Footprint, PatchReader, SlidePatchReader, footprint, read_patch
 from hagmil.runtime.slides.slide import Slide
@@ -32,10 +32,10 @@ CACHE_BYTES = 64 << 20
 """Decoded tiles kept for further patches, all threads together."""
 
 
-class PatchSource:
+class PatchReaderFactory:
     """What a stage's patches are read from: the tile engine where the level has JPEG tiles, else the slide's reader.
 
-    Use it as a context; ``reader`` makes one thread's patch reader.
+    Use it as a context; ``make_reader`` makes one thread's patch reader.
 
     Args:
         slide: an open slide.
@@ -51,14 +51,14 @@ class PatchSource:
         self.cache: TileCache | None = None
         """Decoded tiles; None where the slide's own reader decodes."""
         if self._tiles is not None:
-            self.cache = TileCache(self._tiles, tile_uses(self._tiles, footprint(geometry), coords), cache_bytes)
+            self.cache = TileCache(self._tiles, patches_per_tile(self._tiles, footprint(geometry), coords), cache_bytes)
 
     @property
     def decoded_tiles(self) -> int | None:
         """Tiles decoded so far, repeats counted; None where the slide's own reader decodes."""
         return None if self.cache is None else self.cache.decoded
 
-    def reader(self, slide: Slide, geometry: StageGeometry) -> PatchReader:
+    def make_reader(self, slide: Slide, geometry: StageGeometry) -> PatchReader:
         """A patch reader for one thread, on its fork of the slide."""
         if self._tiles is None or self.cache is None:
             return SlidePatchReader(slide, geometry)
@@ -74,7 +74,7 @@ class PatchSource:
             self._tiles.close()
 
 
-def tile_uses(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -> NDArray[np.int32]:
+def patches_per_tile(tiles: EncodedTiles, seen: Footprint, coords: NDArray[np.int64]) -> NDArray[np.int32]:
     """How many patches touch each tile (step 1).
 
     Args:
@@ -113,7 +113,7 @@ class TilePatchReader:
     def __init__(self, tiles: EncodedTiles, cache: TileCache, geometry: StageGeometry) -> None:
         self._tiles, self._cache, self._geometry = tiles, cache, geometry
         self._footprint = footprint(geometry)
-        self._scratch = read_again((tiles.tile_height, tiles.tile_width, 3))
+        self._scratch = tile_buffer((tiles.tile_height, tiles.tile_width, 3))
         self._not_over: list[int] = []
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -154,7 +154,7 @@ class TilePatchReader:
         that reach below its last band are over when the patch is.
         """
         assert level == self._geometry.level
-        region = read_again((height, width, 3))
+        region = tile_buffer((height, width, 3))
         corners, patches = np.array([[x, y]], np.int64), region[np.newaxis]
         touched = self._tiles.start(corners, patches, shrink=1)
         rows_over = self._tiles.down if y + height >= self._tiles.height else (y + height) // self._tiles.tile_height

@@ -29,7 +29,7 @@ import numpy as np
 
 from hagmil._optional import require
 from hagmil.errors import BundleError, EnvironmentLacks
-from hagmil.runtime.memory.heap import arrange_heap
+from hagmil.runtime.memory.heap import configure_malloc
 
 _PROVIDER_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -81,7 +81,7 @@ class OnnxSession:
         many_runs: bool = False,
     ) -> None:
         self._onnxruntime = _onnxruntime()
-        arrange_heap()
+        configure_malloc()
         self._path = onnx
         name = _PROVIDER_NAMES[provider]
         if name not in self._onnxruntime.get_available_providers():

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, one_line
 from hagmil.runtime.pixels import over_white
-from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing
+from hagmil.runtime.slides.slide import Slide, SlideMetadata
+from hagmil.runtime.slides.spacing import Spacing, resolve_spacing
 from hagmil.units import Level
 
 _CACHE_BYTES = 64 << 20
@@ -45,11 +46,11 @@ class _SharedHandle:
             self.slide.close()
 
 
-class OpenSlideReader(SlideReader):
+class OpenSlideReader(Slide):
     """A slide read by OpenSlide."""
 
-    def __init__(self, path: Path, facts: SlideFacts, spacing: Spacing, handle: _SharedHandle) -> None:
-        super().__init__(path, facts, spacing)
+    def __init__(self, path: Path, metadata: SlideMetadata, spacing: Spacing, handle: _SharedHandle) -> None:
+        super().__init__(path, metadata, spacing)
         self._handle: _SharedHandle | None = handle
 
     @classmethod
@@ -71,8 +72,8 @@ class OpenSlideReader(SlideReader):
                 f'slide "{path.name}" cannot be opened: {one_line(str(error))}', code="unreadable"
             ) from error
         try:
-            facts = _facts(handle.slide)
-            return cls(path, facts, decide_spacing(path.name, facts.spacing_xy_um, spacing_um), handle)
+            metadata = _metadata(handle.slide)
+            return cls(path, metadata, resolve_spacing(path.name, metadata.spacing_xy_um, spacing_um), handle)
         except BaseException:
             handle.release()
             raise
@@ -92,7 +93,7 @@ class OpenSlideReader(SlideReader):
         """A reader of the same file for another thread; the file stays open until the last one is closed."""
         if self._handle is None:
             raise ValueError(f'slide "{self.path.name}" is closed')
-        return OpenSlideReader(self.path, self.facts, self.spacing, self._handle.share())
+        return OpenSlideReader(self.path, self.metadata, self.spacing, self._handle.share())
 
     def close(self) -> None:
         """Let go of the file; closing twice does nothing."""
@@ -124,7 +125,7 @@ def dicom_series(path: Path) -> str | None:
         return None
 
 
-def _facts(slide: openslide.OpenSlide) -> SlideFacts:
+def _metadata(slide: openslide.OpenSlide) -> SlideMetadata:
     levels = tuple(
         Level(index, width, height, float(downsample))
         for index, ((width, height), downsample) in enumerate(
@@ -133,7 +134,7 @@ def _facts(slide: openslide.OpenSlide) -> SlideFacts:
     )
     properties = slide.properties
     x, y = (_number(properties.get(name)) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y))
-    return SlideFacts(
+    return SlideMetadata(
         vendor=properties[openslide.PROPERTY_NAME_VENDOR],
         levels=levels,
         spacing_xy_um=None if x is None or y is None else (x, y),

@@ -65,8 +65,8 @@ def read_overview(slide: Slide, wanted_um: float) -> Overview:
         slide_name=slide.path.name,
         slide_spacing_um=slide_spacing_um,
         pixels=_read_averaged(slide, level, group_px),  # step 2
-        column_edges=mask_edges(slide.size.width, level.width, group_px),
-        row_edges=mask_edges(slide.size.height, level.height, group_px),
+        column_edges=pixel_edges(slide.size.width, level.width, group_px),
+        row_edges=pixel_edges(slide.size.height, level.height, group_px),
         downsample=level.downsample * group_px,
     )
 
@@ -88,7 +88,7 @@ def plan_overview(levels: tuple[Level, ...], slide_spacing_um: float, wanted_um:
     return level, max(1, round(wanted_um / (slide_spacing_um * level.downsample)))
 
 
-def shrunk(overview: Overview, group_px: int) -> Overview:
+def shrink_overview(overview: Overview, group_px: int) -> Overview:
     """An overview whose pixels are means of squares of another's.
 
     Args:
@@ -97,14 +97,14 @@ def shrunk(overview: Overview, group_px: int) -> Overview:
     """
     return replace(
         overview,
-        pixels=average_down(overview.pixels, group_px),
+        pixels=average_blocks(overview.pixels, group_px),
         column_edges=np.append(overview.column_edges[:-1:group_px], overview.column_edges[-1]),
         row_edges=np.append(overview.row_edges[:-1:group_px], overview.row_edges[-1]),
         downsample=overview.downsample * group_px,
     )
 
 
-def average_down(rgb: NDArray[np.uint8], group_px: int) -> NDArray[np.uint8]:
+def average_blocks(rgb: NDArray[np.uint8], group_px: int) -> NDArray[np.uint8]:
     """Average each square of pixels into one, rounding half up; squares at the edges average what they have.
 
     Args:
@@ -138,13 +138,13 @@ def _read_averaged(slide: Slide, level: Level, group_px: int) -> NDArray[np.uint
     for top in range(0, level.height, step):
         for left in range(0, level.width, step):
             width, height = min(step, level.width - left), min(step, level.height - top)
-            block = average_down(slide.read_region(level.index, left, top, width, height), group_px)
+            block = average_blocks(slide.read_region(level.index, left, top, width, height), group_px)
             y, x = top // group_px, left // group_px
             pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
     return pixels
 
 
-def mask_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:
+def pixel_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:
     """Where the mask's pixels begin in level 0, along one axis.
 
     Args:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hagmil.errors import SlideFailed, SlideRejected
-from hagmil.runtime.slides.reader_base import SlideFacts
+from hagmil.runtime.slides.slide import SlideMetadata
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory
 from hagmil.units import Level
 
@@ -32,7 +32,7 @@ _LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50000, 50001})
 """None, LZW, JPEG, Deflate (two numbers), PackBits, Zstandard, WebP."""
 
 
-def pyramid_of(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[TiffDirectory, ...]:
+def pyramid_levels(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[TiffDirectory, ...]:
     """The images that are levels, finest first.
 
     Args:
@@ -43,14 +43,14 @@ def pyramid_of(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[Tif
     if not first.tiled:
         return (first,)  # rule 4
     if vendor == APERIO:
-        return _shrinking([page for page in directories if page.tiled])  # rule 1
-    levels = _shrinking(_widest_first([first, *_reduced(directories[1:])]))  # rule 2
+        return _decreasing([page for page in directories if page.tiled])  # rule 1
+    levels = _decreasing(_widest_first([first, *_reduced(directories[1:])]))  # rule 2
     if len(levels) == 1:
-        levels = _shrinking([first, *_widest_first(_reduced(first.subdirectories))])  # rule 3
+        levels = _decreasing([first, *_widest_first(_reduced(first.subdirectories))])  # rule 3
     return levels
 
 
-def facts_of(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideFacts:
+def read_metadata(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideMetadata:
     """What the tags say about a slide, in the numbers that OpenSlide would report.
 
     Args:
@@ -61,7 +61,7 @@ def facts_of(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideFacts:
     properties = _aperio_properties(finest.description) if vendor == APERIO else {}
     spacing_um = _number(properties.get("MPP"))
     along_both = None if spacing_um is None else (spacing_um, spacing_um)
-    return SlideFacts(
+    return SlideMetadata(
         vendor=vendor,
         levels=tuple(
             Level(index, level.width, level.height, _downsample(finest, level)) for index, level in enumerate(levels)
@@ -104,7 +104,7 @@ def check_pixels(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
         )
 
 
-def libvips_reads(levels: tuple[TiffDirectory, ...]) -> bool:
+def libvips_can_read(levels: tuple[TiffDirectory, ...]) -> bool:
     """Whether libvips decodes all levels as they are: known compressions, channels side by side, no gaps.
 
     Tiles without bytes stand for glass that was not scanned; libvips fails on them, OpenSlide makes them
@@ -124,7 +124,7 @@ def _widest_first(directories: list[TiffDirectory]) -> list[TiffDirectory]:
     return sorted(directories, key=lambda directory: -directory.width)
 
 
-def _shrinking(candidates: list[TiffDirectory]) -> tuple[TiffDirectory, ...]:
+def _decreasing(candidates: list[TiffDirectory]) -> tuple[TiffDirectory, ...]:
     """Rule 5: each smaller than the one before; a rounded width or height may be one pixel off."""
     levels = candidates[:1]
     for candidate in candidates[1:]:

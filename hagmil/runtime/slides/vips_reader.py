@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, SlideRejected, one_line
 from hagmil.runtime.pixels import over_white
-from hagmil.runtime.slides.reader_base import SlideFacts, SlideReader, Spacing, decide_spacing
-from hagmil.runtime.slides.tiff_pyramid import facts_of
+from hagmil.runtime.slides.slide import Slide, SlideMetadata
+from hagmil.runtime.slides.spacing import Spacing, resolve_spacing
+from hagmil.runtime.slides.tiff_pyramid import read_metadata
 from hagmil.runtime.slides.vips_errors import errors, fetch_region, gate
 from hagmil.runtime.tiles.jpeg import JpegTiles, holds_jpeg_tiles
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory
@@ -105,18 +106,18 @@ class _Page:
             self.drop()
 
 
-class VipsReader(SlideReader):
+class VipsReader(Slide):
     """A slide read by libvips."""
 
     def __init__(
         self,
         path: Path,
-        facts: SlideFacts,
+        metadata: SlideMetadata,
         spacing: Spacing,
         directories: tuple[TiffDirectory, ...],
         whole: NDArray[np.uint8] | None,
     ) -> None:
-        super().__init__(path, facts, spacing)
+        super().__init__(path, metadata, spacing)
         self._directories = directories
         self._whole = whole
         self._pages = [_Page(path, directory) for directory in directories]
@@ -138,8 +139,8 @@ class VipsReader(SlideReader):
             SlideRejected: its pixels are not square (code ``spacing_anisotropic``), or it is stored in strips
                 and too large to be decoded whole (code ``not_tiled``).
         """
-        facts = facts_of(directories, vendor)
-        spacing = decide_spacing(path.name, facts.spacing_xy_um, spacing_um)
+        metadata = read_metadata(directories, vendor)
+        spacing = resolve_spacing(path.name, metadata.spacing_xy_um, spacing_um)
         whole = None
         try:
             if directories[0].tiled:
@@ -151,7 +152,7 @@ class VipsReader(SlideReader):
             raise SlideFailed(
                 f'slide "{path.name}" cannot be opened: {one_line(error.detail)}', code="unreadable"
             ) from error
-        return cls(path, facts, spacing, directories, whole)
+        return cls(path, metadata, spacing, directories, whole)
 
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         if not self._pages:
@@ -172,7 +173,7 @@ class VipsReader(SlideReader):
         """A reader with images of its own, for another thread."""
         if not self._pages:
             raise ValueError(f'slide "{self.path.name}" is closed')
-        return VipsReader(self.path, self.facts, self.spacing, self._directories, self._whole)
+        return VipsReader(self.path, self.metadata, self.spacing, self._directories, self._whole)
 
     def close(self) -> None:
         """Let go of the file; closing twice does nothing."""

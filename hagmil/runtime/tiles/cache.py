@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.runtime.memory.buffers import read_again
+from hagmil.runtime.memory.buffers import tile_buffer
 from hagmil.runtime.tiles.protocol import AcquiredTiles, EncodedTiles, Tile
 
 _MIN_TILES = 16
@@ -159,7 +159,7 @@ class TileCache:
 
     def _hold(self, tile: int) -> Tile:
         """Add a tile that is about to be decoded, and return its buffer (step 5)."""
-        pixels = self._free.pop() if self._free else read_again(self._shape)
+        pixels = self._free.pop() if self._free else tile_buffer(self._shape)
         self._held[tile] = _Held(pixels)
         return pixels
 

@@ -39,7 +39,11 @@ _Numbers = dict[int, tuple[float, ...]]
 
 
 class TiffError(ValueError):
-    """A file that is no TIFF, or whose directories cannot be followed."""
+    """A TIFF file whose directories are damaged, or a file that is not TIFF."""
+
+
+class NotTiffError(TiffError):
+    """A file that is not TIFF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +167,11 @@ class _Parser:
         self._file = file
         head = file.read(8)
         if len(head) < 8 or head[:2] not in (b"II", b"MM"):
-            raise TiffError("not a TIFF file")
+            raise NotTiffError("not a TIFF file")
         self._order: Literal["<", ">"] = "<" if head[:2] == b"II" else ">"
         magic = self._unpack("H", head[2:4])
         if magic not in (42, 43):
-            raise TiffError("not a TIFF file")
+            raise NotTiffError("not a TIFF file")
         self._big = magic == 43
         self._size = file.seek(0, os.SEEK_END)
         self._first = self._offset(self._read(8, 8) if self._big else head[4:])

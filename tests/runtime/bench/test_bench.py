@@ -40,7 +40,7 @@ from hagmil.runtime.inference.encode import EncodeOptions, default_batch_size
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.sessions.onnx import available_providers
-from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.slides.open import open_slide
 from tests.conftest import REPOSITORY
 from tests.runtime.slide_files import save_pyramid, tissue_picture
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hagmil.errors import BundleError, SlideRejected
+from hagmil.errors import BundleError
 from hagmil.runtime.inference import cascade
 from hagmil.runtime.inference.cascade import StageOutcome, highest, run_cascade, run_stage
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
-from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
+from hagmil.runtime.patches.plan import lay_out, stage_specs
 from hagmil.runtime.patches.quadtree import children, coarse_grid
 from hagmil.runtime.patches.reader import read_patch
+from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import open_slide
-from hagmil.runtime.tissue.segment import TissueMask, find_tissue
+from hagmil.runtime.tissue.segment import find_tissue
 from tests.runtime.slide_files import DARKEST_XY
 
 
@@ -32,10 +31,10 @@ def model(small_bundle: Path) -> LoadedModel:
 def _run(path: Path, model: LoadedModel, keep: int | None = None, **options: int) -> tuple[StageOutcome, ...]:
     manifest = model.bundle.manifest
     with open_slide(path) as slide:
-        mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
-        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-        coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
-        return run_cascade(slide, coords, model, plan, EncodeOptions(**options), clock=StepClock(), keep=keep)
+        layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
+        return run_cascade(
+            slide, layout.coords, model, layout.plan, EncodeOptions(**options), clock=StepClock(), keep=keep
+        )
 
 
 def test_each_stage_reads_the_children_of_what_the_one_before_kept(tissue_path: Path, model: LoadedModel) -> None:
@@ -61,11 +60,11 @@ def test_what_patches_were_read_to_is_let_go_before_a_stages_model_runs(
     tissue_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
-    for name in ("keep_nothing", "run_stage"):
+    for name in ("release_buffers", "run_stage"):
         real = getattr(cascade, name)
         monkeypatch.setattr(cascade, name, lambda *args, name=name, real=real: called.append(name) or real(*args))
     _run(tissue_path, model)
-    assert called == 3 * ["keep_nothing", "run_stage"]
+    assert called == 3 * ["release_buffers", "run_stage"]
 
 
 def test_it_ends_in_the_darkest_square(tissue_path: Path, model: LoadedModel) -> None:
@@ -98,26 +97,6 @@ def test_keep_overrides_the_bundle_and_more_than_there_are_keeps_all(tissue_path
     outcomes = _run(tissue_path, model, keep=100_000)
     assert len(outcomes[0].kept) == len(outcomes[0].coords)
     assert len(outcomes[2].coords) == 16 * len(outcomes[0].coords)
-
-
-def test_a_slide_without_tissue_is_rejected(tissue_path: Path, model: LoadedModel) -> None:
-    manifest = model.bundle.manifest
-    with open_slide(tissue_path) as slide:
-        mask = find_tissue(read_overview(slide, 8.0), manifest.tissue)
-        empty: TissueMask = replace(mask, mask=np.zeros_like(mask.mask))
-        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-        with pytest.raises(SlideRejected, match=r"tissue\.tif.*no tissue") as caught:
-            first_candidates(slide, empty, plan[0], manifest.tissue.min_share)
-    assert caught.value.code == "no_tissue"
-
-
-def test_a_slide_too_coarse_for_the_model_is_named(tissue_path: Path) -> None:
-    with (
-        open_slide(tissue_path) as slide,
-        pytest.raises(SlideRejected, match=r'slide "tissue\.tif": .*too coarse') as caught,
-    ):
-        plan_slide(slide, [("fine", 0.25)], 16)
-    assert caught.value.code == "spacing_too_coarse"
 
 
 def test_equal_scores_keep_their_order() -> None:

@@ -26,12 +26,10 @@ from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.patches.geometry import plan_stages
-from hagmil.runtime.patches.plan import first_candidates, plan_slide, stage_specs
+from hagmil.runtime.patches.plan import lay_out, stage_specs
 from hagmil.runtime.patches.stream import PatchBatch
 from hagmil.runtime.sessions import open_session
-from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import open_slide
-from hagmil.runtime.tissue.segment import find_tissue
+from hagmil.runtime.slides.open import open_slide
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import CALLED, fake_onnxruntime
@@ -313,10 +311,8 @@ def cascade(path: Path, model: LoadedModel) -> tuple[StageOutcome, ...]:
     """One slide through a bundle."""
     manifest = model.bundle.manifest
     with open_slide(path) as slide:
-        mask = find_tissue(read_overview(slide, manifest.tissue.spacing_um), manifest.tissue)
-        plan = plan_slide(slide, stage_specs(manifest), manifest.patch_px)
-        coords = first_candidates(slide, mask, plan[0], manifest.tissue.min_share)
-        return run_cascade(slide, coords, model, plan, EncodeOptions(batch_size=20), clock=StepClock())
+        layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
+        return run_cascade(slide, layout.coords, model, layout.plan, EncodeOptions(batch_size=20), clock=StepClock())
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

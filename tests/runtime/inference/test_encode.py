@@ -17,7 +17,7 @@ from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.patches.geometry import plan_stages
 from hagmil.runtime.patches.reader import read_patch
 from hagmil.runtime.patches.stream import stream_patches
-from hagmil.runtime.slides.slide import open_slide
+from hagmil.runtime.slides.open import open_slide
 
 
 class MeanColour:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hagmil.runtime.memory.buffers import keep_nothing, read_again, written_once
+from hagmil.runtime.memory.buffers import batch_buffer, release_buffers, tile_buffer
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), r
 PRELUDE = """
 import ctypes, threading
 from pathlib import Path
-from hagmil.runtime.memory.heap import give_back_free_memory, arrange_heap
+from hagmil.runtime.memory.heap import trim_heap, configure_malloc
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -41,11 +41,11 @@ def churn():
         library.free(block)
     return last
 
-arrange_heap()
+configure_malloc()
 start = resident_mb()
 held = [churn()]
 kept = resident_mb() - start
-give_back_free_memory()
+trim_heap()
 print(kept, resident_mb() - start)
 """
 
@@ -57,7 +57,7 @@ def large(megabytes):
     return block
 
 if {arranged}:
-    arrange_heap()
+    configure_malloc()
 library.free(large(30))  # from here on glibc puts what is smaller into the heap, unless it is told
 start = resident_mb()
 blocks = [large(20) for _ in range(4)]
@@ -95,7 +95,7 @@ def test_large_arrays_have_memory_of_their_own_which_goes_back_at_once(arranged:
 @pytest.mark.parametrize("shape", [(3, 5), (7, 16, 16, 3), (1, 4)])
 def test_memory_begins_off_the_vectors(shape: tuple[int, ...]) -> None:
     for _ in range(20):
-        once, again = written_once(shape), read_again(shape)
+        once, again = batch_buffer(shape), tile_buffer(shape)
         assert once.shape == again.shape == shape
         assert once.ctypes.data % 64 == again.ctypes.data % 64 == 8
         assert once.flags.c_contiguous
@@ -104,17 +104,17 @@ def test_memory_begins_off_the_vectors(shape: tuple[int, ...]) -> None:
 
 def test_memory_is_used_again_when_no_view_of_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hagmil.runtime.memory.buffers._batches.kept", deque(maxlen=1))
-    first = written_once((50, 64, 64, 3))
+    first = batch_buffer((50, 64, 64, 3))
     place, view = first.ctypes.data, first[3]
     view[:] = 7
     del first
-    second = written_once((50, 64, 64, 3))
+    second = batch_buffer((50, 64, 64, 3))
     second[:] = 9
     assert (view == 7).all()  # still seen, so it is not lent
     del view
-    third = written_once((40, 64, 64, 3))  # a smaller one will do
+    third = batch_buffer((40, 64, 64, 3))  # a smaller one will do
     assert third.ctypes.data == place
-    fourth = written_once((40, 64, 64, 3))
+    fourth = batch_buffer((40, 64, 64, 3))
     assert not np.shares_memory(third, fourth)
 
 
@@ -123,23 +123,23 @@ def test_memory_that_is_much_too_large_or_too_small_is_not_used_again(monkeypatc
     monkeypatch.setattr("hagmil.runtime.memory.buffers._batches.kept", kept)
     for before, after in ((50, 20), (20, 50)):
         kept.clear()
-        written_once((before, 64, 64, 3))  # gone at once
+        batch_buffer((before, 64, 64, 3))  # gone at once
         (memory,) = kept
-        array = written_once((after, 64, 64, 3))
+        array = batch_buffer((after, 64, 64, 3))
         assert not np.shares_memory(array, memory)
 
 
 def test_memory_of_tiles_is_used_again_up_to_a_number_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: deque[NDArray[np.uint8]] = deque(maxlen=2)
     monkeypatch.setattr("hagmil.runtime.memory.buffers._tiles.kept", kept)
-    tiles = [read_again((256, 256, 3)) for _ in range(3)]
+    tiles = [tile_buffer((256, 256, 3)) for _ in range(3)]
     places = {tile.ctypes.data for tile in tiles}
     assert len(places) == 3
     tiles.clear()
     assert len(kept) == 2
-    assert read_again((256, 256, 3)).ctypes.data in places
+    assert tile_buffer((256, 256, 3)).ctypes.data in places
     kept.clear()
-    read_again((512, 512, 3))  # gone at once
+    tile_buffer((512, 512, 3))  # gone at once
     assert not kept
 
 
@@ -148,12 +148,12 @@ def test_nothing_is_kept_when_a_stages_model_may_need_it(monkeypatch: pytest.Mon
     tiles: deque[NDArray[np.uint8]] = deque(maxlen=2)
     monkeypatch.setattr("hagmil.runtime.memory.buffers._batches.kept", batches)
     monkeypatch.setattr("hagmil.runtime.memory.buffers._tiles.kept", tiles)
-    written_once((3, 64, 64, 3))  # gone at once
-    read_again((64, 64, 3))
+    batch_buffer((3, 64, 64, 3))  # gone at once
+    tile_buffer((64, 64, 3))
     assert (len(batches), len(tiles)) == (1, 1)
-    keep_nothing()
+    release_buffers()
     assert (len(batches), len(tiles)) == (0, 0)
 
 
 def test_no_patches_need_no_memory() -> None:
-    assert written_once((0, 64, 64, 3)).shape == (0, 64, 64, 3)
+    assert batch_buffer((0, 64, 64, 3)).shape == (0, 64, 64, 3)

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from hagmil.errors import UsageError
-from hagmil.runtime.patches.quadtree import child_rows, children, coarse_grid, parent_rows, parents
-from hagmil.runtime.slides.overview import mask_edges
+from hagmil.runtime.patches.quadtree import child_rows, children, coarse_grid
+from hagmil.runtime.slides.overview import pixel_edges
 from hagmil.runtime.tissue.mask import TissueMask
 from hagmil.units import Size
 
@@ -20,8 +20,8 @@ def mask_of(tissue: NDArray[np.bool_], size: Size) -> TissueMask:
     """A mask that covers a slide evenly."""
     return TissueMask(
         mask=tissue,
-        column_edges=mask_edges(size.width, tissue.shape[1], 1),
-        row_edges=mask_edges(size.height, tissue.shape[0], 1),
+        column_edges=pixel_edges(size.width, tissue.shape[1], 1),
+        row_edges=pixel_edges(size.height, tissue.shape[0], 1),
         downsample=size.width / tissue.shape[1],
         spacing_um=8.0,
         threshold=8,
@@ -94,14 +94,6 @@ def test_four_children_stand_in_column_order() -> None:
     ]
 
 
-@given(cells=corners, side=patch_sides, factor=factors)
-def test_parents_is_the_inverse_of_children(cells: NDArray[np.int64], side: int, factor: int) -> None:
-    coords = cells * side * factor
-    back = parents(children(coords, side * factor, factor), side * factor, factor)
-    assert back.dtype == np.int64
-    np.testing.assert_array_equal(back, coords)
-
-
 @given(cells=corners, side=patch_sides, factor=factors, data=st.data())
 def test_child_rows_are_the_rows_of_the_children(
     cells: NDArray[np.int64], side: int, factor: int, data: st.DataObject
@@ -112,7 +104,7 @@ def test_child_rows_are_the_rows_of_the_children(
     table = children(coords, side * factor, factor)
     chosen = child_rows(rows, factor)
     np.testing.assert_array_equal(table[chosen], children(coords[rows], side * factor, factor))
-    np.testing.assert_array_equal(parent_rows(chosen, factor), np.repeat(rows, factor * factor))
+    np.testing.assert_array_equal(chosen // factor**2, np.repeat(rows, factor**2))
 
 
 def test_child_rows_of_patch_i_are_four_i_and_the_next_three() -> None:
@@ -156,7 +148,7 @@ def test_a_slide_without_tissue_has_no_rows_in_any_stage(min_share: float) -> No
     size = Size(640, 480)
     coarse = coarse_grid(size, 64, mask_of(np.zeros((6, 8), dtype=np.bool_), size), min_share)
     fine = children(coarse, 64, 2)
-    for coords in (coarse, fine, parents(fine, 64, 2)):
+    for coords in (coarse, fine):
         assert coords.shape == (0, 2)
         assert coords.dtype == np.int64
     assert child_rows(np.zeros(0, dtype=np.int64), 2).shape == (0,)
@@ -165,15 +157,3 @@ def test_a_slide_without_tissue_has_no_rows_in_any_stage(min_share: float) -> No
 def test_a_side_that_does_not_divide_is_an_error() -> None:
     with pytest.raises(UsageError, match="257 level-0 pixels does not divide into 2"):
         children(np.array([[0, 0]]), 257, 2)
-
-
-def test_an_incomplete_family_has_no_parent() -> None:
-    with pytest.raises(UsageError, match="3 rows are not whole families of 4"):
-        parents(children(np.array([[0, 0]]), 256, 2)[:3], 256, 2)
-
-
-def test_a_family_in_another_order_is_named_by_its_rows() -> None:
-    rows = children(np.array([[0, 0], [256, 0]]), 256, 2)
-    rows[[5, 6]] = rows[[6, 5]]
-    with pytest.raises(UsageError, match="rows 4 to 7 are not the children of one patch"):
-        parents(rows, 256, 2)

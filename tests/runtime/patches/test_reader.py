@@ -12,7 +12,8 @@ from PIL import Image
 from hagmil.runtime.patches import reader as patch_reader
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patches.reader import SlidePatchReader, read_into, read_patch
-from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.slide import Slide
 from tests.runtime.slide_files import picture, save_pyramid
 
 PATCH_PX = 32

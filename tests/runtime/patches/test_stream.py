@@ -19,7 +19,8 @@ from hagmil.errors import SlideFailed, UsageError
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patches.reader import SlidePatchReader, read_into
 from hagmil.runtime.patches.stream import StreamStalls, stream_patches
-from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.slide import Slide
 from hagmil.units import Level, Size
 from tests.runtime.slide_files import JPEG, TiffPage, picture, write_tiff
 

@@ -16,8 +16,9 @@ from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patches.quadtree import reading_order
 from hagmil.runtime.patches.reader import footprint, read_into
 from hagmil.runtime.patches.stream import stream_patches
-from hagmil.runtime.patches.tile_reader import PatchSource, TilePatchReader, tile_uses
-from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.patches.tile_reader import PatchReaderFactory, TilePatchReader, patches_per_tile
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.tiles import (
     cache as tile_cache,
 )
@@ -83,15 +84,15 @@ def by_engine(
     """All patches, and how many tiles were decoded for them; none of these is held when they are read."""
     found = np.zeros((len(coords), geometry.patch_px, geometry.patch_px, 3), np.uint8)
     order = reading_order(coords, geometry.patch_level0)
-    with PatchSource(slide, geometry, coords, cache_bytes) as source:
+    with PatchReaderFactory(slide, geometry, coords, cache_bytes) as factory:
         stream = stream_patches(
-            slide, geometry, coords[order], batch_size=24, threads=threads, make_reader=source.reader
+            slide, geometry, coords[order], batch_size=24, threads=threads, make_reader=factory.make_reader
         )
         with closing(stream) as batches:
             for batch in batches:
                 found[order[batch.rows]] = batch.patches
-        assert source.cache is None or source.cache.held == 0
-        return found, source.decoded_tiles
+        assert factory.cache is None or factory.cache.held == 0
+        return found, factory.decoded_tiles
 
 
 def plainly(slide: Slide, geometry: StageGeometry, coords: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -145,8 +146,8 @@ def test_means_are_taken_tile_by_tile_where_no_square_lies_in_two(
     with open_slide(aperio) as slide:
         geometry = replace(plan(slide, stage_um, 64), level=0, downsample=1.0)
         coords = grid(slide, geometry, offset)
-        with PatchSource(slide, geometry, coords) as source:
-            reader = source.reader(slide, geometry)
+        with PatchReaderFactory(slide, geometry, coords) as factory:
+            reader = factory.make_reader(slide, geometry)
             assert isinstance(reader, TilePatchReader)
             assert reader.tile_by_tile(footprint(geometry).corners(coords)) is expected
 
@@ -261,7 +262,7 @@ def test_uses_are_the_patches_that_touch_a_tile(jpeg_pyramid: Path, stage_um: fl
                     right, lower = min((column + 1) * SIDE, tiles.width), min((row + 1) * SIDE, tiles.height)
                     across = x < right and column * SIDE < x + seen.side_px
                     expected[row, column] += across and y < lower and row * SIDE < y + seen.side_px
-        assert tile_uses(tiles, seen, coords).tolist() == expected.ravel().tolist()
+        assert patches_per_tile(tiles, seen, coords).tolist() == expected.ravel().tolist()
         tiles.close()
 
 
@@ -270,12 +271,12 @@ def test_nothing_is_held_when_all_patches_are_read(jpeg_pyramid: Path) -> None:
         for stage_um in (0.5, 0.8):
             geometry = plan(slide, stage_um, 60)
             coords = grid(slide, geometry, 11)
-            with PatchSource(slide, geometry, coords) as source:
-                reader = source.reader(slide, geometry)
+            with PatchReaderFactory(slide, geometry, coords) as factory:
+                reader = factory.make_reader(slide, geometry)
                 out = np.empty((len(coords), 60, 60, 3), np.uint8)
                 reader.read_into(coords, out)
-                assert source.cache is not None
-                assert source.cache.held == 0
+                assert factory.cache is not None
+                assert factory.cache.held == 0
 
 
 def test_a_damaged_tile_fails_and_says_where(tmp_path: Path) -> None:
@@ -307,10 +308,10 @@ def test_a_file_that_shrank_after_it_was_opened_fails(tmp_path: Path, jpeg_pyram
     with open_slide(path) as slide:
         geometry = plan(slide, 0.5, SIDE)
         coords = grid(slide, geometry, 0)
-        with PatchSource(slide, geometry, coords) as source:
+        with PatchReaderFactory(slide, geometry, coords) as factory:
             with path.open("r+b") as file:
                 file.truncate(64)
             with pytest.raises(SlideFailed, match="damaged"):
-                source.reader(slide, geometry).read_into(coords, np.empty((len(coords), SIDE, SIDE, 3), np.uint8))
+                factory.make_reader(slide, geometry).read_into(coords, np.empty((len(coords), SIDE, SIDE, 3), np.uint8))
         with pytest.raises(SlideFailed, match="level 0"):
             slide.encoded_tiles(0)

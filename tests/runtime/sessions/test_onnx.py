@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
 from hagmil.runtime.bench.machine import rss_mb
-from hagmil.runtime.memory.heap import give_back_free_memory
+from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.onnx import available_providers
 from tests.runtime.small_bundle import backbone_graph, stage_graph
@@ -166,7 +166,7 @@ def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:
 
 def resident_mb() -> float:
     """What this process has, without what is free in its heap."""
-    give_back_free_memory()
+    trim_heap()
     return rss_mb()
 
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideError, SlideFailed, SlideRejected, UsageError
 from hagmil.runtime.slides import vips_reader
+from hagmil.runtime.slides.open import dicom_series, open_slide
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader
-from hagmil.runtime.slides.reader_base import SlideReader, decide_spacing
-from hagmil.runtime.slides.slide import Slide, dicom_series, open_slide, require_spacing
+from hagmil.runtime.slides.slide import Slide, require_spacing
+from hagmil.runtime.slides.spacing import resolve_spacing
 from hagmil.runtime.slides.vips_reader import VipsReader
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory
 from tests.runtime.slide_files import (
@@ -90,9 +91,9 @@ def any_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return shared / "slides" / str(request.param)
 
 
-def reader(path: Path, spacing_um: float | None = None) -> SlideReader:
+def reader(path: Path, spacing_um: float | None = None) -> Slide:
     slide = open_slide(path, spacing_um=spacing_um)
-    assert isinstance(slide, SlideReader)
+    assert isinstance(slide, Slide)
     return slide
 
 
@@ -118,9 +119,9 @@ def test_the_facts_agree_with_openslide(any_path: Path) -> None:
         assert ours.objective_power == (None if power is None else float(power))
         spacing = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
         if spacing[0] is None:
-            assert ours.facts.spacing_xy_um is None
+            assert ours.metadata.spacing_xy_um is None
         else:
-            assert ours.facts.spacing_xy_um == pytest.approx([float(value) for value in spacing if value], rel=1e-9)
+            assert ours.metadata.spacing_xy_um == pytest.approx([float(value) for value in spacing if value], rel=1e-9)
 
 
 def test_the_pixels_agree_with_openslide(any_path: Path) -> None:
@@ -169,9 +170,7 @@ def test_a_region_around_the_whole_slide_has_a_white_margin(exact_path: Path, pi
         ("gap", OpenSlideReader),
     ],
 )
-def test_the_reader_is_chosen_by_content_whatever_the_name_says(
-    tmp_path: Path, kind: str, kept: type[SlideReader]
-) -> None:
+def test_the_reader_is_chosen_by_content_whatever_the_name_says(tmp_path: Path, kind: str, kept: type[Slide]) -> None:
     for name in ("a.svs", "a.ndpi", "a.tif", "a.mrxs", "plain"):
         path = shutil.copy(make(tmp_path, kind), tmp_path / name)
         with open_slide(Path(path)) as slide:
@@ -187,9 +186,9 @@ def test_formats_that_libvips_must_not_read_go_to_openslide(shared: Path, tmp_pa
 
 
 def test_the_chosen_reader_is_logged(pyramid_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "hagmil.runtime.slides.slide"), open_slide(pyramid_path):
+    with caplog.at_level(logging.DEBUG, "hagmil.runtime.slides.open"), open_slide(pyramid_path):
         pass
-    assert "libvips reads it" in caplog.text
+    assert "read by libvips" in caplog.text
 
 
 def test_the_extra_pages_of_an_aperio_file_are_neither_levels_nor_opened(
@@ -335,7 +334,7 @@ def test_a_small_image_before_the_large_one_is_not_taken_for_the_slide(tmp_path:
 def test_only_a_spacing_that_a_microscope_can_have_is_believed(
     xy_um: tuple[float, float] | None, expected: float | None
 ) -> None:
-    spacing = decide_spacing("a.svs", xy_um, None)
+    spacing = resolve_spacing("a.svs", xy_um, None)
     assert spacing.um == (None if expected is None else pytest.approx(expected))
     assert spacing.source == (None if expected is None else "metadata")
 
@@ -383,9 +382,9 @@ def test_a_slide_without_spacing_is_rejected_where_one_is_required(tmp_path: Pat
 
 def test_a_default_of_72_dots_per_inch_is_no_spacing(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     with reader(shared / "slides" / "boxes.tiff") as slide:
-        assert slide.facts.spacing_xy_um == pytest.approx((352.78, 352.78), abs=0.01)
+        assert slide.metadata.spacing_xy_um == pytest.approx((352.78, 352.78), abs=0.01)
         assert slide.spacing_um is None
-    assert "left aside" in caplog.text
+    assert "ignoring the spacing" in caplog.text
 
 
 def test_an_aperio_number_may_have_a_decimal_comma(tmp_path: Path) -> None:
@@ -430,6 +429,12 @@ def test_what_is_no_slide_fails_with_one_clear_line(tmp_path: Path, kind: str) -
         open_slide(broken(tmp_path, None, kind))
     assert caught.value.code == "unreadable"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["tiff header only", "cut", "endless directories"])
+def test_a_damaged_tiff_file_is_reported_as_cut_off_or_damaged(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(SlideFailed, match="the file is cut off or damaged; copy it again"):
+        open_slide(broken(tmp_path, None, kind))
 
 
 @pytest.mark.parametrize("kind", ["broken.svs", "unopenable.tiff"])

@@ -116,7 +116,7 @@ def test_memory_that_runs_out_is_an_error_of_a_thread_that_has_nothing_on_loan(m
     def fails(shape: tuple[int, ...]) -> Any:
         raise MemoryError(shape)
 
-    monkeypatch.setattr(tile_cache, "read_again", fails)
+    monkeypatch.setattr(tile_cache, "tile_buffer", fails)
     wanted = {1: 1, 0: 1, 2: 1}
     acquired = cache.acquire(wanted)
     assert acquired.indices == [1]

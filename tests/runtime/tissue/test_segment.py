@@ -18,8 +18,9 @@ from scipy import ndimage
 
 from hagmil.errors import SlideRejected
 from hagmil.runtime.slides import overview as overview_module
-from hagmil.runtime.slides.overview import average_down, mask_edges, plan_overview, read_overview
-from hagmil.runtime.slides.slide import Slide, open_slide
+from hagmil.runtime.slides.open import open_slide
+from hagmil.runtime.slides.overview import average_blocks, pixel_edges, plan_overview, read_overview
+from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.tissue.kernels.cupy_gpu import CupyKernels
 from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 from hagmil.runtime.tissue.kernels.protocol import MaskKernels
@@ -297,7 +298,7 @@ def test_the_nearest_finer_level_is_read_and_whole_pixels_averaged(
     group_px=st.integers(1, 11),
 )
 def test_pixels_are_averaged_in_squares_and_what_is_left_at_the_edges(rgb: NDArray[np.uint8], group_px: int) -> None:
-    result = average_down(rgb, group_px)
+    result = average_blocks(rgb, group_px)
     height, width, _ = rgb.shape
     assert result.shape == (-(-height // group_px), -(-width // group_px), 3)
     for row, column in np.ndindex(*result.shape[:2]):
@@ -359,7 +360,7 @@ def test_the_edges_of_a_mask_rise_from_the_slides_edge_to_the_other(
     level0_px: int, ratio: float, group_px: int
 ) -> None:
     level_px = max(1, round(level0_px / ratio))
-    edges = mask_edges(level0_px, level_px, group_px)
+    edges = pixel_edges(level0_px, level_px, group_px)
     assert (edges[0], edges[-1]) == (0, level0_px)
     assert len(edges) == -(-level_px // group_px) + 1
     assert (np.diff(edges) > 0).all()
@@ -371,8 +372,8 @@ def masks_on_slides(draw: st.DrawFn) -> TissueMask:
     tissue = draw(hnp.arrays(np.bool_, st.tuples(st.integers(1, 8), st.integers(1, 8))))
     return TissueMask(
         mask=tissue,
-        column_edges=mask_edges(width, tissue.shape[1], 1),
-        row_edges=mask_edges(height, tissue.shape[0], 1),
+        column_edges=pixel_edges(width, tissue.shape[1], 1),
+        row_edges=pixel_edges(height, tissue.shape[0], 1),
         downsample=width / tissue.shape[1],
         spacing_um=8.0,
         threshold=8,
