@@ -1,4 +1,4 @@
-"""A bundle opens only when every file is what its manifest says."""
+"""Bundles: manifest, digests and folders."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_untouched_bundle_opens(folder: Path) -> None:
+def test_an_unaltered_bundle_opens(folder: Path) -> None:
     manifest = _manifest(folder)
     write_manifest(folder, manifest)
-    assert open_bundle(folder).manifest == manifest
+    assert open_bundle(str(folder)).manifest == manifest
 
 
-def test_one_flipped_bit_is_refused(folder: Path) -> None:
+def test_a_flipped_bit_is_rejected(folder: Path) -> None:
     write_manifest(folder, _manifest(folder))
     data = bytearray((folder / "1um.onnx").read_bytes())
     data[17] ^= 1
@@ -76,21 +76,21 @@ def test_one_flipped_bit_is_refused(folder: Path) -> None:
     assert caught.value.code == "digest_mismatch"
 
 
-def test_a_missing_file_is_named(folder: Path) -> None:
+def test_the_error_names_a_missing_file(folder: Path) -> None:
     write_manifest(folder, _manifest(folder))
     (folder / "2um.onnx").unlink()
     with pytest.raises(BundleError, match=r"2um\.onnx is missing"):
         open_bundle(folder)
 
 
-def test_a_changed_manifest_changes_the_bundle_digest(folder: Path) -> None:
+def test_a_changed_manifest_changes_the_digest_of_the_bundle(folder: Path) -> None:
     write_manifest(folder, _manifest(folder))
     before = open_bundle(folder).sha256
     write_manifest(folder, _manifest(folder, intended_use="something else"))
     assert open_bundle(folder).sha256 != before
 
 
-def test_a_folder_without_or_with_a_broken_manifest_is_no_bundle(folder: Path) -> None:
+def test_a_folder_with_a_missing_or_invalid_manifest_is_rejected(folder: Path) -> None:
     with pytest.raises(BundleError, match=r"has no bundle\.json"):
         open_bundle(folder)
     (folder / "bundle.json").write_text('{"format": "hagmil-bundle"}')
@@ -99,7 +99,7 @@ def test_a_folder_without_or_with_a_broken_manifest_is_no_bundle(folder: Path) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         (
             {
@@ -115,32 +115,32 @@ def test_a_folder_without_or_with_a_broken_manifest_is_no_bundle(folder: Path) -
             {"stages": (Stage(name="a", spacing_um=1.0, onnx="other.onnx"),)},
             r"not listed in files: other\.onnx",
         ),
-        ({"kind": "hmil"}, "kind hmil has a hierarchy"),
+        ({"kind": "hmil"}, "kind hmil requires a hierarchy"),
         (
             {"hierarchy": Hierarchy(coarse=("a", "b"), fine=("c", "d"), fine_to_coarse=(0, 1))},
             "classes must be the hierarchy's fine classes",
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(folder: Path, changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_an_inconsistent_manifest_is_rejected(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         _manifest(folder, **changes)
 
 
-def test_a_hierarchy_gives_every_fine_class_a_parent() -> None:
-    with pytest.raises(ValidationError, match="for each fine one"):
+def test_every_fine_class_needs_a_coarse_class() -> None:
+    with pytest.raises(ValidationError, match="for each fine class"):
         Hierarchy(coarse=("a", "b"), fine=("c", "d", "e"), fine_to_coarse=(0, 1))
     with pytest.raises(ValidationError, match="every coarse class"):
         Hierarchy(coarse=("a", "b"), fine=("c", "d"), fine_to_coarse=(0, 0))
 
 
-def test_the_published_schema_is_the_code_s_and_accepts_a_manifest(folder: Path) -> None:
+def test_the_published_schema_is_current_and_accepts_a_manifest(folder: Path) -> None:
     published = REPOSITORY / "docs" / "schemas" / "bundle.schema.json"
     assert published.read_text() == manifest_schema()
     jsonschema.validate(json.loads(_manifest(folder).model_dump_json()), json.loads(published.read_text()))
 
 
-def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_new_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     with pytest.raises(ZeroDivisionError), new_folder(target) as staging:
         (staging / "a").write_text(str(1 / 0))
@@ -151,11 +151,11 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (target / "a").read_text() == "a"
 
 
-def test_a_folder_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(UsageError, match="there already"), new_folder(target):
+    with pytest.raises(UsageError, match="exists; choose another folder"), new_folder(target):
         pass
     with new_folder(target, overwrite=True) as staging:
         (staging / "new").write_text("new")

@@ -56,7 +56,7 @@ def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_bundle_is_exit_4(tmp_path: Path) -> None:
     done = hagmil("infer", "slide.svs", "--model", tmp_path, cwd=tmp_path)
     assert done.returncode == 4
-    assert "is no bundle" in done.stderr
+    assert "is not a bundle" in done.stderr
 
 
 def test_doctor_tells_versions_and_what_is_missing() -> None:

@@ -183,7 +183,7 @@ def test_options_that_do_not_fit_are_usage_errors(options: list[str], words: str
 
 def test_quantization_goes_with_int8_alone(report: ExportReport) -> None:
     manifest = report.bundle.manifest.model_dump(mode="json")
-    with pytest.raises(ValueError, match="quantization goes with precision int8"):
+    with pytest.raises(ValueError, match="quantization requires precision int8"):
         type(report.bundle.manifest).model_validate(manifest | {"precision": "fp32"})
     assert open_bundle(report.bundle.path).manifest.quantization is not None
 
