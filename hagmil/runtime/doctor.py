@@ -10,7 +10,7 @@ from typing import Literal
 from hagmil._versions import installed_version
 from hagmil.errors import EnvironmentLacks
 
-State = Literal["ok", "missing", "optional"]
+FindingState = Literal["ok", "missing", "optional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Finding:
     """
 
     name: str
-    state: State
+    state: FindingState
     detail: str
 
 

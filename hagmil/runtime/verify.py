@@ -30,8 +30,8 @@ from hagmil.runtime.sessions.onnx_header import read_onnx_header
 from hagmil.selftest import BACKBONE, SelfTestCase, read_selftest
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, DYNAMIC_AXES, STAGE_INPUTS, STAGE_OUTPUTS, TensorSpec
 
-State = Literal["ok", "failed", "skipped", "note"]
-Part = Literal["manifest", "file", "graph", "self-test", "engine"]
+CheckState = Literal["ok", "failed", "skipped", "note"]
+BundlePart = Literal["manifest", "file", "graph", "self-test", "engine"]
 _SIDES = ("height", "width")  # a backbone may fix them, at the bundle's patch size
 _ALTERED = "not tried, because files were altered or are missing"
 
@@ -39,9 +39,9 @@ _ALTERED = "not tried, because files were altered or are missing"
 class Check(FrozenModel):
     """One thing that was looked at."""
 
-    part: Part
+    part: BundlePart
     subject: str = Field(description="a file, or a tensor of a graph")
-    state: State = Field(description="note: worth knowing, and no fault of the bundle")
+    state: CheckState = Field(description="note: worth knowing, and no fault of the bundle")
     detail: str
 
 
@@ -114,7 +114,7 @@ def _report(bundle: Bundle, provider: str, checks: Sequence[Check]) -> VerifyRep
     return VerifyReport(bundle=str(bundle.path), bundle_sha256=bundle.sha256, provider=provider, checks=tuple(checks))
 
 
-def _skipped(part: Part, subject: str) -> Check:
+def _skipped(part: BundlePart, subject: str) -> Check:
     return Check(part=part, subject=subject, state="skipped", detail=_ALTERED)
 
 

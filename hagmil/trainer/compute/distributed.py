@@ -1,7 +1,7 @@
 """Several processes that train one model, started by ``torchrun``: who is who, and what they tell one another.
 
 1. Every process holds all models and takes its share of each step's slides
-(:func:`hagmil.trainer.training.sampling.shares`).
+(:func:`hagmil.trainer.training.sampling.steps_of_rank`).
 2. Before an optimiser's step the gradients are averaged, so all take the same step and keep the same weights.
 3. An evaluation shares its slides out without repeating any; the verdicts are gathered by the slides' places.
 4. Rank 0 alone writes files and tells of progress.
@@ -38,17 +38,17 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class ProcessGroup:
     """This process among those that train together.
 
     Args:
         rank: which one, from 0.
-        count: how many there are.
+        world_size: number of processes.
         device: where this one computes.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - it cannot be changed
 
     @property
@@ -59,7 +59,7 @@ class Ranks:
     def average_gradients(self, model: nn.Module) -> None:
         """Replace each parameter's gradient by its mean over processes (step 2); one without a gradient counts as 0,
         unless no process has one."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         parameters = list(model.parameters())
         used = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
@@ -67,24 +67,24 @@ class Ranks:
         flat = self._sum(torch.cat([used, *(gradient.flatten() for gradient in own)]))
         users, *sums = torch.split(flat, [len(parameters), *(parameter.numel() for parameter in parameters)])
         for parameter, total, is_used in zip(parameters, sums, users.tolist(), strict=True):
-            parameter.grad = (total / self.count).view_as(parameter) if is_used else None
+            parameter.grad = (total / self.world_size).view_as(parameter) if is_used else None
 
-    def means(self, values: Sequence[float]) -> tuple[float, ...]:
+    def mean(self, values: Sequence[float]) -> tuple[float, ...]:
         """The means over processes of some numbers; the same on all of them."""
-        if self.count == 1:
+        if self.world_size == 1:
             return tuple(values)
         total = self._sum(torch.tensor(values, dtype=torch.float64, device=self.device))
-        return tuple((total / self.count).tolist())
+        return tuple((total / self.world_size).tolist())
 
     def any(self, flag: bool) -> bool:
         """Whether it is true of any process; none goes on before all have come here."""
-        return flag if self.count == 1 else bool(self._sum(torch.tensor(int(flag), device=self.device)).item())
+        return flag if self.world_size == 1 else bool(self._sum(torch.tensor(int(flag), device=self.device)).item())
 
-    def gather(self, own: _T) -> list[_T]:
+    def all_gather(self, own: _T) -> list[_T]:
         """What each process has, by rank; the same on all of them."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [own]
-        found: list[_T | None] = [None] * self.count
+        found: list[_T | None] = [None] * self.world_size
         with _told_of_loss():
             distributed.all_gather_object(found, own)
         return [one for one in found if one is not None]
@@ -95,12 +95,12 @@ class Ranks:
         return values
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 """One process, on the CPU or wherever it likes."""
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def join_process_group(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that were started together, if any were: gloo on the CPU, NCCL on GPUs.
 
     An inner ``joined`` finds what the outer one made.
@@ -114,7 +114,7 @@ def joined(device: str) -> Iterator[Ranks]:
             of them than GPUs.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield Ranks(device=torch.device(device))
+        yield ProcessGroup(device=torch.device(device))
         return
     if distributed.is_initialized():
         yield _this_process(device)
@@ -139,8 +139,8 @@ def joined(device: str) -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-def _this_process(device: str) -> Ranks:
-    return Ranks(distributed.get_rank(), distributed.get_world_size(), _own_device(device))
+def _this_process(device: str) -> ProcessGroup:
+    return ProcessGroup(distributed.get_rank(), distributed.get_world_size(), _own_device(device))
 
 
 def _own_device(device: str) -> torch.device:

@@ -12,7 +12,7 @@ import torch
 
 from hagmil.errors import EnvironmentLacks
 
-Precision = Literal["fp32", "bf16"]
+TrainingPrecision = Literal["fp32", "bf16"]
 
 _FIRST_WITH_BF16 = (8, 0)
 """Compute capability; older GPUs only emulate it."""
@@ -20,7 +20,7 @@ _FIRST_WITH_BF16 = (8, 0)
 _Output = TypeVar("_Output", bound=NamedTuple)
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
+def check_precision(precision: TrainingPrecision, device: torch.device) -> None:
     """See that a device has what was asked for; every CPU has bfloat16, if not a fast one.
 
     Raises:
@@ -33,7 +33,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise EnvironmentLacks(f'precision: bf16 was asked for, but "{name}" has no bfloat16; use precision: fp32')
 
 
-def mixed(precision: Precision, device: torch.device) -> torch.autocast:
+def autocast(precision: TrainingPrecision, device: torch.device) -> torch.autocast:
     """A context for a training step's forward pass; with fp32 it changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hagmil.bundle import Hierarchy
 from hagmil.errors import UsageError
-from hagmil.trainer.compute.mixed_precision import Precision
+from hagmil.trainer.compute.mixed_precision import TrainingPrecision
 from hagmil.trainer.config.sections import (
     AlignmentConfig,
     CascadeConfig,
@@ -77,7 +77,7 @@ class HagMilConfig(_Training):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="cpu", pattern=_DEVICE)
     threads: int | None = Field(default=None, ge=1, description=_THREADS)
-    precision: Precision = Field(default="fp32", description=_PRECISION)
+    precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
     checkpoint_blocks_above: int | None = Field(
         default=16384,
         ge=0,
@@ -113,7 +113,7 @@ class HmilTrainingConfig(_Training):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="cpu", pattern=_DEVICE)
     threads: int | None = Field(default=None, ge=1, description=_THREADS)
-    precision: Precision = Field(default="fp32", description=_PRECISION)
+    precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
 
     def class_names(self) -> tuple[str, ...]:
         """The fine classes in the order of their logits."""

@@ -15,12 +15,12 @@ from hagmil.trainer.data.cohort import Bag
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SlideScore:
     """What the models say of a slide.
 
     Args:
         probabilities: float64 (classes,); with a hierarchy those of the fine classes.
-        losses: cross entropies without smoothing, named by the method's ``verdict_names``; the last is the
+        losses: cross entropies without smoothing, named by the method's ``validation_loss_names``; the last is the
             verdict's.
         coarse_probabilities: float64 (coarse,), of the coarse classes' own logits; None without a hierarchy.
     """
@@ -54,7 +54,7 @@ class Method(Protocol):
         ...
 
     @property
-    def verdict_names(self) -> tuple[str, ...]:
+    def validation_loss_names(self) -> tuple[str, ...]:
         """Names of a verdict's losses."""
         ...
 
@@ -74,7 +74,7 @@ class Method(Protocol):
         """
         ...
 
-    def classify_slide(self, bag: Bag) -> Verdict:
+    def classify_slide(self, bag: Bag) -> SlideScore:
         """Take one slide through the models as deployment does; its label is used for the losses alone."""
         ...
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.optim import Adam
 
 from hagmil.errors import UsageError
-from hagmil.trainer.compute.distributed import ALONE, Ranks
-from hagmil.trainer.compute.mixed_precision import in_float32, mixed
+from hagmil.trainer.compute.distributed import SINGLE_PROCESS, ProcessGroup
+from hagmil.trainer.compute.mixed_precision import autocast, in_float32
 from hagmil.trainer.config.training import HagMilConfig
 from hagmil.trainer.data.cohort import Bag, CohortStage
 from hagmil.trainer.losses.alignment import stage_alignment_loss, verdict_alignment_loss
 from hagmil.trainer.losses.hierarchy import membership
 from hagmil.trainer.losses.instance import bag_loss, instance_loss
-from hagmil.trainer.methods.base import Verdict, check_finite
+from hagmil.trainer.methods.base import SlideScore, check_finite
 from hagmil.trainer.methods.selection import child_rows, keep_highest
 from hagmil.trainer.models.build import cascade_models
 from hagmil.trainer.models.iat import IntegratedAttentionTransformer, TrainingOutput
@@ -39,7 +39,7 @@ class HagMil:
         stages: coarse to fine.
         feature_dim: length of a feature vector.
         classes: number of classes; with a hierarchy of fine classes.
-        ranks: the processes that train together.
+        group: the processes that train together.
 
     Raises:
         UsageError: a hierarchy, and no coarse stage for its coarse classes.
@@ -53,10 +53,10 @@ class HagMil:
         stages: tuple[CohortStage, ...],
         feature_dim: int,
         classes: int,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.config = config
-        self.ranks = ranks
+        self.group = group
         self.stages = stages
         self.device = torch.device(config.device)
         self.hierarchy = hierarchy = config.label_hierarchy()
@@ -78,7 +78,7 @@ class HagMil:
             for model in self.models
         ]
         self.loss_names = tuple(stage.name for stage in stages)
-        self.verdict_names = self.loss_names
+        self.validation_loss_names = self.loss_names
 
     def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:  # noqa: ARG002 - HMIL's need it
         """Train every stage on one slide; see :class:`~hagmil.trainer.methods.base.Method`."""
@@ -111,7 +111,7 @@ class HagMil:
             self._check_finite(losses[-1], bag, index)
             optimiser.zero_grad(set_to_none=True)  # step 2
             loss.backward()  # type: ignore[no-untyped-call]
-            self.ranks.average_gradients(model)
+            self.group.average_gradients(model)
             optimiser.step()
             attention = output.attention.detach()
             parents = attention[keep_highest(attention, self.config.cascade.keep_train)]
@@ -119,7 +119,7 @@ class HagMil:
         return tuple(losses)
 
     @torch.inference_mode()
-    def classify_slide(self, bag: Bag) -> Verdict:
+    def classify_slide(self, bag: Bag) -> SlideScore:
         """Run the cascade on one slide as deployment does.
 
         Args:
@@ -140,7 +140,7 @@ class HagMil:
             probabilities.append(tuple(torch.softmax(logits.double(), dim=0).tolist()))
             rows = self._next_rows(attention, rows, index, self.config.cascade.keep_validation)
         coarse = probabilities[-2] if self.hierarchy is not None else None
-        return Verdict(probabilities[-1], tuple(losses), coarse)  # step 4
+        return SlideScore(probabilities[-1], tuple(losses), coarse)  # step 4
 
     def _bag(self, bag: Bag, index: int, rows: Tensor | None) -> Tensor:
         """Step 1: float32 (patches, feature_dim); always a fresh copy, aligned alike, for the same bits."""
@@ -152,7 +152,7 @@ class HagMil:
         """A training step's forward pass, its outputs in float32."""
         above = self.config.checkpoint_blocks_above
         checkpoint_blocks = above is not None and len(features) > above
-        with mixed(self.config.precision, self.device):
+        with autocast(self.config.precision, self.device):
             return in_float32(model.forward_training(features, checkpoint_blocks=checkpoint_blocks))
 
     def _stage_label(self, label: int, index: int) -> int:

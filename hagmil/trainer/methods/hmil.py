@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from hagmil.errors import UsageError
-from hagmil.trainer.compute.distributed import ALONE, Ranks
-from hagmil.trainer.compute.mixed_precision import in_float32, mixed
+from hagmil.trainer.compute.distributed import SINGLE_PROCESS, ProcessGroup
+from hagmil.trainer.compute.mixed_precision import autocast, in_float32
 from hagmil.trainer.config.training import HmilTrainingConfig
 from hagmil.trainer.data.cohort import Bag, CohortStage
 from hagmil.trainer.losses.hmil import HmilLosses, batch_bags, hmil_losses
-from hagmil.trainer.methods.base import Verdict, check_finite
+from hagmil.trainer.methods.base import SlideScore, check_finite
 from hagmil.trainer.models.build import hmil_model
 
 
@@ -33,17 +33,21 @@ class Hmil:
         config: the training's configuration.
         stages: of the features; there must be one.
         feature_dim: length of a feature vector.
-        ranks: the processes that train together.
+        group: the processes that train together.
 
     Raises:
         UsageError: the features have more than one stage.
     """
 
     loss_names = (*HmilLosses._fields[1:], HmilLosses._fields[0])
-    verdict_names = ("coarse", "fine")
+    validation_loss_names = ("coarse", "fine")
 
     def __init__(
-        self, config: HmilTrainingConfig, stages: tuple[CohortStage, ...], feature_dim: int, ranks: Ranks = ALONE
+        self,
+        config: HmilTrainingConfig,
+        stages: tuple[CohortStage, ...],
+        feature_dim: int,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         if len(stages) != 1:
             names = ", ".join(stage.name for stage in stages)
@@ -52,7 +56,7 @@ class Hmil:
                 f"data.stages=[{stages[-1].name}]"
             )
         self.config = config
-        self.ranks = ranks
+        self.group = group
         self.hierarchy = config.label_hierarchy()
         self.device = torch.device(config.device)
         self.batch_size = config.schedule.batch_size
@@ -64,7 +68,7 @@ class Hmil:
     def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:
         """One step on a batch of slides; see :class:`~hagmil.trainer.methods.base.Method`."""
         self.model.train()
-        with mixed(self.config.precision, self.device):
+        with autocast(self.config.precision, self.device):
             outputs = [in_float32(self.model.forward_training(self._rows(bag))) for bag in bags]  # step 1
         losses = hmil_losses(  # step 2
             batch_bags(outputs),
@@ -79,19 +83,19 @@ class Hmil:
         (optimiser,) = self.optimisers
         optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
-        self.ranks.average_gradients(self.model)
+        self.group.average_gradients(self.model)
         optimiser.step()
         return found
 
     @torch.inference_mode()
-    def classify_slide(self, bag: Bag) -> Verdict:
+    def classify_slide(self, bag: Bag) -> SlideScore:
         """Take one slide through the model; see :class:`~hagmil.trainer.methods.base.Method`."""
         self.model.eval()
         output = self.model(self._rows(bag))
         coarse_label = self.hierarchy.fine_to_coarse[bag.label]
         losses = (_cross_entropy(output.coarse_logits, coarse_label), _cross_entropy(output.fine_logits, bag.label))
         self._check_finite(losses[-1], [bag])
-        return Verdict(_probabilities(output.fine_logits), losses, _probabilities(output.coarse_logits))  # step 3
+        return SlideScore(_probabilities(output.fine_logits), losses, _probabilities(output.coarse_logits))  # step 3
 
     def _rows(self, bag: Bag) -> Tensor:
         """float32 (patches, feature_dim); always a fresh copy, aligned alike, for the same bits."""

@@ -68,7 +68,7 @@ class HmilTrainingOutput(NamedTuple):
     fine_embedding: Tensor
 
 
-class ClassAttention(nn.Module):
+class GatedClassAttention(nn.Module):
     """Gated attention with a score a class, softmaxed over patches (step 3).
 
     Args:
@@ -113,8 +113,8 @@ class HierarchicalMil(nn.Module):
             nn.Linear(config.bottleneck_width, feature_dim),
         )
         self.reduce = nn.Linear(feature_dim, config.fine_width)
-        self.coarse_attention = ClassAttention(feature_dim, config.coarse_gate_width, coarse, config.gate_dropout)
-        self.fine_attention = ClassAttention(config.fine_width, config.fine_gate_width, fine, config.gate_dropout)
+        self.coarse_attention = GatedClassAttention(feature_dim, config.coarse_gate_width, coarse, config.gate_dropout)
+        self.fine_attention = GatedClassAttention(config.fine_width, config.fine_gate_width, fine, config.gate_dropout)
         self.coarse_classifier = nn.Linear(feature_dim, 1)
         self.fine_classifier = nn.Linear(config.fine_width, 1)
         self.apply(_initialise)

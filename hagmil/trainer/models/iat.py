@@ -93,7 +93,7 @@ class _BlockOutput(NamedTuple):
     hidden: Tensor  # (n, hidden_width)
 
 
-class GatedScores(nn.Module):
+class GatedAttention(nn.Module):
     """One score a row by gated attention (Ilse et al. 2018, section 2.4), and the hidden features below it.
 
     Args:
@@ -145,7 +145,7 @@ class IatBlock(nn.Module):
         self.residual_scale: Tensor
         self.register_buffer("residual_scale", torch.tensor([RESIDUAL_SCALE]))
         self.norm = nn.LayerNorm(width)
-        self.gates = GatedScores(width, config.hidden_width, config.gate_width, config.gate_dropout)
+        self.gates = GatedAttention(width, config.hidden_width, config.gate_width, config.gate_dropout)
         self.embed = nn.Sequential(nn.Linear(width, width_out), nn.LayerNorm(width_out), nn.GELU())
 
     def forward(self, rows: Tensor) -> _BlockOutput:

@@ -14,7 +14,7 @@ alone, and each is counted as often as the paper has it.
 5. The pseudo-inverse of step 3's matrix times that (:mod:`hagmil.trainer.models.pseudo_inverse`).
 6. Softmax of rows against key landmarks, times that: softmax1 · (pinv · (softmax3 · V)).
 7. Add a depth-wise convolution of the values over the sequence, one kernel a head
-   (:mod:`hagmil.trainer.models.banded`).
+   (:mod:`hagmil.trainer.models.depthwise_convolution`).
 8. Join the heads and project; the zero row goes.
 
 In evaluation, steps 4 and 6 go head by head: no more than one head's queries, keys and scores, which are the
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hagmil.trainer.models.banded import banded, convolve, cut
+from hagmil.trainer.models.depthwise_convolution import banded_matrices, convolve, cut_into_blocks
 from hagmil.trainer.models.pseudo_inverse import apply_pseudo_inverse
 
 
@@ -93,7 +93,7 @@ class NystromAttention(nn.Module):
         groups = 1 if self.training else self.heads
         single = groups == self.heads  # one head at a time, of two axes; else all, heads first
         queries_by, keys_by, values_by = (_cut(weight, groups) for weight in _cut(self.to_qkv.weight, 3))
-        bands = _apart(banded(self.value_conv.weight.flatten(1)), single)  # each (.., b, 2b)
+        bands = _apart(banded_matrices(self.value_conv.weight.flatten(1)), single)  # each (.., b, 2b)
 
         means = _in_front(rows, held * per_landmark - length)  # step 1: (k·l, width)
         means = _in_front(means.view(held, per_landmark, rows.shape[1]).mean(dim=1), 1)  # (k + 1, width)
@@ -101,7 +101,7 @@ class NystromAttention(nn.Module):
         mark_bias = mark_counts.log()  # step 2
         row_bias = _counts(rows, self.landmarks * per_landmark - length, length).log()  # (n + 1,)
         rows = _in_front(rows, 1)  # (n + 1, width)
-        blocks = cut(length + 1, self.taps, rows.device)
+        blocks = cut_into_blocks(length + 1, self.taps, rows.device)
 
         query_marks = [self._heads(means, weight) * self.scale for weight in queries_by]  # each (.., k + 1, width/h)
         key_marks = [self._heads(means, weight) for weight in keys_by]

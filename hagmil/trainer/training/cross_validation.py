@@ -22,7 +22,7 @@ from hagmil._files import write_text
 from hagmil._models import FrozenModel
 from hagmil.errors import DataError, UsageError
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
-from hagmil.trainer.compute.distributed import Ranks, joined
+from hagmil.trainer.compute.distributed import ProcessGroup, join_process_group
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.tables import read_tables
 from hagmil.trainer.metrics.classification import ClassificationMetrics
@@ -37,7 +37,7 @@ _SPLIT_NAME = re.compile(r"splits_(\d+)\.csv")
 _NOT_MEASURES = {"slides", "empty_slides"}
 
 
-class Spread(FrozenModel):
+class FoldStatistics(FrozenModel):
     """One measure over folds."""
 
     mean: float | None = Field(description="over the folds that define it; null where none does")
@@ -61,8 +61,8 @@ class FoldsSummary(FrozenModel):
     format_version: Literal[1] = 1
     planned: int = Field(ge=1, description="folds that there shall be")
     folds: tuple[FoldRun, ...] = Field(description="those that are finished")
-    validation: dict[str, Spread] = Field(description="by measure")
-    test: dict[str, Spread]
+    validation: dict[str, FoldStatistics] = Field(description="by measure")
+    test: dict[str, FoldStatistics]
 
 
 def train_folds(
@@ -88,14 +88,14 @@ def train_folds(
         DataError: a fold that was trained on other data, or data that do not fit together.
         Interrupted: stopped by a signal; the same call goes on.
     """
-    with joined(config.device) as ranks:
-        return _train_folds(config, folder, ranks, progress=progress, after_fold=after_fold)
+    with join_process_group(config.device) as group:
+        return _train_folds(config, folder, group, progress=progress, after_fold=after_fold)
 
 
 def _train_folds(
     config: TrainingConfig,
     folder: Path,
-    ranks: Ranks,
+    group: ProcessGroup,
     *,
     progress: Callable[[int, int], ProgressCallback] | None,
     after_fold: Callable[[FoldRun, int], None] | None,
@@ -111,7 +111,7 @@ def _train_folds(
             metrics = train(own, resume=True, progress=callback)  # step 1
         runs.append(FoldRun(fold=fold, split=str(split), out=str(own.out), metrics=metrics))
         summary = summarise(runs, planned=len(splits))  # step 3
-        if ranks.is_first:
+        if group.is_first:
             write_text(config.out / SUMMARY_NAME, summary.model_dump_json(indent=2) + "\n")
         if after_fold is not None:
             after_fold(runs[-1], len(splits))
@@ -180,7 +180,7 @@ def summarise(runs: Sequence[FoldRun], *, planned: int) -> FoldsSummary:
     )
 
 
-def _spreads(metrics: Sequence[ClassificationMetrics]) -> dict[str, Spread]:
+def _spreads(metrics: Sequence[ClassificationMetrics]) -> dict[str, FoldStatistics]:
     columns: dict[str, list[float | None]] = {}
     for one in metrics:
         for name, value in _measures(one.model_dump()):
@@ -199,9 +199,9 @@ def _measures(tree: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     return found
 
 
-def _spread(values: Sequence[float | None]) -> Spread:
+def _spread(values: Sequence[float | None]) -> FoldStatistics:
     defined = [value for value in values if value is not None]
-    return Spread(
+    return FoldStatistics(
         mean=statistics.fmean(defined) if defined else None,
         deviation=statistics.stdev(defined) if len(defined) > 1 else None,
         folds=tuple(values),

@@ -34,7 +34,7 @@ from hagmil.trainer.checkpoints.checkpoint import (
     weights_sha256,
     write_checkpoint,
 )
-from hagmil.trainer.compute.distributed import Ranks, joined
+from hagmil.trainer.compute.distributed import ProcessGroup, join_process_group
 from hagmil.trainer.compute.mixed_precision import check_precision
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.cohort import Cohort, open_training_cohort
@@ -52,10 +52,10 @@ from hagmil.trainer.training.run_folder import (
     logging_to,
     write_config,
 )
-from hagmil.trainer.training.sampling import epoch_order, shares, step_seed, weights_seed
+from hagmil.trainer.training.sampling import epoch_order, step_seed, steps_of_rank, weights_seed
 from hagmil.trainer.training.state import TrainingState
 from hagmil.trainer.training.stop_signal import StopRequest
-from hagmil.trainer.training.tensorboard_log import Curves, open_curves
+from hagmil.trainer.training.tensorboard_log import TensorboardLog, open_tensorboard_log
 from hagmil.trainer.training.validation import Evaluation, evaluate
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class _Run:
     config: TrainingConfig
     cohort: Cohort
     method: Method
-    ranks: Ranks
+    group: ProcessGroup
     stop: StopRequest
     progress: ProgressCallback
 
@@ -100,18 +100,18 @@ def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCal
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with (
-        joined(config.device) as ranks,
-        logging_to(config.out / LOG_NAME) if ranks.is_first else nullcontext(),
-        torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []),  # the caller's stay
+        join_process_group(config.device) as group,
+        logging_to(config.out / LOG_NAME) if group.is_first else nullcontext(),
+        torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []),  # the caller's stay
         StopRequest() as stop,
     ):
-        check_precision(config.precision, ranks.device)
+        check_precision(config.precision, group.device)
         cohort = open_training_cohort(config)
         torch.manual_seed(weights_seed(seed=config.seed))
-        method = new_method(config.model_copy(update={"device": str(ranks.device)}), cohort, ranks)
-        run = _Run(config, cohort, method, ranks, stop, progress or (lambda _: None))
+        method = new_method(config.model_copy(update={"device": str(group.device)}), cohort, group)
+        run = _Run(config, cohort, method, group, stop, progress or (lambda _: None))
         state = _first_state(run)
-        if ranks.is_first:
+        if group.is_first:
             write_config(config)
         return _finish(run, _fit(run, state))
 
@@ -120,22 +120,24 @@ def _fit(run: _Run, state: TrainingState) -> TrainingState:
     """Step 3: train until the schedule ends it; the loop that everything else serves."""
     config, slides, schedule = run.config, run.cohort.train, run.config.schedule
     labels = [slide.label for slide in slides]
-    rank, count = run.ranks.rank, run.ranks.count
+    rank, world_size = run.group.rank, run.group.world_size
     with _curves(run, state) as curves:
         while not state.is_finished(schedule):
             learning_rate = state.learning_rate(config.optimiser.learning_rate, schedule)
             set_learning_rate(run.method.optimisers, learning_rate)
             order = epoch_order(labels, seed=config.seed, epoch=state.epoch, weighted=schedule.weighted_sampling)
             batch_size = run.method.batch_size
-            batches, total = shares(order, start=state.position, batch_size=batch_size, rank=rank, count=count)
+            batches, total = steps_of_rank(
+                order, start=state.position, batch_size=batch_size, rank=rank, world_size=world_size
+            )
             wanted = (slides[place] for places in batches for place in places)
             with read_ahead(wanted, ahead=config.data.prefetch) as bags:
                 for places in batches:
                     torch.manual_seed(step_seed(seed=config.seed, epoch=state.epoch, position=state.position + rank))
                     losses = run.method.train_bags(list(islice(bags, len(places))), epoch=state.epoch)
-                    state = state.after_step(run.ranks.means(losses), slides=len(places) * count)
+                    state = state.after_step(run.group.mean(losses), slides=len(places) * world_size)
                     _report(run, state, "train", state.position, total)
-                    if run.ranks.any(run.stop.received is not None):
+                    if run.group.any(run.stop.received is not None):
                         _stop(run, state)
 
             validation = _evaluate(run, state, "validation")
@@ -144,7 +146,7 @@ def _fit(run: _Run, state: TrainingState) -> TrainingState:
             if state.improved():
                 _save(run, state, BEST)
             _save(run, state, LAST)
-    run.ranks.any(False)  # the best weights are written before any process reads them
+    run.group.any(False)  # the best weights are written before any process reads them
     return state
 
 
@@ -155,10 +157,10 @@ def _first_state(run: _Run) -> TrainingState:
         labels_sha256=digests.labels_sha256,
         split_sha256=digests.split_sha256,
         features_sha256=digests.features_sha256,
-        processes=run.ranks.count,
+        processes=run.group.world_size,
     )
     state = _resumed_state(run, fresh)
-    starts = run.ranks.gather((state, weights_sha256(run.method.models))) if run.ranks.count > 1 else []
+    starts = run.group.all_gather((state, weights_sha256(run.method.models))) if run.group.world_size > 1 else []
     if any(start != starts[0] for start in starts):
         raise EnvironmentLacks(
             f'the processes do not begin alike; "{run.config.out}" and the features must be the same folders for all '
@@ -208,7 +210,7 @@ def _finish(run: _Run, state: TrainingState) -> RunMetrics:
         validation=_evaluate(run, state, "validation").metrics,
         test=_evaluate(run, state, "test").metrics,
     )
-    if run.ranks.is_first:
+    if run.group.is_first:
         write_text(config.out / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
     _log.info("best epoch %d: validation %s; test %s", metrics.best_epoch, metrics.validation, metrics.test)
     return metrics
@@ -230,13 +232,13 @@ def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "tes
         hierarchy=run.cohort.hierarchy,
         empty_slides=len(empty),
         after_slide=after_slide,
-        ranks=run.ranks,
+        group=run.group,
         prefetch=run.config.data.prefetch,
     )
 
 
 def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int) -> None:
-    if not run.ranks.is_first:
+    if not run.group.is_first:
         return
     schedule = run.config.schedule
     at_the_end = state.is_finished(schedule)
@@ -263,7 +265,7 @@ def _stop(run: _Run, state: TrainingState) -> NoReturn:
 
 
 def _save(run: _Run, state: TrainingState, folder: Path) -> None:
-    if not run.ranks.is_first:
+    if not run.group.is_first:
         return
     is_last = folder == LAST
     write_checkpoint(
@@ -275,16 +277,16 @@ def _save(run: _Run, state: TrainingState, folder: Path) -> None:
     )
 
 
-def _curves(run: _Run, state: TrainingState) -> AbstractContextManager[Curves | None]:
-    if not run.ranks.is_first:
+def _curves(run: _Run, state: TrainingState) -> AbstractContextManager[TensorboardLog | None]:
+    if not run.group.is_first:
         return nullcontext()
-    return open_curves(run.config.out / TENSORBOARD_NAME, epochs_done=state.epoch)
+    return open_tensorboard_log(run.config.out / TENSORBOARD_NAME, epochs_done=state.epoch)
 
 
 def _record(
     run: _Run,
     state: TrainingState,
-    curves: Curves | None,
+    curves: TensorboardLog | None,
     train_losses: tuple[float, ...],
     validation: Evaluation,
     learning_rate: float,
@@ -300,7 +302,7 @@ def _record(
         values |= {"validation/coarse_accuracy": layers.coarse_accuracy, "validation/agreement": layers.agreement}
     for name, train_loss in zip(run.method.loss_names, train_losses, strict=True):
         values[f"train/loss/{name}"] = train_loss
-    for name, loss in zip(run.method.verdict_names, validation.losses, strict=True):
+    for name, loss in zip(run.method.validation_loss_names, validation.losses, strict=True):
         values[f"validation/loss/{name}"] = loss
     if curves is not None:
         curves.add(state.epoch, values)

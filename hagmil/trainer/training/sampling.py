@@ -34,26 +34,28 @@ def epoch_order(labels: Sequence[int], *, seed: int, epoch: int, weighted: bool)
     return [int(place) for place in generator.choice(len(labels), size=len(labels), p=weights / weights.sum())]
 
 
-def shares(order: Sequence[int], *, start: int, batch_size: int, rank: int, count: int) -> tuple[list[list[int]], int]:
+def steps_of_rank(
+    order: Sequence[int], *, start: int, batch_size: int, rank: int, world_size: int
+) -> tuple[list[list[int]], int]:
     """What is left of an epoch's steps for one of several processes that train together.
 
-    The order is lengthened by its own beginning until it divides by ``count``, so that all take as many steps; a step
-    takes up to ``batch_size`` slides for each process, in turn.
+    The order is extended with its own first slides until its length is a multiple of ``world_size``, so that all
+    processes take the same number of steps. A step takes up to ``batch_size`` slides for each process, in turn.
 
     Args:
         order: of :func:`epoch_order`.
         start: slides of the lengthened order that are done.
         batch_size: slides a step and process.
         rank: which process, from 0.
-        count: how many there are.
+        world_size: number of processes.
 
     Returns:
         The process's places for each step left, and the length of the lengthened order.
     """
-    length = -(-len(order) // count) * count
+    length = -(-len(order) // world_size) * world_size
     padded = [order[place % len(order)] for place in range(length)]
-    step = batch_size * count
-    return [padded[first : first + step][rank::count] for first in range(start, length, step)], length
+    step = batch_size * world_size
+    return [padded[first : first + step][rank::world_size] for first in range(start, length, step)], length
 
 
 def step_seed(*, seed: int, epoch: int, position: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from hagmil._optional import require
 
 
-class Curves:
+class TensorboardLog:
     """Writes numbers by epoch into a TensorBoard folder."""
 
     def __init__(self, writer: Any) -> None:
@@ -25,7 +25,7 @@ class Curves:
 
 
 @contextmanager
-def open_curves(folder: Path, *, epochs_done: int) -> Iterator[Curves]:
+def open_tensorboard_log(folder: Path, *, epochs_done: int) -> Iterator[TensorboardLog]:
     """Open a TensorBoard folder to write to.
 
     Args:
@@ -38,6 +38,6 @@ def open_curves(folder: Path, *, epochs_done: int) -> Iterator[Curves]:
     require("tensorboard", extra="train")
     writer = require("torch.utils.tensorboard", extra="train").SummaryWriter(folder, purge_step=epochs_done + 1)
     try:
-        yield Curves(writer)
+        yield TensorboardLog(writer)
     finally:
         writer.close()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hagmil.bundle import Hierarchy
-from hagmil.trainer.compute.distributed import ALONE, Ranks
+from hagmil.trainer.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from hagmil.trainer.data.cohort import CohortSlide
 from hagmil.trainer.data.prefetch import read_ahead
-from hagmil.trainer.methods.base import Method, Verdict
+from hagmil.trainer.methods.base import Method, SlideScore
 from hagmil.trainer.metrics.classification import ClassificationMetrics, classification_metrics, hierarchy_metrics
 
 
@@ -21,7 +21,7 @@ class Evaluation:
 
     Args:
         metrics: of the verdicts.
-        losses: mean of each of the verdicts' losses, named by the method's ``verdict_names``; empty without
+        losses: mean of each of the verdicts' losses, named by the method's ``validation_loss_names``; empty without
             slides.
     """
 
@@ -37,7 +37,7 @@ def evaluate(
     hierarchy: Hierarchy | None = None,
     empty_slides: int,
     after_slide: Callable[[int], None],
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     prefetch: int = 0,
 ) -> Evaluation:
     """Classify slides as deployment does, and compare with their labels.
@@ -52,22 +52,22 @@ def evaluate(
         hierarchy: of the labels; None where they have one layer.
         empty_slides: slides without tissue that belong to the same part, for the count.
         after_slide: called after each slide with the number done; may raise to stop.
-        ranks: the processes that evaluate together.
+        group: the processes that evaluate together.
         prefetch: bags that are read ahead.
     """
-    own = range(ranks.rank, len(slides), ranks.count)
-    found: dict[int, Verdict] = {}
+    own = range(group.rank, len(slides), group.world_size)
+    found: dict[int, SlideScore] = {}
     with read_ahead((slides[place] for place in own), ahead=prefetch) as bags:
         for place, bag in zip(own, bags, strict=True):
             found[place] = method.classify_slide(bag)
-            after_slide(min(len(found) * ranks.count, len(slides)))
-    by_place = {place: verdict for part in ranks.gather(found) for place, verdict in part.items()}
+            after_slide(min(len(found) * group.world_size, len(slides)))
+    by_place = {place: verdict for part in group.all_gather(found) for place, verdict in part.items()}
     verdicts = [by_place[place] for place in range(len(slides))]
     return measure(verdicts, [slide.label for slide in slides], classes, hierarchy=hierarchy, empty_slides=empty_slides)
 
 
 def measure(
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[SlideScore],
     labels: Sequence[int],
     classes: int,
     *,

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from hagmil.errors import EnvironmentLacks, Interrupted, UsageError
 from hagmil.trainer.checkpoints.checkpoint import BEST, LAST, WEIGHTS_NAME, build_models, load_checkpoint
-from hagmil.trainer.compute.distributed import Ranks, joined
+from hagmil.trainer.compute.distributed import ProcessGroup, join_process_group
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.cohort import open_training_cohort
 from hagmil.trainer.methods.registry import new_method
 from hagmil.trainer.training.loop import train
-from hagmil.trainer.training.sampling import shares
+from hagmil.trainer.training.sampling import steps_of_rank
 from hagmil.trainer.training.validation import Evaluation, evaluate
 from tests.trainer.cohorts import configured, write_cohort
 
@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_cohort(tmp_path_factory.mktemp("ranks"), parts=ODD)
+    return write_cohort(tmp_path_factory.mktemp("group"), parts=ODD)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
     # Each process in turn, first to collect what it gathers, then to be given what all have gathered.
     for gathers in (lambda _self, own: parts.append(own) or [own], lambda _self, _own: list(parts)):
         results.clear()
-        monkeypatch.setattr(Ranks, "gather", gathers)
+        monkeypatch.setattr(ProcessGroup, "all_gather", gathers)
         for rank in range(2):
             try:
                 results.append(
@@ -127,7 +127,7 @@ def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
                         2,
                         empty_slides=0,
                         after_slide=done.append,
-                        ranks=Ranks(rank, 2),
+                        group=ProcessGroup(rank, 2),
                     )
                 )
             except KeyError:  # the first round: a share is no whole
@@ -141,13 +141,16 @@ def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_processes_take_as_many_steps_and_every_slide_is_trained_on(count: int, batch_size: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_processes_take_as_many_steps_and_every_slide_is_trained_on(world_size: int, batch_size: int) -> None:
     order = [3, 0, 4, 1, 2]
-    found = [shares(order, start=0, batch_size=batch_size, rank=rank, count=count) for rank in range(count)]
+    found = [
+        steps_of_rank(order, start=0, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     lengths = {total for _, total in found}
     (total,) = lengths
-    assert total == -(-5 // count) * count
+    assert total == -(-5 // world_size) * world_size
     assert len({tuple(len(places) for places in batches) for batches, _ in found}) == 1
     taken = [place for batches, _ in found for places in batches for place in places]
     assert sorted(set(taken)) == sorted(order)
@@ -155,7 +158,7 @@ def test_processes_take_as_many_steps_and_every_slide_is_trained_on(count: int, 
 
 
 def test_one_process_takes_the_order_as_it_is_from_where_it_stands() -> None:
-    assert shares([3, 0, 4, 1, 2], start=2, batch_size=2, rank=0, count=1) == ([[4, 1], [2]], 5)
+    assert steps_of_rank([3, 0, 4, 1, 2], start=2, batch_size=2, rank=0, world_size=1) == ([[4, 1], [2]], 5)
 
 
 def test_a_parameter_that_some_process_used_has_the_mean_gradient_and_one_that_none_used_has_none(
@@ -164,8 +167,8 @@ def test_a_parameter_that_some_process_used_has_the_mean_gradient_and_one_that_n
     model = torch.nn.ModuleList([torch.nn.Linear(2, 1, bias=False) for _ in range(3)])
     model[0].weight.grad = torch.tensor([[2.0, 4.0]])
     other = torch.tensor([1.0, 1.0, 0.0, 6.0, 0.0, 8.0, 10.0, 0.0, 0.0])  # used: the first and the second
-    monkeypatch.setattr(Ranks, "_sum", lambda _self, values: values + other)
-    Ranks(0, 2).average_gradients(model)
+    monkeypatch.setattr(ProcessGroup, "_sum", lambda _self, values: values + other)
+    ProcessGroup(0, 2).average_gradients(model)
     assert model[0].weight.grad.tolist() == [[4.0, 2.0]]
     assert model[1].weight.grad.tolist() == [[4.0, 5.0]]
     assert model[2].weight.grad is None
@@ -174,7 +177,7 @@ def test_a_parameter_that_some_process_used_has_the_mean_gradient_and_one_that_n
 def test_world_size_without_the_rest_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(EnvironmentLacks, match=r"WORLD_SIZE is 2.*MASTER_ADDR.*torchrun"), joined("cpu"):
+    with pytest.raises(EnvironmentLacks, match=r"WORLD_SIZE is 2.*MASTER_ADDR.*torchrun"), join_process_group("cpu"):
         pass
 
 
@@ -182,7 +185,7 @@ def test_one_certain_gpu_for_several_processes_is_an_error(monkeypatch: pytest.M
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with pytest.raises(UsageError, match='device "cuda:1" for several processes'), joined("cuda:1"):
+    with pytest.raises(UsageError, match='device "cuda:1" for several processes'), join_process_group("cuda:1"):
         pass
 
 
@@ -191,7 +194,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(EnvironmentLacks, match="has 1 GPUs"), joined("cuda"):
+    with pytest.raises(EnvironmentLacks, match="has 1 GPUs"), join_process_group("cuda"):
         pass
 
 
@@ -201,7 +204,7 @@ def test_a_process_that_is_lost_is_told_in_words(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.distributed, "all_reduce", lost)
     with pytest.raises(Interrupted, match=r"is lost .*Connection closed by peer.*--resume") as caught:
-        Ranks(0, 2).any(False)
+        ProcessGroup(0, 2).any(False)
     assert caught.value.code == "process_lost"
 
 

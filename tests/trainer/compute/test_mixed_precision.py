@@ -8,7 +8,7 @@ import torch
 
 from hagmil.errors import EnvironmentLacks, UsageError
 from hagmil.trainer.checkpoints.checkpoint import BEST, LAST, build_models, load_checkpoint
-from hagmil.trainer.compute.mixed_precision import check_precision, in_float32, mixed
+from hagmil.trainer.compute.mixed_precision import autocast, check_precision, in_float32
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.models.hmil import HmilOutput
 from hagmil.trainer.training.loop import train
@@ -26,7 +26,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 def test_mixed_precision_multiplies_in_bfloat16_and_hands_float32_to_the_losses() -> None:
     layer = torch.nn.Linear(3, 2)
-    with mixed("bf16", CPU):
+    with autocast("bf16", CPU):
         product = layer(torch.ones(1, 3))
     assert product.dtype == torch.bfloat16
     output = in_float32(HmilOutput(product, product, product, product))
@@ -37,7 +37,7 @@ def test_mixed_precision_multiplies_in_bfloat16_and_hands_float32_to_the_losses(
 
 
 def test_fp32_leaves_everything_as_it_is() -> None:
-    with mixed("fp32", CPU):
+    with autocast("fp32", CPU):
         assert torch.nn.Linear(3, 2)(torch.ones(1, 3)).dtype == torch.float32
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hagmil.trainer.checkpoints.checkpoint import LAST, load_checkpoint
-from hagmil.trainer.compute.mixed_precision import Precision, mixed
+from hagmil.trainer.compute.mixed_precision import TrainingPrecision, autocast
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 from hagmil.trainer.training.loop import train
 from tests.trainer.cohorts import configured, write_cohort
@@ -32,7 +32,7 @@ def _own_random_numbers() -> Iterator[None]:
 @pytest.mark.parametrize("patches", [1, 7, 40])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_are_the_same_bit_by_bit_dropout_included(
-    model: IntegratedAttentionTransformer, patches: int, precision: Precision
+    model: IntegratedAttentionTransformer, patches: int, precision: TrainingPrecision
 ) -> None:
     assert CONFIG.gate_dropout > 0
     assert CONFIG.attention_dropout > 0
@@ -87,11 +87,11 @@ def test_a_training_ends_with_the_same_weights(tmp_path: Path) -> None:
 
 
 def _gradients(
-    model: nn.Module, bag: torch.Tensor, precision: Precision, *, checkpoint_blocks: bool
+    model: nn.Module, bag: torch.Tensor, precision: TrainingPrecision, *, checkpoint_blocks: bool
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     model.zero_grad(set_to_none=True)
-    with mixed(precision, bag.device):
+    with autocast(precision, bag.device):
         output = model.forward_training(bag, checkpoint_blocks=checkpoint_blocks)
     (output.logits.float().sum() + output.attention.float().square().sum() + output.hidden.float().sum()).backward()
     return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hagmil.trainer.models.banded import banded, convolve, cut
+from hagmil.trainer.models.depthwise_convolution import banded_matrices, convolve, cut_into_blocks
 
 HEADS, WIDTH = 3, 5
 
@@ -16,7 +16,7 @@ HEADS, WIDTH = 3, 5
 def test_it_equals_the_convolution(taps: int, length: int) -> None:
     kernels, rows = _numbers(taps, length)
     expected = F.conv2d(rows.unsqueeze(0), kernels.view(HEADS, 1, taps, 1), padding=(taps // 2, 0), groups=HEADS)[0]
-    bands, blocks = banded(kernels), cut(length, taps, rows.device)
+    bands, blocks = banded_matrices(kernels), cut_into_blocks(length, taps, rows.device)
     torch.testing.assert_close(convolve(rows, bands, blocks), expected, rtol=0, atol=1e-12)
     for head in range(HEADS):
         torch.testing.assert_close(convolve(rows[head], bands[head], blocks), expected[head], rtol=0, atol=1e-12)
@@ -26,8 +26,8 @@ def test_its_gradients_are_right() -> None:
     kernels, rows = _numbers(3, 40)
     kernels.requires_grad_()
     rows.requires_grad_()
-    blocks = cut(40, 3, rows.device)
-    assert torch.autograd.gradcheck(lambda kernel, row: convolve(row, banded(kernel), blocks), (kernels, rows))
+    blocks = cut_into_blocks(40, 3, rows.device)
+    assert torch.autograd.gradcheck(lambda kernel, row: convolve(row, banded_matrices(kernel), blocks), (kernels, rows))
 
 
 def _numbers(taps: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 _SMALLEST_BLOCK = 32
 
 
-def banded(kernels: Tensor) -> Tensor:
+def banded_matrices(kernels: Tensor) -> Tensor:
     """The banded matrices of some kernels (step 1).
 
     Args:
@@ -55,7 +55,7 @@ class Blocks:
     bag: Tensor
 
 
-def cut(length: int, taps: int, device: torch.device) -> Blocks:
+def cut_into_blocks(length: int, taps: int, device: torch.device) -> Blocks:
     """Cut a bag to blocks (step 2).
 
     Args:
@@ -74,8 +74,8 @@ def convolve(rows: Tensor, bands: Tensor, blocks: Blocks) -> Tensor:
 
     Args:
         rows: float (..., n, width).
-        bands: float (..., b, 2b), of :func:`banded`.
-        blocks: of :func:`cut`.
+        bands: float (..., b, 2b), of :func:`banded_matrices`.
+        blocks: of :func:`cut_into_blocks`.
 
     Returns:
         float (..., n, width).
