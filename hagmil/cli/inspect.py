@@ -71,8 +71,8 @@ def _show_bundle(console: Console, view: BundleView) -> None:
 def _show_graphs(console: Console, graphs: tuple[GraphView, ...]) -> None:
     table = common.table("graph", "MB", "opset", "nodes", "weights")
     for graph in graphs:
-        nodes = "?" if graph.nodes is None else f"{graph.nodes}"
-        table.add_row(graph.name, common.megabytes(graph.bytes), f"{graph.opset}", nodes, graph.weights or "?")
+        opset, nodes = ("?" if value is None else f"{value}" for value in (graph.opset, graph.nodes))
+        table.add_row(graph.name, common.megabytes(graph.bytes), opset, nodes, graph.weights or "?")
     console.print(table)
     if any(graph.nodes is None for graph in graphs):
         console.print('?: needs the onnx package; run: pip install "hagmil[export]"', markup=False)

@@ -1,7 +1,7 @@
 """What a bundle or an ONNX file is, at a glance.
 
-A bundle's manifest, its parity report and its engines need nothing installed; counting nodes needs the onnx package,
-and where it is missing that is said.
+A bundle's manifest, its parity report and its engines need nothing installed. The opset, the number of nodes and the
+type of the weights need the onnx package; without it the view has no values for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class GraphView:
     Args:
         name: the file's name.
         bytes: its size, weights beside it included.
-        opset: version of the standard operators.
+        opset: version of the standard operators; None where the onnx package is missing.
         nodes: how many it has; None where the onnx package is missing.
         operators: the most frequent ones with their counts, most frequent first.
         weights: element type of most of its weights: fp32, fp16, bf16 or int8; None where the onnx package is missing.
@@ -39,7 +39,7 @@ class GraphView:
 
     name: str
     bytes: int
-    opset: int
+    opset: int | None
     nodes: int | None
     operators: tuple[tuple[str, int], ...]
     weights: str | None
@@ -88,7 +88,6 @@ def inspect_graph(path: Path) -> GraphView:
         BundleError: it is missing, or no ONNX file.
     """
     from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
-    from hagmil.runtime.sessions.onnx_header import read_onnx_header
 
     def words(tensors: dict[str, TensorInfo]) -> tuple[str, ...]:
         return tuple(
@@ -96,21 +95,21 @@ def inspect_graph(path: Path) -> GraphView:
             for name, one in tensors.items()
         )
 
-    opset = read_onnx_header(path).opset
-    inputs, outputs = OnnxSession(path, threads=1).tensors()
-    nodes, operators, weights, beside = _inside(path) if find_spec("onnx") is not None else (None, (), None, 0)
-    return GraphView(
-        path.name, path.stat().st_size + beside, opset, nodes, operators, weights, words(inputs), words(outputs)
-    )
+    inputs, outputs = map(words, OnnxSession(path, threads=1).tensors())
+    if find_spec("onnx") is None:
+        return GraphView(path.name, path.stat().st_size, None, None, (), None, inputs, outputs)
+    opset, nodes, operators, weights, beside = _inside(path)
+    return GraphView(path.name, path.stat().st_size + beside, opset, nodes, operators, weights, inputs, outputs)
 
 
-def _inside(path: Path) -> tuple[int, tuple[tuple[str, int], ...], str, int]:
-    """Nodes, their operators, the type of most weights, and the bytes that lie beside the file."""
+def _inside(path: Path) -> tuple[int, int, tuple[tuple[str, int], ...], str, int]:
+    """Opset, number of nodes, their operators, the type of most weights, and the bytes of files beside the graph."""
     import onnx
 
-    from hagmil.export.graph import data_files
+    from hagmil.export.graph import data_files, opset_of
 
-    graph = onnx.load(path, load_external_data=False).graph
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
     operators = Counter(node.op_type for node in graph.node)
     sizes = Counter[int]()
     for tensor in graph.initializer:
@@ -121,7 +120,7 @@ def _inside(path: Path) -> tuple[int, tuple[tuple[str, int], ...], str, int]:
     kinds = {_FLOAT: "fp32", _HALF: "fp16", _BFLOAT: "bf16", _INT8: "int8"}
     largest = max(kinds, key=lambda kind: sizes[kind])
     beside = sum(path.with_name(name).stat().st_size for name in data_files(path))
-    return len(graph.node), tuple(operators.most_common(_MOST_OPERATORS)), kinds[largest], beside
+    return opset_of(model), len(graph.node), tuple(operators.most_common(_MOST_OPERATORS)), kinds[largest], beside
 
 
 def _parity(bundle: Bundle) -> ParityReport | None:

@@ -1,13 +1,12 @@
-"""A bundle held against itself and this machine: may it be used here, on this provider?
+"""Verify a bundle: is it intact, does it follow the contract, and does it give the right numbers on this machine?
 
-1. The manifest: there, and as its schema says.
-2. Files: every one that it lists, by size and digest. Nothing else is looked at where one is altered.
-3. Graphs: operators that ONNX Runtime has, and the contract's tensors in the manifest's sizes, as the graphs themselves
-   declare them.
-4. Self-test: the stored inputs through every graph on the provider, held against the stored outputs.
-5. Engines: built from these graphs, and whether this machine could use them.
+1. Manifest: present and valid.
+2. Files: each file of the manifest has the recorded size and digest. If one was altered, the later steps are skipped.
+3. Graphs: ONNX Runtime loads each graph, and its tensors are those of the contract in the sizes of the manifest.
+4. Self-test: the provider gives the stored outputs for the stored inputs of each graph, within the stored tolerance.
+5. Engines: each was built from a graph of the bundle, and either fits this machine or not.
 
-Nothing here needs torch or the onnx package.
+Neither torch nor the onnx package is needed.
 """
 
 from __future__ import annotations
@@ -26,67 +25,69 @@ from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
-from hagmil.runtime.sessions.onnx_header import read_onnx_header
 from hagmil.selftest import BACKBONE, SelfTestCase, read_selftest
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, DYNAMIC_AXES, STAGE_INPUTS, STAGE_OUTPUTS, TensorSpec
 
 CheckState = Literal["ok", "failed", "skipped", "note"]
 BundlePart = Literal["manifest", "file", "graph", "self-test", "engine"]
-_SIDES = ("height", "width")  # a backbone may fix them, at the bundle's patch size
-_ALTERED = "not tried, because files were altered or are missing"
+_SIDES = ("height", "width")  # a backbone may fix them at the bundle's patch size
+_ALTERED = "skipped, because files were altered or are missing"
 
 
 class Check(FrozenModel):
-    """One thing that was looked at."""
+    """One check and its outcome."""
 
     part: BundlePart
     subject: str = Field(description="a file, or a tensor of a graph")
-    state: CheckState = Field(description="note: worth knowing, and no fault of the bundle")
+    state: CheckState = Field(description="note: information, not a fault of the bundle")
     detail: str
 
 
 class VerifyReport(FrozenModel):
-    """What ``hagmil verify`` found."""
+    """The outcome of ``hagmil verify``."""
 
     format: Literal["hagmil-verify"] = "hagmil-verify"
     format_version: Literal[1] = 1
     bundle: str
-    bundle_sha256: str | None = Field(description="null where there is no manifest to read")
-    provider: str = Field(description="that the self-test ran on, as its library names it; as asked for where none ran")
+    bundle_sha256: str | None = Field(description="null if the manifest cannot be read")
+    provider: str = Field(
+        description="provider of the self-test, as its library names it; the requested one if the self-test did not run"
+    )
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed and nothing was left out."""
+        """Whether no check failed and none was skipped."""
         return all(check.state in ("ok", "note") for check in self.checks)
 
 
 def verify_bundle(
-    path: Path,
+    path: str | Path,
     *,
     provider: str = "cpu",
     threads: int | None = None,
     rebuild: bool = False,
     trt_flavour: str | None = None,
 ) -> VerifyReport:
-    """Hold a bundle against itself and this machine.
+    """Verify a bundle on this machine.
 
     Args:
         path: the bundle's folder.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``; the self-test runs on it.
-        threads: threads inside one run on the CPU.
+        provider: provider of the self-test: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: threads of one run on the CPU.
         rebuild: see :func:`hagmil.runtime.inference.loaded_bundle.load_model`.
         trt_flavour: see :func:`hagmil.runtime.inference.loaded_bundle.load_model`.
 
     Returns:
-        Every check that was made; a bundle that is not as it should be gives checks that failed, not an error.
+        All checks. A fault of the bundle gives a failed check and not an error.
 
     Raises:
         UsageError: no such provider or flavour.
-        EnvironmentLacks: the provider is not on this machine.
+        EnvironmentLacks: the provider is missing on this machine.
     """
+    folder = Path(path)
     try:
-        bundle = open_bundle(path, verify=False)  # step 1
+        bundle = open_bundle(folder, verify=False)  # step 1
     except BundleError as error:
         failed = Check(part="manifest", subject=MANIFEST_NAME, state="failed", detail=error.message)
         return VerifyReport(bundle=str(path), bundle_sha256=None, provider=provider, checks=(failed,))
@@ -97,7 +98,7 @@ def verify_bundle(
         return _report(bundle, provider, checks)
     try:
         graph_checks = list(_check_graphs(bundle, threads))  # step 3
-        model = load_model(path, provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour)
+        model = load_model(folder, provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour)
     except BundleError as error:
         checks.append(Check(part="graph", subject="all", state="failed", detail=error.message))
         return _report(bundle, provider, checks)
@@ -119,7 +120,7 @@ def _skipped(part: BundlePart, subject: str) -> Check:
 
 
 def _check_files(bundle: Bundle) -> Iterator[Check]:
-    """Step 2; a file that the manifest does not list is told of, since nothing vouches for it."""
+    """Step 2; a file that the manifest does not list gives a note."""
     for name, entry in bundle.manifest.files.items():
         try:
             check_file(bundle, name)
@@ -130,18 +131,18 @@ def _check_files(bundle: Bundle) -> Iterator[Check]:
             yield Check(part="file", subject=name, state="ok", detail=detail)
     present = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
     for name in sorted(present - bundle.manifest.files.keys() - {MANIFEST_NAME}):
-        yield Check(part="file", subject=name, state="note", detail="the manifest does not list it; it is not used")
+        yield Check(part="file", subject=name, state="note", detail="not listed in the manifest; not used")
 
 
 def _check_graphs(bundle: Bundle, threads: int | None) -> Iterator[Check]:
     """Step 3."""
     manifest = bundle.manifest
     yield _check_graph(
-        bundle, manifest.backbone.onnx, BACKBONE_INPUTS, BACKBONE_OUTPUTS, _lengths(manifest, 0), threads
+        bundle, manifest.backbone.onnx, BACKBONE_INPUTS, BACKBONE_OUTPUTS, _axis_lengths(manifest, 0), threads
     )
-    for place, stage in enumerate(manifest.stages):
+    for index, stage in enumerate(manifest.stages):
         outputs = STAGE_OUTPUTS[manifest.kind]
-        yield _check_graph(bundle, stage.onnx, STAGE_INPUTS, outputs, _lengths(manifest, place), threads)
+        yield _check_graph(bundle, stage.onnx, STAGE_INPUTS, outputs, _axis_lengths(manifest, index), threads)
 
 
 def _check_graph(
@@ -152,61 +153,54 @@ def _check_graph(
     lengths: dict[str, int],
     threads: int | None,
 ) -> Check:
-    header = read_onnx_header(bundle.file(graph))
-    declared = OnnxSession(bundle.file(graph), threads=threads).tensors()
+    declared_inputs, declared_outputs = OnnxSession(bundle.file(graph), threads=threads).tensors()
     problems = [
-        *_opset_problems(header.opsets, bundle.manifest.opsets.get(graph)),
-        *_tensor_problems("input", declared[0], inputs, lengths),
-        *_tensor_problems("output", declared[1], outputs, lengths),
+        *_tensor_problems("input", declared_inputs, inputs, lengths),
+        *_tensor_problems("output", declared_outputs, outputs, lengths),
     ]
-    detail = "; ".join(problems) or f"opset {header.opset}, the contract's inputs and outputs"
-    return Check(part="graph", subject=graph, state="failed" if problems else "ok", detail=detail)
-
-
-def _opset_problems(opsets: dict[str, int], recorded: int | None) -> Iterator[str]:
-    foreign = sorted(opsets.keys() - {""})
-    if foreign:
-        yield f"operators of {', '.join(foreign)}, which are not standard ones"
-    if recorded is not None and opsets.get("", 0) != recorded:
-        yield f"opset {opsets.get('', 0)}, the manifest says {recorded}"
+    opset = bundle.manifest.opsets.get(graph)
+    passed = f"{'' if opset is None else f'opset {opset}, '}inputs and outputs follow the contract"
+    return Check(
+        part="graph", subject=graph, state="failed" if problems else "ok", detail="; ".join(problems) or passed
+    )
 
 
 def _tensor_problems(
-    what: str, declared: dict[str, TensorInfo], specs: tuple[TensorSpec, ...], lengths: dict[str, int]
+    kind: str, declared: dict[str, TensorInfo], specs: tuple[TensorSpec, ...], lengths: dict[str, int]
 ) -> Iterator[str]:
-    """How declared tensors differ from the contract's, and from the manifest's sizes."""
+    """Differences of a graph's tensors from the contract's, and from the sizes of the manifest."""
     if list(declared) != [spec.name for spec in specs]:
-        yield f"{what}s {', '.join(declared)}, not {', '.join(spec.name for spec in specs)}"
+        yield f"{kind}s {', '.join(declared)}, not {', '.join(spec.name for spec in specs)}"
         return
     for spec in specs:
         found = declared[spec.name]
-        problem = spec.mismatch(found.dtype, _in_contract_words(spec, found, lengths))
+        problem = spec.mismatch(found.dtype, _with_contract_names(spec, found, lengths))
         if problem is not None:
-            yield f"{what} {spec.name} {problem}"
+            yield f"{kind} {spec.name} {problem}"
             continue
-        for word, axis in zip(spec.axes, found.axes, strict=True):
-            if isinstance(axis, int) and axis != lengths.get(str(word), axis):
-                yield f"{what} {spec.name} has {axis} {word}, the manifest says {lengths[str(word)]}"
+        for name, axis in zip(spec.axes, found.axes, strict=True):
+            if isinstance(axis, int) and axis != lengths.get(str(name), axis):
+                yield f"{kind} {spec.name} has {axis} {name}, the manifest says {lengths[str(name)]}"
 
 
-def _in_contract_words(spec: TensorSpec, found: TensorInfo, lengths: dict[str, int]) -> tuple[str | int | None, ...]:
-    """A graph's axes with the contract's words for those that are dynamic, whatever the graph calls them.
+def _with_contract_names(spec: TensorSpec, found: TensorInfo, lengths: dict[str, int]) -> tuple[str | int | None, ...]:
+    """A graph's axes, with the contract's name for each dynamic axis.
 
-    The sides of a patch count as dynamic where the graph fixes them at the bundle's.
+    The sides of a patch count as dynamic if the graph fixes them at the bundle's patch size.
     """
     if len(found.axes) != len(spec.axes):
         return found.axes
     return tuple(
-        word
-        if word in DYNAMIC_AXES and (not isinstance(given, int) or (word in _SIDES and given == lengths[str(word)]))
+        name
+        if name in DYNAMIC_AXES and (not isinstance(given, int) or (name in _SIDES and given == lengths[str(name)]))
         else given
-        for word, given in zip(spec.axes, found.axes, strict=True)
+        for name, given in zip(spec.axes, found.axes, strict=True)
     )
 
 
-def _lengths(manifest: Manifest, place: int) -> dict[str, int]:
-    """The length of every axis that the manifest fixes, for the stage at a place."""
-    hierarchy, last = manifest.hierarchy, place == len(manifest.stages) - 1
+def _axis_lengths(manifest: Manifest, stage_index: int) -> dict[str, int]:
+    """Length of each axis that the manifest fixes, for one stage."""
+    hierarchy, last = manifest.hierarchy, stage_index == len(manifest.stages) - 1
     lengths = {"dim": manifest.backbone.features, "classes": len(manifest.classes)}
     lengths |= dict.fromkeys(_SIDES, manifest.patch_px)
     if hierarchy is not None:
@@ -216,7 +210,7 @@ def _lengths(manifest: Manifest, place: int) -> dict[str, int]:
 
 
 def _check_selftest(model: LoadedModel) -> Iterator[Check]:
-    """Step 4; a graph without a case fails, for nothing was tried."""
+    """Step 4; a graph without a case fails, because it was not tested."""
     bundle = model.bundle
     names = [BACKBONE, *(stage.name for stage in bundle.manifest.stages)]
     sessions = dict(zip(names, (model.backbone, *model.stages), strict=True))
@@ -229,7 +223,7 @@ def _check_selftest(model: LoadedModel) -> Iterator[Check]:
         if name in cases:
             yield from _check_case(cases[name], session)
         else:
-            yield Check(part="self-test", subject=name, state="failed", detail="the self-test holds no case of it")
+            yield Check(part="self-test", subject=name, state="failed", detail="the self-test has no case for it")
 
 
 def _check_case(case: SelfTestCase, session: Session) -> Iterator[Check]:
@@ -242,21 +236,22 @@ def _check_case(case: SelfTestCase, session: Session) -> Iterator[Check]:
         given = np.asarray(outputs[name], np.float64) if name in outputs else np.empty(0)
         allowed = case.absolute + case.relative * float(np.abs(expected).max(initial=0.0))
         if given.shape != expected.shape or not np.isfinite(given).all():
-            passed, detail = False, "another shape than stored, or values that are not finite"
+            passed, detail = False, "the shape differs from the stored one, or values are not finite"
         else:
-            off = float(np.abs(given - expected).max(initial=0.0))
-            passed, detail = off <= allowed, f"off by {off:.1e}, {allowed:.1e} allowed"
+            difference = float(np.abs(given - expected).max(initial=0.0))
+            passed, detail = difference <= allowed, f"off by {difference:.1e}, {allowed:.1e} allowed"
         yield Check(part="self-test", subject=f"{case.model} {name}", state="ok" if passed else "failed", detail=detail)
 
 
 def _check_engines(bundle: Bundle) -> Iterator[Check]:
-    """Step 5; an engine for another machine is no fault, one of another graph is."""
+    """Step 5; an engine for another machine gives a note, an engine of another graph fails."""
     for fitness in engine_fitness(bundle):
         entry = fitness.entry
         if entry.onnx_sha256 != bundle.manifest.files[entry.graph].sha256:
             detail = f"it was built from another {entry.graph}"
             yield Check(part="engine", subject=entry.file, state="failed", detail=detail)
         elif fitness.problem is not None:
-            yield Check(part="engine", subject=entry.file, state="note", detail=f"not for use here: {fitness.problem}")
+            detail = f"not usable on this machine: {fitness.problem}"
+            yield Check(part="engine", subject=entry.file, state="note", detail=detail)
         else:
             yield Check(part="engine", subject=entry.file, state="ok", detail="fits this machine")

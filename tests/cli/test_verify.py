@@ -178,7 +178,7 @@ def test_a_self_test_that_does_not_hold_is_exit_4(bundle: Path, tmp_path: Path) 
     failed = {
         check["subject"]: check["detail"] for check in json.loads(done.stdout)["checks"] if check["state"] == "failed"
     }
-    assert failed["coarse"] == failed["backbone"] == "the self-test holds no case of it"
+    assert failed["coarse"] == failed["backbone"] == "the self-test has no case for it"
     assert failed["fine logits"].startswith("off by")
 
 

@@ -51,12 +51,13 @@ def failure_of(error: Exception, slide: str) -> Failure:
     """
     if isinstance(error, HagmilError):
         status: Literal["rejected", "failed"] = "rejected" if isinstance(error, SlideRejected) else "failed"
-        return Failure(status, error.code, error.message)
+        return Failure(status=status, code=error.code, message=error.message)
     if isinstance(error, MemoryError):
-        return Failure("failed", "out_of_memory", "not enough memory for this slide; use a machine with more memory")
+        message = "not enough memory for this slide; use a machine with more memory"
+        return Failure(status="failed", code="out_of_memory", message=message)
     _log.exception('slide "%s" failed unexpectedly', slide)
     message = f"unexpected {type(error).__name__}: {error}; please report it with the log of --verbose"
-    return Failure("failed", "internal", message)
+    return Failure(status="failed", code="internal", message=message)
 
 
 def interrupted(done: int, total: int) -> Interrupted:
