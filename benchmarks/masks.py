@@ -1,20 +1,24 @@
-"""How fast is a tissue mask: ours against OpenCV, scikit-image and libvips, on the same image?
+"""Time of a tissue mask: hagmil's kernels and OpenCV, scikit-image and libvips, on the same image.
 
     pip install opencv-python-headless scikit-image
-    python benchmarks/masks.py [--sides 500 2000 6000] [--rounds 3] [--out benchmarks/results/masks.json]
+    python -m benchmarks.masks [--sides 500 2000 6000] [--rounds 3] [--out benchmarks/results/masks.json]
+    python -m benchmarks.masks --break-even [--sides 500 1000 2000 4000] [--rounds 5]
 
-Images are overviews of a phantom, of the size that slides of 8,000, 32,000 and 100,000 pixels at 0.5 um/px have at
-8 um/px; the largest repeats the middle one. Two tasks, each with a fixed threshold and with Otsu's:
+The images are overviews of a phantom, with the sizes that slides of 8,000, 32,000 and 100,000 pixels at 0.5 um/px have
+at 8 um/px; the largest repeats the middle one. There are two tasks, each with a fixed threshold and with Otsu's:
 
-``filters``  saturation, median of 7 x 7, threshold, closing: what CLAM does before it looks for contours, written here
-             from that description. Edges and the rounding of saturation are each library's own.
-``mask``     our whole definition: brightness check, saturation, median of 5 x 5, threshold, closing, small objects
-             dropped and small holes filled. OpenCV's stands beside ours to show what a library could do for it.
+``filters``  saturation, median of 7 x 7, threshold, closing: the steps of CLAM before it finds contours, implemented
+             here from that description. Each library treats edges and rounds the saturation in its own way.
+``mask``     the complete definition of hagmil: brightness check, saturation, median of 5 x 5, threshold, closing,
+             removal of small objects and filling of small holes. OpenCV is compared to show what a library would gain.
 
-Every contender runs in a process of its own, in turn, ``--rounds`` times. ``load`` is the import of its library,
+Each contender runs in its own process, in turn, ``--rounds`` times. ``load`` is the time to import its library,
 ``first`` its first call, ``later`` the median of the calls after it, ``CPU`` the CPU time of all threads in such a
-call, which other work on the machine hardly touches, ``memory`` what calls add to the process at its peak.
-``numba, cold`` has an empty compile cache.
+call, which depends little on other work on the machine, ``memory`` the peak that the calls add to the process.
+``numba, cold`` starts with an empty compile cache.
+
+``--break-even`` compares the NumPy and numba kernels only, in alternating processes, for a run over many slides: the
+time that numba costs once (import, loading or compiling the code, first call) over the time that it saves per slide.
 """
 
 from __future__ import annotations
@@ -23,13 +27,14 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +42,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.phantom import PhantomSpec, write_phantom
-from hagmil.runtime.slides.open import open_slide
-from hagmil.runtime.slides.overview import read_overview
 from hagmil.runtime.tissue.kernels.protocol import MaskKernels
 from hagmil.runtime.tissue.segment import otsu_threshold, require_brightfield, segment
 from hagmil.tissue_parameters import TissueParameters
@@ -53,19 +55,19 @@ MIN_OBJECT_PX, MIN_HOLE_PX = 157, 625  # the defaults, 10,000 and 40,000 um2, at
 METHODS = ("fixed", "otsu")
 TASKS = ("filters", "mask")
 CALLS_PX = 12_000_000
-"""Pixels that a process goes through after its first call: small images are repeated more often, at most nine times."""
+"""Pixels that a process processes after its first call: small images are repeated more often, at most nine times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way of making masks.
+    """One implementation of masks.
 
     Args:
-        name: in the report.
-        maker: the function of this file that imports what it needs and gives the mask's function.
-        tasks: those that it can do.
-        largest_px: images with more pixels are left out.
-        cold: whether its compile cache is empty.
+        name: name in the report.
+        maker: name of the function in this file that imports the library and returns the mask function.
+        tasks: tasks that the implementation supports.
+        largest_px: larger images are left out.
+        cold: whether the compile cache is empty at the start.
     """
 
     name: str
@@ -86,22 +88,31 @@ CONTENDERS = (
 )
 
 
+NUMPY, WARM, COLD = CONTENDERS[3], CONTENDERS[5], CONTENDERS[6]
+BREAK_EVEN = (NUMPY, WARM, COLD)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[500, 2000, 6000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
+    parser.add_argument("--break-even", action="store_true", help="print the slides from which on numba saves time")
     parser.add_argument("--measure", nargs=4, metavar=("MAKER", "TASK", "METHOD", "IMAGE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure)))
+        return
+    if arguments.break_even:
+        rows = compare(arguments.sides, arguments.rounds, BREAK_EVEN, tasks=("mask",))
+        print(break_even_table(rows))
         return
     require_peers()
     report = {
         "cores": len(os.sched_getaffinity(0)),
         "rounds": arguments.rounds,
         "versions": {name: version(name) for name in ("numpy", "numba", "opencv-python-headless", "scikit-image")},
-        "rows": compare(arguments.sides, arguments.rounds),
+        "rows": compare(arguments.sides, arguments.rounds, CONTENDERS),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -120,17 +131,19 @@ def version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def compare(sides: list[int], rounds: int) -> list[dict[str, Any]]:
-    """All contenders on images of all sides, in turn."""
+def compare(
+    sides: list[int], rounds: int, contenders: Sequence[Contender], tasks: Sequence[str] = TASKS
+) -> list[dict[str, Any]]:
+    """Run all contenders on images of all sides, in turn."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for side in sides:
             image = folder / f"{side}.npy"
             np.save(image, overview_of(side, folder))
-            for task in TASKS:
+            for task in tasks:
                 for method in METHODS:
-                    able = [each for each in CONTENDERS if task in each.tasks and side * side <= each.largest_px]
+                    able = [each for each in contenders if task in each.tasks and side * side <= each.largest_px]
                     runs: dict[str, list[dict[str, Any]]] = {each.name: [] for each in able}
                     for _ in range(rounds):
                         for each in able:
@@ -143,6 +156,10 @@ def compare(sides: list[int], rounds: int) -> list[dict[str, Any]]:
 
 def overview_of(side_px: int, folder: Path) -> Image:
     """An image of tissue and glass, uint8 (side, side, 3)."""
+    from hagmil.phantom import PhantomSpec, write_phantom  # imports numba, whose import time is measured elsewhere
+    from hagmil.runtime.slides.open import open_slide
+    from hagmil.runtime.slides.overview import read_overview
+
     path = folder / "phantom.tif"
     if not path.exists():
         write_phantom(PhantomSpec(seed=5, label="tumour", size_px=8192), path)
@@ -169,23 +186,25 @@ def start(contender: Contender, task: str, method: str, image: Path, folder: Pat
 
 
 def measure(maker: str, task: str, method: str, image: str) -> dict[str, Any]:
-    """Load, first call and later calls, in this process."""
+    """Time the load, the first call and later calls in this process."""
     rgb: Image = np.load(image)
-    started = time.perf_counter()
+    clocks = time.perf_counter, time.process_time
+    started = [clock() for clock in clocks]
     make: Callable[[Image], Mask] = globals()[maker](task, method)
-    load_s = time.perf_counter() - started
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    load_s, load_cpu_s = (clock() - start for clock, start in zip(clocks, started, strict=True))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before_kb = status_kb("VmRSS")
     seconds, cpu_seconds = [], []
     for _ in range(1 + max(2, min(9, CALLS_PX // (rgb.shape[0] * rgb.shape[1])))):
-        started, cpu_started = time.perf_counter(), time.process_time()
+        started = [clock() for clock in clocks]
         mask = make(rgb)
-        seconds.append(time.perf_counter() - started)
-        cpu_seconds.append(time.process_time() - cpu_started)
+        seconds.append(time.perf_counter() - started[0])
+        cpu_seconds.append(time.process_time() - started[1])
     return {
         "load_s": load_s,
         "first_s": seconds[0],
         "later_s": seconds[1:],
+        "once_cpu_s": load_cpu_s + cpu_seconds[0],
         "cpu_s": cpu_seconds[1:],
         "memory_mb": (status_kb("VmHWM") - before_kb) / 1024,
         "tissue": float(mask.mean()),
@@ -207,7 +226,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "later_s": round(statistics.median(later), 5),
         "later_least_s": round(min(later), 5),
         "later_most_s": round(max(later), 5),
+        "once_cpu_s": round(statistics.median(run["once_cpu_s"] for run in runs), 4),
         "cpu_s": round(statistics.median(seconds for run in runs for seconds in run["cpu_s"]), 5),
+        "cpu_by_round_s": [round(statistics.median(run["cpu_s"]), 5) for run in runs],
+        "later_by_round_s": [round(statistics.median(run["later_s"]), 5) for run in runs],
         "memory_mb": round(statistics.median(run["memory_mb"] for run in runs)),
         "tissue": round(runs[0]["tissue"], 4),
     }
@@ -229,6 +251,36 @@ def markdown(report: dict[str, Any]) -> str:
                     lines.append("| " + " | ".join([*cells, str(row["memory_mb"]), f"{row['tissue']:.3f}"]) + " |")
             blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def break_even_table(rows: list[dict[str, Any]]) -> str:
+    """Table of the cost and saving of numba over NumPy, and the number of slides from which on it saves time."""
+    found = {(row["side_px"], row["method"], row["name"]): row for row in rows}
+    heads = ("image", "threshold", "cache", "clock", "cost once, s", "saved per slide, ms", "by round, ms", "slides")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for (side_px, method, name), row in found.items():
+        if name == NUMPY.name:
+            continue
+        numpy_row, warm = found[side_px, method, NUMPY.name], found[side_px, method, WARM.name]
+        for clock, key in (("wall", "later"), ("CPU", "cpu")):
+            cost_s = once_s(row, clock) - once_s(numpy_row, clock)
+            saved = [
+                one - other
+                for one, other in zip(numpy_row[f"{key}_by_round_s"], warm[f"{key}_by_round_s"], strict=True)
+            ]
+            saved_s = statistics.median(saved)
+            slides = str(math.ceil(cost_s / saved_s)) if saved_s > 0 else "never"
+            span = f"{1000 * min(saved):.1f} to {1000 * max(saved):.1f}"
+            cells = [f"{side_px}²", method, "empty" if name == COLD.name else "warm", clock, f"{cost_s:.2f}"]
+            lines.append("| " + " | ".join([*cells, f"{1000 * saved_s:.1f}", span, slides]) + " |")
+    return "\n".join(lines)
+
+
+def once_s(row: dict[str, Any], clock: str) -> float:
+    """Seconds that a contender takes once: load and first call, less a later call."""
+    if clock == "CPU":
+        return float(row["once_cpu_s"] - row["cpu_s"])
+    return float(row["load_s"] + row["first_s"] - row["later_s"])
 
 
 def opencv(task: str, method: str) -> Callable[[Image], Mask]:
