@@ -44,7 +44,15 @@ def test_a_measurement_says_how_long_calls_took_and_what_they_found(picture: mas
 
 
 def test_the_table_has_a_row_for_every_measurement() -> None:
-    run = {"load_s": 0.5, "first_s": 0.2, "later_s": [0.1, 0.3, 0.2], "once_cpu_s": 0.7, "cpu_s": [0.1], "memory_mb": 3, "tissue": 0.5}
+    run = {
+        "load_s": 0.5,
+        "first_s": 0.2,
+        "later_s": [0.1, 0.3, 0.2],
+        "once_cpu_s": 0.7,
+        "cpu_s": [0.1],
+        "memory_mb": 3,
+        "tissue": 0.5,
+    }
     row = {"side_px": 10, "task": "mask", "method": "otsu", "name": "OpenCV", **masks.summary([run])}
     assert "| 10² | OpenCV | 500.0 | 200.0 | 200.0 | 100.0 to 300.0 | 100.0 | 3 | 0.500 |" in masks.markdown(
         {"rows": [row]}

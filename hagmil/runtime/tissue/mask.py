@@ -1,4 +1,4 @@
-"""A tissue mask and where it lies on its slide: areas of tissue, exact to the level-0 pixel."""
+"""A tissue mask with its position on the slide, and areas of tissue that are exact to the level-0 pixel."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TissueMask:
-    """Where a slide shows tissue.
+    """The tissue mask of a slide.
 
     Args:
         mask: bool (height, width); True is tissue.
-        column_edges: int64 (width + 1,), the level-0 x at which each column of the mask begins, rising from
-            0; last comes the slide's width.
-        row_edges: int64 (height + 1,), likewise y and the slide's height.
-        downsample: level-0 pixels per pixel of the mask, the mean of both axes.
+        column_edges: int64 (width + 1,), level-0 x of the left edge of each column, increasing from 0; the last value
+            is the width of the slide.
+        row_edges: int64 (height + 1,), level-0 y of the upper edge of each row; the last value is the slide's height.
+        downsample: level-0 pixels per pixel of the mask, mean of both axes.
         spacing_um: um per pixel of the mask.
-        threshold: the saturation, of 255, that tissue lies above.
+        threshold: threshold of the saturation, 0 to 255; tissue is strictly above it.
     """
 
     mask: NDArray[np.bool_]
@@ -31,21 +31,21 @@ class TissueMask:
 
     @property
     def area_um2(self) -> float:
-        """The tissue's area in um²."""
+        """Area of the tissue in um²."""
         return float(np.count_nonzero(self.mask)) * self.spacing_um**2
 
     def shares(self, coords: NDArray[np.int64], patch_level0: int) -> NDArray[np.float64]:
-        """How much of each square is tissue; what of it lies outside the slide does not count.
+        """Return the share of tissue in squares, over the part of each square that lies on the slide.
 
-        Areas are counted in whole level-0 pixels, so a share is 0 only where there is no tissue at all, and 1
-        only where there is nothing else.
+        Areas are counted in whole level-0 pixels. A share is therefore 0 only if there is no tissue at all, and 1 only
+        if everything is tissue.
 
         Args:
             coords: int64 (n, 2), level-0 top-left corners (x, y).
-            patch_level0: the squares' side in level-0 pixels.
+            patch_level0: side of the squares in level-0 pixels.
 
         Returns:
-            float64 (n,), 0 to 1; 0 for a square wholly outside.
+            float64 (n,), 0 to 1; 0 for a square that lies entirely outside.
         """
         tissue = np.zeros(len(coords), dtype=np.int64)
         for y in np.unique(coords[:, 1]):
@@ -57,7 +57,7 @@ class TissueMask:
         return share
 
     def _tissue_of_row(self, y: int, x: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-        """Level-0 pixels of tissue, int64 (n,), in squares that share their y and begin at x, int64 (n,)."""
+        """Level-0 pixels of tissue, int64 (n,), in squares with the same y and left edges x, int64 (n,)."""
         heights = np.diff(np.clip(self.row_edges, y, y + side))
         rows = np.flatnonzero(heights)
         per_column = heights[rows] @ self.mask[rows].astype(np.int64)  # (width,)
@@ -67,7 +67,7 @@ class TissueMask:
     def _left_of(
         self, x: NDArray[np.int64], per_column: NDArray[np.int64], before: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Tissue left of each x, where column i holds per_column[i] in each level-0 pixel of its width."""
+        """Tissue to the left of each x, if column i has per_column[i] tissue pixels per level-0 pixel of its width."""
         inside = np.clip(x, 0, self.column_edges[-1])
         column = np.minimum(np.searchsorted(self.column_edges, inside, side="right"), len(per_column)) - 1
         left: NDArray[np.int64] = before[column] + (inside - self.column_edges[column]) * per_column[column]
@@ -75,5 +75,5 @@ class TissueMask:
 
 
 def _covered(start: NDArray[np.int64], side: int, extent: int) -> NDArray[np.int64]:
-    """How much of [start, start + side) lies within [0, extent)."""
+    """Length of the part of [start, start + side) that lies within [0, extent)."""
     return np.clip(start + side, 0, extent) - np.clip(start, 0, extent)

@@ -1,15 +1,15 @@
-"""Where a slide shows tissue: a mask near 8 um/px, made by arithmetic on colour alone.
+"""Tissue mask of a slide near 8 um/px, from colour only.
 
-1. Refuse what is not brightfield.
-2. Take the saturation.
-3. Median filter.
-4. Threshold: fixed, or Otsu's (1979) of the filtered saturation, but never below the parameters' floor.
-5. Closing by a square.
-6. Drop small objects (8-connected).
-7. Fill small holes (4-connected, enclosed by tissue); larger holes stay out.
+1. Reject slides that are not brightfield.
+2. Compute the saturation.
+3. Apply a median filter.
+4. Apply a threshold: fixed, or Otsu's (1979) of the filtered saturation, but never below the minimum in the parameters.
+5. Close by a square.
+6. Remove small objects (8-connected).
+7. Fill small holes (4-connected, enclosed by tissue). Larger holes remain.
 
-What is coloured counts as tissue: also pen marks, ink on the margin, and stained debris. What has no colour
-counts as glass: also black regions that were never scanned, and grey dust.
+Coloured pixels count as tissue, including pen marks, ink on the margin and stained debris. Pixels without colour count
+as glass, including black regions that were not scanned and grey dust.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hagmil.errors import SlideRejected
 from hagmil.runtime.slides.overview import Overview
 from hagmil.runtime.tissue.kernels import kernels_for
-from hagmil.runtime.tissue.kernels.protocol import DARKEST_LIT, MaskKernels
+from hagmil.runtime.tissue.kernels.protocol import MIN_LIT_BRIGHTNESS, MaskKernels
 from hagmil.runtime.tissue.mask import TissueMask
 from hagmil.tissue_parameters import TissueParameters
 
@@ -37,27 +37,26 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-DARKEST_BRIGHTFIELD = 80
-"""The least median of the brightest channel, over lit pixels, of a brightfield slide.
+MIN_BRIGHTFIELD_MEDIAN = 80
+"""Minimum of the median brightness of a brightfield slide: the brightest channel, over pixels that are not black.
 
-Brightfield is transmitted light: glass is near 240 in all channels, and even dense haematoxylin, DAB or
-Giemsa leaves 120 and more in its brightest one, averaged over a pixel of 8 um. Fluorescence is emitted light
-on black: its pixels trail off towards 0, with a median of 10 to 50. Pixels below ``DARKEST_LIT`` have no say,
-so that a brightfield slide with large regions that were not scanned passes, and one that is black all over
-does not.
+Brightfield is transmitted light. Glass is near 240 in all channels, and even dense haematoxylin, DAB or Giemsa leaves
+at least 120 in the brightest channel, averaged over a pixel of 8 um. Fluorescence is emitted light on black: most
+pixels are near 0, and their median is 10 to 50. Pixels below ``MIN_LIT_BRIGHTNESS`` are not counted, so that a
+brightfield slide with large unscanned regions is accepted, and an entirely black slide is rejected.
 """
 
 
 def find_tissue(overview: Overview, parameters: TissueParameters, kernels: MaskKernels | None = None) -> TissueMask:
-    """Make a slide's tissue mask.
+    """Compute the tissue mask of a slide.
 
     Args:
         overview: the whole slide, read near ``parameters.spacing_um``.
-        parameters: what counts as tissue.
-        kernels: the set of kernels that does it; by default the one that is done first. All give one mask.
+        parameters: parameters of the mask.
+        kernels: kernels to use; by default those of ``kernels_for``. All kernels give the same mask.
 
     Returns:
-        The mask, of the overview's shape; without any True where the slide shows glass alone.
+        The mask, with the shape of the overview. It is entirely False if the slide shows only glass.
 
     Raises:
         SlideRejected: the slide is not brightfield (``not_brightfield``).
@@ -83,21 +82,21 @@ def find_tissue(overview: Overview, parameters: TissueParameters, kernels: MaskK
 
 
 def require_brightfield(brightness: NDArray[np.int64], name: str) -> None:
-    """Step 1: refuse a slide that no light shines through; see ``DARKEST_BRIGHTFIELD`` for the rule.
+    """Reject a slide that is not brightfield (step 1); see ``MIN_BRIGHTFIELD_MEDIAN``.
 
     Args:
-        brightness: int64 (256,), how many pixels have each value of their brightest channel.
-        name: the slide's, for the message.
+        brightness: int64 (256,), histogram of the brightest channel of each pixel.
+        name: name of the slide, for the message.
 
     Raises:
-        SlideRejected: it is not brightfield (``not_brightfield``).
+        SlideRejected: the slide is not brightfield (``not_brightfield``).
     """
-    lit = np.cumsum(np.where(np.arange(256) < DARKEST_LIT, 0, brightness))
+    lit = np.cumsum(np.where(np.arange(256) < MIN_LIT_BRIGHTNESS, 0, brightness))
     median = int(np.searchsorted(lit, (lit[-1] + 1) // 2))
-    if median < DARKEST_BRIGHTFIELD:
+    if median < MIN_BRIGHTFIELD_MEDIAN:
         raise SlideRejected(
-            f'slide "{name}" is dark, as fluorescence is: half of its lit area is at most {median} of 255 '
-            f"(brightfield: {DARKEST_BRIGHTFIELD} or more); give stained slides scanned in transmitted light",
+            f'slide "{name}" is not a brightfield slide: its median brightness is {median} of 255, as in fluorescence '
+            f"(brightfield: {MIN_BRIGHTFIELD_MEDIAN} or more); use stained slides scanned in transmitted light",
             code="not_brightfield",
         )
 
@@ -105,16 +104,16 @@ def require_brightfield(brightness: NDArray[np.int64], name: str) -> None:
 def segment(
     saturation: NDArray[np.uint8], spacing_um: float, parameters: TissueParameters, kernels: MaskKernels
 ) -> tuple[NDArray[np.bool_], int]:
-    """Steps 3 to 7: from saturation to the mask.
+    """Compute the mask from the saturation (steps 3 to 7).
 
     Args:
         saturation: uint8 (height, width).
         spacing_um: um per pixel.
-        parameters: what counts as tissue.
-        kernels: the set of kernels that does it.
+        parameters: parameters of the mask.
+        kernels: kernels to use.
 
     Returns:
-        bool (height, width), and the threshold that tissue lies above.
+        The mask, bool (height, width), and the threshold; saturation strictly above it is tissue.
     """
     threshold, median_px = parameters.threshold, _odd_px(parameters.median_um, spacing_um)
     if parameters.method == "otsu":
@@ -122,20 +121,20 @@ def segment(
         threshold = max(threshold, otsu_threshold(kernels.histogram(smooth)))  # step 4
         above = smooth > threshold
     else:
-        above = kernels.median_above(saturation, median_px, threshold)  # steps 3 and 4, without making the median
+        above = kernels.median_above(saturation, median_px, threshold)  # steps 3 and 4, without computing the median
     mask = kernels.close(above, _odd_px(parameters.closing_um, spacing_um))  # step 5
     mask = kernels.remove_small_objects(mask, _area_px(parameters.min_object_um2, spacing_um))  # step 6
     return kernels.fill_small_holes(mask, _area_px(parameters.min_hole_um2, spacing_um)), threshold  # step 7
 
 
 def otsu_threshold(histogram: NDArray[np.int64]) -> int:
-    """The threshold whose two classes differ most (Otsu 1979), the first of several.
+    """Return the threshold that maximises the variance between two classes (Otsu 1979); the lowest one if tied.
 
     Args:
         histogram: int64 (256,).
 
     Returns:
-        0 to 255; the upper class lies strictly above it. 0 where there are not two classes.
+        0 to 255; the upper class is strictly above it. 0 if there are not two classes.
     """
     total = max(int(histogram.sum()), 1)
     weight = np.cumsum(histogram) / total
@@ -147,10 +146,10 @@ def otsu_threshold(histogram: NDArray[np.int64]) -> int:
 
 
 def _odd_px(length_um: float, spacing_um: float) -> int:
-    """The odd number of pixels nearest to a length, the larger of two."""
+    """Nearest odd number of pixels; the larger one if two are equally near."""
     return 2 * math.floor(length_um / spacing_um / 2.0) + 1
 
 
 def _area_px(area_um2: float, spacing_um: float) -> int:
-    """The least number of pixels that make an area."""
+    """Minimum number of pixels that cover an area."""
     return math.ceil(area_um2 / spacing_um**2 - 1e-9)

@@ -27,7 +27,7 @@ from hagmil.runtime.tissue.kernels import COMPILED_FROM_PX, cupy_gpu, kernels_fo
 from hagmil.runtime.tissue.kernels import numba_cpu as numba_module
 from hagmil.runtime.tissue.kernels.cupy_gpu import CupyKernels, open_cupy
 from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
-from hagmil.runtime.tissue.kernels.protocol import DARKEST_LIT, MaskKernels
+from hagmil.runtime.tissue.kernels.protocol import MIN_LIT_BRIGHTNESS, MaskKernels
 from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -205,7 +205,7 @@ def test_saturation_is_pillows_of_hsv_but_for_rounding_and_black(rgb: NDArray[np
     if rgb.size == 0:
         return
     theirs = np.asarray(Image.fromarray(rgb).convert("HSV"))[..., 1].astype(int)
-    lit = rgb.max(axis=2) >= DARKEST_LIT
+    lit = rgb.max(axis=2) >= MIN_LIT_BRIGHTNESS
     difference = REFERENCE.saturation(rgb) - theirs
     assert set(np.unique(difference[lit])) <= {0, 1}  # Pillow rounds down
     assert not REFERENCE.saturation(rgb)[~lit].any()
@@ -213,7 +213,7 @@ def test_saturation_is_pillows_of_hsv_but_for_rounding_and_black(rgb: NDArray[np
 
 def test_saturation_is_rounded_half_up_for_every_brightest_and_darkest_channel() -> None:
     brightest, darkest = np.meshgrid(np.arange(256), np.arange(256))
-    lit = (brightest >= darkest) & (brightest >= DARKEST_LIT)
+    lit = (brightest >= darkest) & (brightest >= MIN_LIT_BRIGHTNESS)
     rgb = np.stack([darkest, brightest, darkest], axis=2).astype(np.uint8)
     exact = (510 * (brightest - darkest) + brightest) // np.maximum(2 * brightest, 1)  # whole numbers alone
     np.testing.assert_array_equal(REFERENCE.saturation(rgb)[lit], exact[lit])

@@ -1,8 +1,8 @@
-"""The pixel steps of a tissue mask as array operations: NumPy's on the CPU, cupy's on a GPU.
+"""The pixel operations of a tissue mask as array operations, for NumPy on the CPU and cupy on a GPU.
 
-The first argument of each function, ``xp``, is the array module whose arrays it takes and gives. Images go through in
-bands of rows: ``band_px`` pixels at a time, which on a CPU stay in its cache (three to five times as fast as the image
-at once) and on a GPU bound the memory.
+The first argument of each function, ``xp``, is the array module of its arguments and results. Images are processed in
+bands of rows, ``band_px`` pixels at a time. On a CPU a band fits into the cache (three to five times as fast as
+processing the whole image at once); on a GPU the bands bound the memory.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from hagmil.runtime.tissue.kernels.protocol import DARKEST_LIT
+from hagmil.runtime.tissue.kernels.protocol import MIN_LIT_BRIGHTNESS
 
-_FORGET_UP_TO_PX = 7
-"""Medians of squares up to this side forget extremes, wider ones go bit by bit. On one core a pixel costs 16 ns against
-50 at side 5, 134 against 108 at side 9."""
+_MAX_EXTREMES_PX = 7
+"""Largest side of a median square for which extremes are removed; larger medians are computed bit by bit. On one core
+the two methods take 16 and 50 ns per pixel at side 5, and 134 and 108 ns at side 9."""
 
 Array: TypeAlias = Any
-"""An array of the module that is given as ``xp``."""
+"""An array of the module ``xp``."""
 
 
 def saturation(xp: Any, rgb: Array, band_px: int) -> Array:
-    """See ``MaskKernels.saturation``; single precision suffices, for no quotient lies nearer than 1/510 to a whole one.
+    """See ``MaskKernels.saturation``. Single precision is exact: other quotients are at least 1/510 from an integer.
 
     Args:
         xp: the array module.
         rgb: uint8 (height, width, 3).
-        band_px: pixels that are worked on at once.
+        band_px: pixels per band.
 
     Returns:
         uint8 (height, width).
@@ -39,17 +39,17 @@ def saturation(xp: Any, rgb: Array, band_px: int) -> Array:
         share *= 510
         share += peak
         share /= 2 * xp.maximum(peak, 1).astype(xp.float32)
-        xp.multiply(share.astype(xp.uint8), peak >= DARKEST_LIT, out=result[top:stop])
+        xp.multiply(share.astype(xp.uint8), peak >= MIN_LIT_BRIGHTNESS, out=result[top:stop])
     return result
 
 
 def brightest(xp: Any, rgb: Array, band_px: int) -> Array:
-    """See ``MaskKernels.brightness``: how often each value is a pixel's brightest channel.
+    """See ``MaskKernels.brightness``.
 
     Args:
         xp: the array module.
         rgb: uint8 (height, width, 3).
-        band_px: pixels that are worked on at once.
+        band_px: pixels per band.
 
     Returns:
         int64 (256,).
@@ -67,7 +67,7 @@ def histogram(xp: Any, image: Array, band_px: int) -> Array:
     Args:
         xp: the array module.
         image: uint8 (height, width).
-        band_px: pixels that are worked on at once.
+        band_px: pixels per band.
 
     Returns:
         int64 (256,).
@@ -84,8 +84,8 @@ def median(xp: Any, image: Array, side_px: int, band_px: int) -> Array:
     Args:
         xp: the array module.
         image: uint8 (height, width).
-        side_px: the square's side, odd.
-        band_px: pixels that are worked on at once.
+        side_px: side of the square, odd.
+        band_px: pixels per band.
 
     Returns:
         uint8 (height, width).
@@ -101,19 +101,19 @@ def median(xp: Any, image: Array, side_px: int, band_px: int) -> Array:
             for down in range(side_px)
             for right in range(side_px)
         ]
-        result[top:stop] = _middle(xp, square) if side_px <= _FORGET_UP_TO_PX else _middle_by_bits(xp, square)
+        result[top:stop] = _middle(xp, square) if side_px <= _MAX_EXTREMES_PX else _middle_by_bits(xp, square)
     return result
 
 
 def median_above(xp: Any, image: Array, side_px: int, threshold: int, band_px: int) -> Array:
-    """See ``MaskKernels.median_above``: a median is above what more than half of the values are above.
+    """See ``MaskKernels.median_above``. A median is above a threshold if more than half of the values are.
 
     Args:
         xp: the array module.
         image: uint8 (height, width).
-        side_px: the square's side, odd.
+        side_px: side of the square, odd.
         threshold: 0 to 255.
-        band_px: pixels that are worked on at once.
+        band_px: pixels per band.
 
     Returns:
         bool (height, width).
@@ -130,8 +130,8 @@ def close(xp: Any, mask: Array, side_px: int, band_px: int) -> Array:
     Args:
         xp: the array module.
         mask: bool (height, width).
-        side_px: the square's side, odd.
-        band_px: pixels that are worked on at once.
+        side_px: side of the square, odd.
+        band_px: pixels per band.
 
     Returns:
         bool (height, width).
@@ -143,19 +143,19 @@ def close(xp: Any, mask: Array, side_px: int, band_px: int) -> Array:
 
 
 def at_least(xp: Any, mask: Array, side_px: int, least: int, band_px: int) -> Array:
-    """Where the square below and right of a pixel holds at least so many that are True.
+    """Return where a square, given by its top-left corner, contains at least ``least`` True pixels.
 
     Args:
         xp: the array module.
-        mask: bool (height, width), no smaller than the square.
-        side_px: the square's side.
-        least: how many.
-        band_px: pixels that are worked on at once.
+        mask: bool (height, width), at least as large as the square.
+        side_px: side of the square.
+        least: minimum number of True pixels.
+        band_px: pixels per band.
 
     Returns:
         bool (height - side + 1, width - side + 1).
     """
-    bits = mask.astype(xp.uint8 if side_px * side_px < 256 else xp.uint32)  # no sum goes beyond its type
+    bits = mask.astype(xp.uint8 if side_px * side_px < 256 else xp.uint32)  # the type holds the largest sum
     height, width = mask.shape[0] - side_px + 1, mask.shape[1] - side_px + 1
     result = xp.empty((height, width), dtype=xp.bool_)
     for top, stop in _bands(result.shape, band_px):
@@ -170,10 +170,10 @@ def at_least(xp: Any, mask: Array, side_px: int, least: int, band_px: int) -> Ar
 
 
 def _middle(xp: Any, values: list[Array]) -> Array:
-    """The median of an odd number of arrays, element by element, by forgetting extremes.
+    """Element-wise median of an odd number of arrays, by removing extremes.
 
-    Of more than half of the values neither the least nor the greatest is the median: both are dropped, and one value
-    that was not looked at comes in, until one is left.
+    Neither the minimum nor the maximum of more than half of the values is the median. Both are removed and the next
+    value is added, until one value is left.
     """
     kept = values[: len(values) // 2 + 2]
     for coming in [*values[len(kept) :], None]:
@@ -189,7 +189,7 @@ def _middle(xp: Any, values: list[Array]) -> Array:
 
 
 def _middle_by_bits(xp: Any, values: list[Array]) -> Array:
-    """The same from the highest bit down: the median is at least v exactly if more than half of the values are."""
+    """Element-wise median, from the highest bit down: the median is at least v if more than half of the values are."""
     found = xp.zeros(values[0].shape, dtype=xp.uint8)
     for bit in (128, 64, 32, 16, 8, 4, 2, 1):
         candidate = found | bit
@@ -210,7 +210,7 @@ def _counted(xp: Any, part: Array) -> Array:
 
 
 def _bands(shape: tuple[int, ...], band_px: int) -> Iterator[tuple[int, int]]:
-    """First row and row after the last of each band; the last one is shorter."""
+    """First row, and row after the last, of each band; the last band may be shorter."""
     height, width = shape[:2]
     step = max(1, band_px // max(width, 1))
     for top in range(0, height, step):

@@ -23,7 +23,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.runtime.tissue.kernels.protocol import DARKEST_LIT
+from hagmil.runtime.tissue.kernels.protocol import MIN_LIT_BRIGHTNESS
 from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
 from hagmil.runtime.tissue.kernels.runs import Runs, large_objects, small_holes
 
@@ -174,7 +174,7 @@ def _saturation(rgb: NDArray[np.uint8], result: NDArray[np.uint8]) -> None:
             peak = np.float32(max(red, green, blue))
             spread = peak - np.float32(min(red, green, blue))
             share = (np.float32(510) * spread + peak) / (np.float32(2) * max(peak, np.float32(1)))
-            line[x] = np.uint8(share) if peak >= DARKEST_LIT else 0
+            line[x] = np.uint8(share) if peak >= MIN_LIT_BRIGHTNESS else 0
 
 
 @compiled

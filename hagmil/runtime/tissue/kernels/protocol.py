@@ -1,8 +1,7 @@
-"""What a set of mask kernels must do, and the two conventions that every set shares.
+"""Protocol of the mask kernels.
 
-All arrays are host arrays in row-major order; a set that works on another device copies inside its methods.
-Any shape with two axes is valid, also without a row or a column. No method changes its argument or returns
-it.
+All arrays are host arrays in row-major order; kernels for another device copy inside their methods. Every shape with
+two axes is valid, including shapes with no rows or no columns. No method modifies its argument or returns it.
 """
 
 from __future__ import annotations
@@ -12,21 +11,20 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-DARKEST_LIT = 8
-"""A pixel whose brightest channel is below this shows no light at all: a region that was not scanned, black
-padding."""
+MIN_LIT_BRIGHTNESS = 8
+"""Minimum of the brightest channel of a pixel that received light; darker pixels are unscanned regions or padding."""
 
 
 class MaskKernels(Protocol):
-    """The steps of a tissue mask that touch every pixel."""
+    """The pixel operations of a tissue mask."""
 
     @property
     def name(self) -> str:
-        """What logs and benchmarks call this set."""
+        """Name in logs and benchmarks."""
         ...
 
     def brightness(self, rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """How often each value is the brightest channel of a pixel.
+        """Return the histogram of the brightest channel of each pixel.
 
         Args:
             rgb: uint8 (height, width, 3).
@@ -37,10 +35,10 @@ class MaskKernels(Protocol):
         ...
 
     def saturation(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Saturation of HSV, 255·(max - min)/max of the three channels, rounded half up.
+        """Return the HSV saturation, 255·(max - min)/max of the three channels, rounded half up.
 
-        A pixel whose brightest channel is below ``DARKEST_LIT`` counts as 0: hue and saturation of black are
-        the noise of its encoding, (2, 0, 1) would be fully saturated.
+        It is 0 for a pixel whose brightest channel is below ``MIN_LIT_BRIGHTNESS``, because the saturation of black is
+        noise of the encoding: (2, 0, 1) would be fully saturated.
 
         Args:
             rgb: uint8 (height, width, 3).
@@ -51,11 +49,11 @@ class MaskKernels(Protocol):
         ...
 
     def median(self, image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-        """Median over a square around each pixel; beyond the edge the edge's pixels are repeated.
+        """Return the median over a square around each pixel; pixels at the edge are repeated beyond it.
 
         Args:
             image: uint8 (height, width).
-            side_px: the square's side, odd; 1 copies.
+            side_px: side of the square, odd; 1 copies the image.
 
         Returns:
             uint8 (height, width).
@@ -63,13 +61,13 @@ class MaskKernels(Protocol):
         ...
 
     def median_above(self, image: NDArray[np.uint8], side_px: int, threshold: int) -> NDArray[np.bool_]:
-        """Where the median over a square lies strictly above a threshold: ``median(image, side_px) > threshold``.
+        """Return ``median(image, side_px) > threshold``.
 
-        It is its own step because it needs no median: that more than half of the square is above says the same.
+        This is faster than the median itself: the median is above the threshold if more than half of the pixels are.
 
         Args:
             image: uint8 (height, width).
-            side_px: the square's side, odd.
+            side_px: side of the square, odd.
             threshold: 0 to 255.
 
         Returns:
@@ -78,7 +76,7 @@ class MaskKernels(Protocol):
         ...
 
     def histogram(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """How often each value occurs.
+        """Return the histogram.
 
         Args:
             image: uint8 (height, width).
@@ -89,15 +87,13 @@ class MaskKernels(Protocol):
         ...
 
     def close(self, mask: NDArray[np.bool_], side_px: int) -> NDArray[np.bool_]:
-        """Morphological closing by a square: dilation, then erosion, on an endless plane that is False
-        outside.
+        """Close by a square: dilation, then erosion, on an infinite plane that is False outside the image.
 
-        So it only ever adds pixels, adds nothing the second time, and does not glue objects to the image's
-        edge.
+        Closing only adds pixels, is idempotent, and does not connect objects to the edge of the image.
 
         Args:
             mask: bool (height, width).
-            side_px: the square's side, odd; 1 copies.
+            side_px: side of the square, odd; 1 copies the image.
 
         Returns:
             bool (height, width).
@@ -105,11 +101,11 @@ class MaskKernels(Protocol):
         ...
 
     def remove_small_objects(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
-        """Drop True components of fewer pixels; pixels that touch at a side or a corner belong together (8).
+        """Remove 8-connected True components that are smaller than ``min_area_px``.
 
         Args:
             mask: bool (height, width).
-            min_area_px: the least number of pixels that stays.
+            min_area_px: minimum number of pixels of a component that is kept.
 
         Returns:
             bool (height, width).
@@ -117,14 +113,13 @@ class MaskKernels(Protocol):
         ...
 
     def fill_small_holes(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
-        """Fill enclosed False components of fewer pixels; only pixels that touch at a side belong together
-        (4).
+        """Fill enclosed 4-connected False components that are smaller than ``min_area_px``.
 
-        What touches the image's edge is not enclosed, and stays.
+        Components that touch the edge of the image are not enclosed, and remain.
 
         Args:
             mask: bool (height, width).
-            min_area_px: the least number of pixels of a hole that stays a hole.
+            min_area_px: minimum number of pixels of a hole that is not filled.
 
         Returns:
             bool (height, width).

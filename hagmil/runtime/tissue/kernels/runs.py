@@ -1,15 +1,14 @@
-"""Connected components of a mask, found over runs: the unbroken stretches of a row.
+"""Connected components of a mask, computed from runs: consecutive True pixels of a row.
 
-A mask of tissue has some thousand runs where it has some million pixels, so memory and time follow its
-outline. Sets of kernels share these steps; step 3, the one that cannot be said in a few array operations, is
-theirs to give.
+A tissue mask of a few million pixels has a few thousand runs, so memory and time depend on the length of its outline.
+All CPU kernels share these steps except step 3, which takes more than a few array operations and is passed in.
 
-1. Find the runs of every row.
-2. Give each run's ends a key, so that all rows lie on one line: run a of the row above run b touches it
-   exactly if ``stop[a] > start[b] - stride - reach`` and ``start[a] < stop[b] - stride + reach``; reach is 0
-   where only sides count (4-connectivity), 1 where corners do, too (8).
-3. Join touching runs, until each carries the least index of its component (``JoinRuns``).
-4. Add up the area of each component, and draw the runs of those that are wanted.
+1. Find the runs of all rows.
+2. Assign keys to the ends of each run, so that all rows lie on one line. Run a touches run b of the next row if
+   ``stop[a] > start[b] - stride - reach`` and ``start[a] < stop[b] - stride + reach``. ``reach`` is 0 for
+   4-connectivity (sides) and 1 for 8-connectivity (sides and corners).
+3. Join touching runs: label each run with the smallest index in its component (``JoinRuns``).
+4. Sum the area of each component, and draw the runs of the selected components.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDES = 0
-"""Reach of 4-connectivity."""
+"""``reach`` of 4-connectivity."""
 
 CORNERS = 1
-"""Reach of 8-connectivity."""
+"""``reach`` of 8-connectivity."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runs:
-    """The unbroken stretches of True in each row of a mask, in reading order.
+    """The runs of True pixels of a mask, row by row.
 
     Args:
         start: int64 (runs,), key of the first column: row · stride + column.
         stop: int64 (runs,), key of the column after the last.
-        stride: what one row adds to a key; the mask's width + 1, so that a run's stop is no start of the
-            next row, even within a reach of 1.
+        stride: difference of the keys of two rows: the width of the mask + 1, so that the end of a row and the start of
+            the next one are separate for a reach of 1 too.
     """
 
     start: NDArray[np.int64]
@@ -44,16 +43,16 @@ class Runs:
 
 
 JoinRuns = Callable[[Runs, int], NDArray[np.int64]]
-"""Step 3: from runs and reach to int64 (runs,), for each run the least index of a run of its component."""
+"""Step 3: from runs and reach to int64 (runs,), for each run the smallest index of a run in its component."""
 
 
 def large_objects(mask: NDArray[np.bool_], min_area_px: int, join: JoinRuns) -> NDArray[np.bool_]:
-    """The 8-connected True components of at least so many pixels.
+    """Return the 8-connected True components of at least ``min_area_px`` pixels.
 
     Args:
         mask: bool (height, width).
-        min_area_px: the least area that stays.
-        join: step 3.
+        min_area_px: minimum area of a component.
+        join: function for step 3.
 
     Returns:
         bool (height, width).
@@ -64,13 +63,14 @@ def large_objects(mask: NDArray[np.bool_], min_area_px: int, join: JoinRuns) -> 
 
 
 def small_holes(mask: NDArray[np.bool_], min_area_px: int, join: JoinRuns) -> NDArray[np.bool_]:
-    """The enclosed 4-connected False components of fewer pixels; what touches the image's edge is not
-    enclosed.
+    """Return the enclosed 4-connected False components of fewer than ``min_area_px`` pixels.
+
+    Components that touch the edge of the image are not enclosed.
 
     Args:
         mask: bool (height, width).
-        min_area_px: the least area of a hole that is not small.
-        join: step 3.
+        min_area_px: minimum area of a hole that is not small.
+        join: function for step 3.
 
     Returns:
         bool (height, width), True in small holes.
@@ -86,31 +86,28 @@ def small_holes(mask: NDArray[np.bool_], min_area_px: int, join: JoinRuns) -> ND
 
 
 def find_runs(mask: NDArray[np.bool_]) -> Runs:
-    """Steps 1 and 2.
+    """Find the runs of a mask, row by row (steps 1 and 2).
 
     Args:
         mask: bool (height, width).
-
-    Returns:
-        Its runs in reading order.
     """
     height, width = mask.shape
     stride = width + 1
-    framed = np.zeros((height, width + 2), dtype=np.bool_)  # column c of the mask stands at c + 1
+    framed = np.zeros((height, width + 2), dtype=np.bool_)  # column c of the mask is column c + 1
     framed[:, 1:-1] = mask
     changes = np.flatnonzero(framed[:, 1:] != framed[:, :-1])  # (height, stride) flat: start, stop, ...
     return Runs(start=changes[0::2], stop=changes[1::2], stride=stride)
 
 
 def _component_area(runs: Runs, root: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Step 4: int64 (runs,), for each run the number of pixels of its component."""
+    """Area of the component of each run in pixels, int64 (runs,) (step 4)."""
     area = np.zeros(root.size, dtype=np.int64)
     np.add.at(area, root, runs.stop - runs.start)
     return area[root]
 
 
 def _draw_runs(runs: Runs, wanted: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Step 4: bool (height, width), True in the wanted runs."""
+    """Draw the wanted runs: bool (height, width) (step 4)."""
     height, width = shape
     turns = np.zeros(height * runs.stride, dtype=np.bool_)
     turns[runs.start[wanted]] = True
