@@ -1,0 +1,69 @@
+"""Paths, modules and links in the documentation exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
+_FOLDERS = "hagmil|tests|docs|benchmarks|scripts"
+_PARTS = "runtime|trainer|export|workflows|reports|phantom|cli"
+_PATH = re.compile(rf"(?<![\w/.-])((?:{_FOLDERS}|{_PARTS})/[\w./-]*\w)")
+_MODULE = re.compile(rf"(?<![\w./-])((?:hagmil|benchmarks|(?:{_PARTS}))(?:\.\w+)+)")
+_LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]+)?\)")
+
+
+def _names(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def _exists(path: str) -> bool:
+    """Whether a path exists, relative to the repository or to the package."""
+    return any((root / path).exists() for root in (REPOSITORY, REPOSITORY / "hagmil"))
+
+
+def _is_module(name: str) -> bool:
+    """Whether a dotted name is a module, or a definition in one."""
+    path = name.replace(".", "/")
+    parent, _, last = path.rpartition("/")
+    for root in (REPOSITORY, REPOSITORY / "hagmil"):
+        if (root / path).is_dir() or (root / f"{path}.py").is_file():
+            return True
+        for module in (root / f"{parent}.py", root / parent / "__init__.py"):
+            if module.is_file() and re.search(rf"\b{last}\b", module.read_text()):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names)
+def test_source_paths_on_a_page_exist(page: Path) -> None:
+    assert sorted({path for path in _PATH.findall(page.read_text()) if not _exists(path)}) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names)
+def test_modules_on_a_page_exist(page: Path) -> None:
+    assert sorted({name for name in _MODULE.findall(page.read_text()) if not _is_module(name)}) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names)
+def test_links_on_a_page_lead_to_files_and_headings(page: Path) -> None:
+    broken = []
+    for target, heading in _LINK.findall(page.read_text()):
+        path = page.parent / target
+        if not path.exists() or (heading and heading[1:] not in _headings(path)):
+            broken.append(target + heading)
+    assert broken == []
+
+
+def _headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
