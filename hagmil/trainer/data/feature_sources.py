@@ -125,8 +125,10 @@ class HmilPtSource:
 
     def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
         """See :class:`FeatureSource`."""
-        bags = {slide_id: open_hmil_bag(self.folder, slide_id) for slide_id in slide_ids}
-        return {name: _summary(name, bag, (self.spacing_um,), self.patch_px) for name, bag in bags.items()}
+        return {
+            name: _summary(name, open_hmil_bag(self.folder, name), (self.spacing_um,), self.patch_px)
+            for name in slide_ids
+        }
 
     def read(self, slide_id: str) -> tuple[Tensor, ...]:
         """See :class:`FeatureSource`."""

@@ -1,13 +1,8 @@
-"""Features and splits in the layouts of the published code, read without executing anything in them.
+"""Features in the layouts of the published code, read without executing anything in the files.
 
-- HAG-MIL's features: ``<root>_level_2/pt_files/<slide>.pt``,
-  ``<root>_level_1_corresponding/pt_files/<slide>.pt`` and so on to level 0, one tensor a file; rows 4i to 4i
-  + 3 of a level are the children of row i of the one above.
-- HMIL's features: ``<slide>.pt`` in one folder.
-- CLAM's splits: ``splits_i.csv``, a column of slides for each part, and ``splits_i_bool.csv``, a row for each
-  slide. Some published tables have a running number before the slide and no name over it.
-- HMIL's splits: ``train_splits_i.pkl``, ``val_splits_i.pkl`` and ``test_splits_i.pkl``, each a pickled list
-  of [slide, label, path of its features].
+- HAG-MIL: ``<root>_level_2/pt_files/<slide>.pt``, ``<root>_level_1_corresponding/pt_files/<slide>.pt`` and so on to
+  level 0, one tensor per file. Rows 4i to 4i + 3 of a level are the children of row i of the next coarser level.
+- HMIL: ``<slide>.pt`` in one folder.
 """
 
 from __future__ import annotations
@@ -21,81 +16,79 @@ import torch
 from torch import Tensor
 
 from hagmil.errors import BundleError, DataError
-from hagmil.trainer.published.torch_file import StoredTensor, read_torch_file
+from hagmil.trainer.published.torch_file import check_checksums, copy_tensor, read_torch_file
 
 HAG_MIL_LEVELS = (2, 1, 0)
-"""Pyramid levels of the published Camelyon16 features, coarse to fine."""
+"""Levels of the published Camelyon16 features, coarse to fine."""
 _SLIDE_SUFFIX = ".svs"
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedBag:
-    """The features of one slide, found and checked, not yet read.
+    """The features of one slide; checked, but not read yet.
 
     Args:
-        slide_id: the slide's name.
-        stages: one tensor a stage, coarse to fine, (patches, dim) or (1, patches, dim).
+        slide_id: name of the slide.
+        paths: one file per stage, coarse to fine.
+        stages: the tensors in these files, (patches, dim) or (1, patches, dim), mapped to the files.
     """
 
     slide_id: str
-    stages: tuple[StoredTensor, ...]
+    paths: tuple[Path, ...]
+    stages: tuple[Tensor, ...]
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Patches of each stage."""
+        """Number of patches of each stage."""
         return tuple(stage.shape[-2] for stage in self.stages)
 
     @property
     def feature_dim(self) -> int:
-        """Length of a patch's feature vector."""
+        """Length of a feature vector."""
         return self.stages[0].shape[-1]
 
     def load(self) -> tuple[Tensor, ...]:
-        """Read the features.
+        """Read the features into memory.
 
         Returns:
             For each stage, coarse to fine, float16 or float32 (patches, dim).
 
         Raises:
-            DataError: a file is damaged, or its numbers are no floating-point numbers.
+            DataError: a file is damaged, or its numbers are not floating-point numbers.
         """
+        if not all(stage.is_floating_point() for stage in self.stages):
+            raise DataError(f'slide "{self.slide_id}": its features are not floating-point numbers')
         try:
-            tensors = [stage.load() for stage in self.stages]
+            return tuple(_load_stage(stage, path) for stage, path in zip(self.stages, self.paths, strict=True))
         except BundleError as error:
             raise DataError(f'slide "{self.slide_id}": {error.message}', code=error.code) from error
-        if not all(tensor.is_floating_point() for tensor in tensors):
-            raise DataError(f'slide "{self.slide_id}": its features are no floating-point numbers')
-        return tuple(
-            (tensor if tensor.dtype == torch.float16 else tensor.float()).flatten(0, -2)  # (1, n, dim) -> (n, dim)
-            for tensor in tensors
-        )
 
 
 def open_hag_mil_bag(
     root: Path, slide_id: str, *, levels: Sequence[int] = HAG_MIL_LEVELS, factor: int = 2
 ) -> PublishedBag:
-    """Find the features of one slide in HAG-MIL's layout.
+    """Open the features of one slide in the layout of the published HAG-MIL.
 
     Args:
-        root: what all feature folders' names begin with: ``features/camelyon`` for
+        root: common beginning of the paths of the feature folders: ``features/camelyon`` for
             ``features/camelyon_level_2``.
-        slide_id: the slide's name; a ``.svs`` at its end is dropped, as the published code does.
-        levels: pyramid levels, coarse to fine.
-        factor: f, the ratio of spacings between neighbouring levels.
+        slide_id: name of the slide; the ending ``.svs`` is removed, as in the published code.
+        levels: levels of the slide files, coarse to fine.
+        factor: f, the ratio of the spacings of successive levels.
 
     Returns:
-        The bag; its numbers are not yet read.
+        The bag; its features are not read yet.
 
     Raises:
-        DataError: a file is missing or no feature file, or a level does not have f² times the rows of the one
-        above.
+        DataError: a file is missing or is not a feature file, or a level does not have f² times the rows of the
+            next coarser level.
     """
     name = slide_id.removesuffix(_SLIDE_SUFFIX)
     folders = [f"{root.name}_level_{level}{'_corresponding' if place else ''}" for place, level in enumerate(levels)]
     paths = [root.with_name(folder) / "pt_files" / f"{name}.pt" for folder in folders]
-    bag = PublishedBag(name, tuple(_stored_features(name, path) for path in paths))
+    bag = PublishedBag(name, tuple(paths), tuple(_open_stage(name, path) for path in paths))
     if len({stage.shape[-1] for stage in bag.stages}) > 1:
-        raise DataError(f'slide "{name}": its levels have feature vectors of different lengths')
+        raise DataError(f'slide "{name}": feature vectors of its levels have different lengths')
     for (coarse, fine), path in zip(pairwise(bag.rows), paths[1:], strict=True):
         if fine != coarse * factor**2:
             raise DataError(
@@ -106,31 +99,39 @@ def open_hag_mil_bag(
 
 
 def open_hmil_bag(folder: Path, slide_id: str) -> PublishedBag:
-    """Find the features of one slide in HMIL's layout.
+    """Open the features of one slide in the layout of the published HMIL.
 
     Args:
-        folder: of ``<slide>.pt`` files.
-        slide_id: the slide's name; a ``.svs`` at its end is dropped.
+        folder: folder of ``<slide>.pt`` files.
+        slide_id: name of the slide; the ending ``.svs`` is removed.
 
     Returns:
-        The bag, of one stage; its numbers are not yet read.
+        The bag, with one stage; its features are not read yet.
 
     Raises:
-        DataError: the file is missing or no feature file.
+        DataError: the file is missing or is not a feature file.
     """
     name = slide_id.removesuffix(_SLIDE_SUFFIX)
-    return PublishedBag(name, (_stored_features(name, folder / f"{name}.pt"),))
+    path = folder / f"{name}.pt"
+    return PublishedBag(name, (path,), (_open_stage(name, path),))
 
 
-def _stored_features(slide_id: str, path: Path) -> StoredTensor:
+def _open_stage(slide_id: str, path: Path) -> Tensor:
     if not path.is_file():
         raise DataError(f'no features of slide "{slide_id}" at "{path}"', code="features_missing")
     try:
         content = read_torch_file(path)
     except BundleError as error:
         raise DataError(f'slide "{slide_id}": {error.message}', code=error.code) from error
-    if not isinstance(content, StoredTensor):
-        raise DataError(f'slide "{slide_id}": "{path}" holds no tensor; save the features alone')
-    if len(content.shape) != 2 and (len(content.shape) != 3 or content.shape[0] != 1):
-        raise DataError(f'slide "{slide_id}": "{path}" holds a tensor of {content.shape}, not (patches, dim)')
+    if not isinstance(content, Tensor):
+        raise DataError(f'slide "{slide_id}": "{path}" holds no tensor; save the tensor of features alone')
+    shape = tuple(content.shape)
+    if len(shape) != 2 and (len(shape) != 3 or shape[0] != 1):
+        raise DataError(f'slide "{slide_id}": "{path}" holds a tensor of shape {shape}, not (patches, dim)')
     return content
+
+
+def _load_stage(stage: Tensor, path: Path) -> Tensor:
+    check_checksums(path)
+    tensor = copy_tensor(stage, path)
+    return (tensor if tensor.dtype == torch.float16 else tensor.float()).flatten(0, -2)  # (1, n, dim) -> (n, dim)

@@ -10,8 +10,7 @@ from typing import Any
 from hagmil._tables import read_cells
 from hagmil.errors import DataError
 from hagmil.trainer.data.labels import PARTS, Part, Split, read_split
-from hagmil.trainer.published.pickle_machine import read_pickle
-from hagmil.trainer.published.pickle_names import PickleBroken, PickleRefused
+from hagmil.trainer.published.pickles import PickleBroken, PickleRefused, read_pickled_list
 from hagmil.trainer.published.torch_file import refusal
 
 
@@ -60,8 +59,7 @@ def read_hmil_list(path: Path) -> tuple[LabelledSlide, ...]:
         DataError: it cannot be read, would execute something, or is no list of [slide, label, path].
     """
     try:
-        with path.open("rb") as file:
-            entries = read_pickle(file)
+        entries = read_pickled_list(path)
     except OSError as error:
         raise DataError(f'"{path}" cannot be read: {error.strerror}') from error
     except PickleRefused as error:

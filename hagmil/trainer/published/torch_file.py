@@ -1,292 +1,175 @@
-"""Reading files of torch.save without executing anything in them.
+"""Reading of ``torch.save`` files without executing anything in them.
 
-1. A zip archive (torch 1.6 and later) holds one pickle, ``data.pkl``, and one uncompressed entry a storage.
-   An older file is five pickles one after another, then the storages.
-2. The pickle is read by :func:`~hagmil.trainer.published.pickle_machine.read_pickle`; a persistent id in it names a
-   storage, and the calls that rebuild a tensor give a :class:`StoredTensor`: where its numbers stand and how
-   they lie.
-3. Numbers are read when asked for, so what nobody asks for (an optimiser's state) is never read.
-
-That nothing is executed does not make a file honest: a tensor must lie within its storage and may not cover a
-number twice (a few bytes could claim any amount of memory), entries must be uncompressed for the same reason,
-and their checksums must hold.
+1. Check the format. A zip archive (torch 1.6 and later) holds one pickle, ``data.pkl``, and one uncompressed entry for
+   each storage. A legacy file is a sequence of pickles, followed by the storages.
+2. Scan the pickles and refuse names that no checkpoint needs (:mod:`hagmil.trainer.published.pickles`).
+3. Read the file with ``torch.load(weights_only=True)``. Inert stand-ins are registered for the foreign names in it
+   (:mod:`hagmil.trainer.published.stand_ins`). Tensors of an archive are memory-mapped, so numbers that are not
+   used, such as an optimiser's state, are not read. A legacy file is read whole.
+4. Copy the tensors that are used. A file can be harmless and still not be honest: a tensor must not cover a number
+   twice (a few bytes could claim any amount of memory), and the checksums of the archive must match.
 """
 
 from __future__ import annotations
 
 import io
-import struct
+import threading
+import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from hagmil.errors import BundleError
-from hagmil.trainer.published.pickle_machine import read_pickle
-from hagmil.trainer.published.pickle_names import Builder, Inert, Name, PickleBroken, PickleRefused
+from hagmil.trainer.published.pickles import PickleBroken, PickleRefused, scan_pickle
+from hagmil.trainer.published.stand_ins import stand_ins
 
-_DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ShortStorage": torch.int16,
-}
 _ZIP_MAGIC = b"PK\x03\x04"
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # an entry's header: magic, ..., length of name and of extra field
-_BROKEN = (zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, UnicodeDecodeError, struct.error)
-_OLD_MAGIC = 0x1950A86A20F9469CFC6C
-_OLD_COUNT = struct.Struct("<q")  # before each storage of an old file: its number of elements
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A run of numbers in a file.
-
-    Args:
-        path: the file.
-        offset_bytes: where the first number stands.
-        count: how many there are.
-        dtype: their type, little-endian.
-        crc32: checksum of their bytes, None where the format has none.
-    """
-
-    path: Path
-    offset_bytes: int
-    count: int
-    dtype: torch.dtype
-    crc32: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file, not yet read.
-
-    Args:
-        storage: finds the numbers; the order of old files is known only behind the pickle that names them.
-        offset: elements of the storage before the first of the tensor.
-        shape: its shape.
-        stride: elements of the storage from one to the next, along each axis.
-    """
-
-    storage: Callable[[], Storage]
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def load(self) -> Tensor:
-        """Read the numbers.
-
-        Returns:
-            A contiguous tensor on the CPU, with the file's dtype.
-
-        Raises:
-            BundleError: the file ends too soon, or its checksum does not hold.
-        """
-        storage = self.storage()
-        flat = _read_storage(storage)
-        tensor = flat.as_strided(self.shape, self.stride, self.offset)
-        if tensor.numel() == flat.numel():
-            return tensor.contiguous()
-        return tensor.clone(memory_format=torch.contiguous_format)  # lets the rest of the storage go
+_LEGACY_PICKLES = 5  # magic number, version, system, content, keys of the storages
+_LEGACY_CONTENT = 3
+_LOCK = threading.Lock()  # torch keeps registered classes, and Python warning filters, for the whole process
 
 
 def read_torch_file(path: Path) -> Any:
-    """Read a file of torch.save, executing nothing.
+    """Read a file of ``torch.save``, executing nothing in it.
 
     Args:
-        path: the file, a zip archive or in the older format.
+        path: a zip archive or a legacy file.
 
     Returns:
-        What was saved: plain containers, numbers and strings, a :class:`StoredTensor` for each tensor, and
-        inert placeholders for everything else.
+        The content: plain containers, numbers, strings and tensors, with stand-ins for everything else. The tensors
+        of an archive are mapped to the file; use :func:`copy_tensor` for those that are needed.
 
     Raises:
-        BundleError: the file cannot be read, is no file of torch.save, or would execute something (named).
+        BundleError: the file cannot be read, is not a file of ``torch.save``, or would execute something (named).
     """
     try:
-        with path.open("rb") as file:
-            if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
-                return _read_zip(path)
-            file.seek(0)
-            return _read_old(path, file)
+        is_archive, content = _checked_pickle(path)  # steps 1 and 2
+        return _load(path, content, mmap=is_archive)  # step 3
     except OSError as error:
         raise BundleError(f'"{path}" cannot be read: {error.strerror or error}', code="unreadable") from error
     except PickleRefused as error:
         raise refusal(path, error) from error
-    except (PickleBroken, *_BROKEN) as error:
-        raise BundleError(f'"{path}" is no file of torch.save: {error}', code="unreadable") from error
+    except Exception as error:  # torch raises errors of many classes for a damaged file
+        raise BundleError(
+            f'"{path}" is not a valid torch.save file ({_reason(error)}); it is damaged, cut off or of another kind',
+            code="unreadable",
+        ) from error
+
+
+def check_checksums(path: Path) -> None:
+    """Check all bytes of an archive against its checksums; legacy files have none.
+
+    Raises:
+        BundleError: a checksum does not match, or the file cannot be read.
+    """
+    try:
+        if not _is_archive(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile raises errors of many classes for a damaged file
+        raise BundleError(f'"{path}" is damaged or cannot be read: {_reason(error)}', code="unreadable") from error
+    if damaged is not None:
+        raise BundleError(f'"{path}" is damaged: the checksum of {damaged} does not match', code="unreadable")
+
+
+def copy_tensor(tensor: Tensor, path: Path) -> Tensor:
+    """Copy a tensor of a file into memory.
+
+    Args:
+        tensor: from :func:`read_torch_file`.
+        path: the file, for messages.
+
+    Returns:
+        A contiguous tensor on the CPU with the dtype of the file, independent of the file.
+
+    Raises:
+        BundleError: it is sparse or quantized, or covers a number of the file twice.
+    """
+    plain = Tensor.detach(tensor)
+    dense = type(tensor) in (Tensor, Parameter) and plain.layout == torch.strided and plain.device.type == "cpu"
+    if not dense or plain.is_quantized or _overlaps(plain):
+        raise BundleError(f'"{path}" holds a tensor of {tuple(plain.shape)} that is not plain', code="unreadable")
+    return plain.clone(memory_format=torch.contiguous_format)
 
 
 def refusal(path: Path, error: PickleRefused) -> BundleError:
     """The error for a pickle that would execute something."""
     return BundleError(
-        f'"{path}" was refused and nothing in it was executed: {error}, which no checkpoint or feature file '
-        "needs; get the file again from a source that you trust",
+        f'"{path}" was refused, and nothing in it was executed: {error}, which no checkpoint or feature file needs; '
+        "get the file again from a source that you trust",
         code="unsafe_pickle",
     )
 
 
-def _read_zip(path: Path) -> Any:
-    """Step 1 for an archive."""
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+
+
+def _checked_pickle(path: Path) -> tuple[bool, bytes]:
+    """Steps 1 and 2: whether the file is an archive, and the bytes of the pickle with the content."""
+    if _is_archive(path):
+        content = _archived_pickle(path)
+        scan_pickle(io.BytesIO(content))
+        return True, content
+    starts = [0]
+    with path.open("rb") as file:
+        for _ in range(_LEGACY_PICKLES):
+            scan_pickle(file)
+            starts.append(file.tell())
+        file.seek(starts[_LEGACY_CONTENT])
+        return False, file.read(starts[_LEGACY_CONTENT + 1] - starts[_LEGACY_CONTENT])
+
+
+def _archived_pickle(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        pickles = [name for name in entries if name.endswith("/data.pkl")]
+        entries = archive.infolist()
+        pickles = [info.filename for info in entries if info.filename.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise PickleBroken("the archive does not hold one data.pkl")
-        prefix = pickles[0].removesuffix("data.pkl")
-        if f"{prefix}constants.pkl" in entries:
+        if any(info.filename.endswith("/constants.pkl") for info in entries):
             raise PickleBroken("it is a TorchScript archive, which is a program; save the model's state dict")
-        for info in entries.values():
+        for info in entries:
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                 raise PickleBroken(f"entry {info.filename} is compressed or encrypted")
-        if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
-            raise PickleBroken("its numbers are big-endian")
-        content = archive.read(pickles[0])
-
-    def find(key: str, dtype: torch.dtype, count: int) -> Callable[[], Storage]:
-        info = entries.get(f"{prefix}data/{key}")
-        if info is None or info.file_size != count * dtype.itemsize:
-            raise PickleBroken(f"storage {key} is missing or has another length than the pickle says")
-        return lambda: Storage(path, _entry_offset(path, info), count, dtype, info.CRC)
-
-    return _read_tensors(io.BytesIO(content), find)
+        return archive.read(pickles[0])
 
 
-def _entry_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin: behind its local header, of which the directory knows too little."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(_LOCAL_HEADER.size)
-    if len(header) < _LOCAL_HEADER.size or not header.startswith(_ZIP_MAGIC):
-        raise BundleError(f'"{path}": entry {info.filename} has no header', code="unreadable")
-    _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
-    return int(info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes)
+def _load(path: Path, content: bytes, *, mmap: bool) -> Any:
+    """Step 3."""
+    with _LOCK, safe_globals(stand_ins(_foreign_names(content))), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about old storage classes and protocols
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _read_old(path: Path, file: IO[bytes]) -> Any:
-    """Step 1 for an old file: magic number, version, system, content, keys of the storages, storages."""
-    if read_pickle(file) != _OLD_MAGIC:
-        raise PickleBroken("it has no magic number")
-    read_pickle(file)
-    system = read_pickle(file)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise PickleBroken("its numbers are big-endian")
-    found: dict[str, Storage] = {}
-    wanted: dict[str, tuple[torch.dtype, int]] = {}
-
-    def find(key: str, dtype: torch.dtype, count: int) -> Callable[[], Storage]:
-        if wanted.setdefault(key, (dtype, count)) != (dtype, count):
-            raise PickleBroken(f"storage {key} is described in two ways")
-        return lambda: found[key]
-
-    content = _read_tensors(file, find)
-    keys = read_pickle(file)
-    if not isinstance(keys, list) or set(map(str, keys)) != wanted.keys():
-        raise PickleBroken("the storages at its end are not those of its pickle")
-    for key in map(str, keys):
-        dtype, count = wanted[key]
-        if _OLD_COUNT.unpack(file.read(_OLD_COUNT.size)) != (count,):
-            raise PickleBroken(f"storage {key} has another length than the pickle says")
-        found[key] = Storage(path, file.tell(), count, dtype, None)
-        file.seek(count * dtype.itemsize, io.SEEK_CUR)
-    return content
+def _foreign_names(content: bytes) -> list[str]:
+    """Names in a pickle that torch does not know; an archive around it makes legacy files readable for torch too."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", "3\n")
+    archive.seek(0)
+    return get_unsafe_globals_in_checkpoint(archive)
 
 
-_Find = Callable[[str, torch.dtype, int], Callable[[], Storage]]
-
-
-def _read_tensors(file: IO[bytes], find: _Find) -> Any:
-    """Step 2."""
-
-    def storage(identity: tuple[Any, ...]) -> _FoundStorage:
-        kind, storage_type, key, _location, count, *view = identity
-        if kind != "storage" or not isinstance(storage_type, Name) or view not in ([], [None]):
-            raise ValueError("a persistent id that is no storage")
-        dtype = _DTYPES.get(storage_type.path.rsplit(".", 1)[-1])
-        if dtype is None:
-            raise ValueError(f"numbers of type {storage_type.path}")
-        return _FoundStorage(find(str(key), dtype, _natural(count)), _natural(count))
-
-    return read_pickle(file, builders=_TENSOR_BUILDERS, persistent=storage)
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundStorage:
-    storage: Callable[[], Storage]
-    count: int
-
-
-def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
-    """A tensor of storage, offset, shape and stride; gradients and hooks are dropped."""
-    found, offset, shape, stride = arguments[:4]
-    if not isinstance(found, _FoundStorage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        raise ValueError("a tensor without a storage")
-    tensor = StoredTensor(found.storage, _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, stride)))
-    if not _fits(tensor, found.count):
-        raise ValueError(f"a tensor of shape {tensor.shape} outside its storage, or over itself")
-    return tensor
-
-
-def _fits(tensor: StoredTensor, count: int) -> bool:
-    """Whether a tensor lies within its storage and covers no number twice."""
-    if len(tensor.shape) != len(tensor.stride):
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether a tensor covers a number twice: sorted by stride, each axis must step over all before it."""
+    if tensor.numel() == 0:
         return False
-    if prod(tensor.shape) == 0:
-        return tensor.offset <= count
-    axes = sorted(axis for axis in zip(tensor.stride, tensor.shape, strict=True) if axis[1] > 1)
-    apart = all(stride * size <= next_stride for (stride, size), (next_stride, _) in pairwise(axes))
-    last = tensor.offset + sum(stride * (size - 1) for stride, size in axes)
-    return apart and all(stride > 0 for stride, _ in axes) and last < count
+    axes = sorted(axis for axis in zip(tensor.stride(), tensor.shape, strict=True) if axis[1] > 1)
+    return any(stride <= 0 for stride, _ in axes) or any(
+        stride * size > next_stride for (stride, size), (next_stride, _) in pairwise(axes)
+    )
 
 
-def _parameter(arguments: tuple[Any, ...]) -> StoredTensor:
-    if not arguments or not isinstance(arguments[0], StoredTensor):
-        raise ValueError("a parameter without a tensor")
-    return arguments[0]
-
-
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} where a length should be" if isinstance(value, int) else "no length")
-    return value
-
-
-_TENSOR_BUILDERS: Mapping[str, Builder] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.serialization._get_layout": lambda _arguments: Inert("torch.layout"),
-}
-
-
-def _read_storage(storage: Storage) -> Tensor:
-    """Step 3: all numbers of a storage, flat."""
-    size_bytes = storage.count * storage.dtype.itemsize
-    try:
-        if storage.path.stat().st_size < storage.offset_bytes + size_bytes:
-            raise BundleError(f'"{storage.path}" ends too soon', code="unreadable")
-        data = bytearray(size_bytes)
-        with storage.path.open("rb") as file:
-            file.seek(storage.offset_bytes)
-            file.readinto(data)
-    except OSError as error:
-        raise BundleError(f'"{storage.path}" cannot be read: {error.strerror}', code="unreadable") from error
-    if storage.crc32 is not None and zlib.crc32(data) != storage.crc32:
-        raise BundleError(f'"{storage.path}" is damaged: a checksum does not hold', code="unreadable")
-    if not data:
-        return torch.empty(0, dtype=storage.dtype)
-    return torch.frombuffer(data, dtype=storage.dtype)
+def _reason(error: Exception) -> str:
+    """The last line of torch's message that is not advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "documentation" not in line]
+    return lines[-1][:200] if lines else type(error).__name__

@@ -1,14 +1,13 @@
-"""Weights of the published HAG-MIL and HMIL code, brought under our names.
+"""Import of weights of the published HAG-MIL and HMIL code.
 
-1. Read the file, executing nothing, and find the state dict in it: HAG-MIL's lies under ``state_dict`` of a
-   PyTorch Lightning file, HMIL's is the file itself or lies under ``model_state_dict``. A ``module.`` before
-   all names (data-parallel training) is dropped.
-2. HAG-MIL: share the weights out to stages, ``model0.`` the finest. What the published training keeps beside
-   the weights (buffers of losses and metrics) is left out.
-3. Rename; list names that the published model does not have, and names that it has and the file has not.
-4. Read widths, classes and blocks off the shapes, and hold every shape against the model that follows from
-   them.
-5. Only then read the numbers.
+1. Read the file, executing nothing, and find the state dict in it. For HAG-MIL it is under ``state_dict`` of a PyTorch
+   Lightning file. For HMIL it is the file itself or is under ``model_state_dict``. Remove the prefix ``module.`` of
+   data-parallel training.
+2. HAG-MIL: assign the weights to stages; ``model0.`` is the finest. Skip what the published training saves beside the
+   weights (buffers of losses and metrics).
+3. Rename the weights. List names that the published model does not have, and names that are missing in the file.
+4. Derive widths, classes and blocks from the shapes, and check every shape against the resulting model.
+5. Check the checksums of the file, and copy the weights into memory.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 from hagmil.trainer.published.hag_mil_names import our_name, published_name
 from hagmil.trainer.published.hmil_names import our_hmil_name, published_hmil_name
-from hagmil.trainer.published.torch_file import StoredTensor, read_torch_file
+from hagmil.trainer.published.torch_file import check_checksums, copy_tensor, read_torch_file
 
 _log = logging.getLogger(__name__)
 
-_NAMED_AT_MOST = 20
+_MAX_NAMES = 20
 _STAGE = re.compile(r"model(\d+)\.(.+)")
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _NO_WEIGHTS = re.compile(r"(model\d+\.)?(instance_loss_fn|criterion\w*|acc|auc|f1)\.")
 
 _Shapes = Mapping[str, tuple[int, ...]]
-_Stored = dict[str, StoredTensor]
+_State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,11 @@ class ImportedModel:
 
     Args:
         kind: hag-mil or hmil.
-        stages: a state dict a stage, coarse to fine, float32 on the CPU; HMIL has one stage.
-        feature_dim: length of a patch's feature vector.
-        classes: number of classes; HMIL's fine ones.
-        coarse_classes: HMIL's coarse ones; None for HAG-MIL.
-        config: the sizes of every stage's model.
+        stages: one state dict per stage, coarse to fine, float32 on the CPU; HMIL has one stage.
+        feature_dim: length of a feature vector.
+        classes: number of classes; for HMIL, of fine classes.
+        coarse_classes: number of coarse classes of HMIL; None for HAG-MIL.
+        config: sizes of the model of each stage.
     """
 
     kind: Kind
@@ -65,7 +64,7 @@ class ImportedModel:
     config: IatConfig | HmilConfig
 
     def build(self) -> list[nn.Module]:
-        """The models with their weights, coarse to fine, in evaluation mode, on the CPU."""
+        """Build the models with their weights, coarse to fine, in evaluation mode, on the CPU."""
         models = [_model(_Sizes(self.feature_dim, self.classes, self.coarse_classes, self.config)) for _ in self.stages]
         for model, state in zip(models, self.stages, strict=True):
             model.load_state_dict(state)
@@ -77,15 +76,14 @@ def import_published(path: Path, kind: Kind) -> ImportedModel:
 
     Args:
         path: the file.
-        kind: whose code wrote it.
+        kind: which published code wrote it.
 
     Returns:
-        The weights under our names, and the sizes that their shapes tell.
+        The weights under our names, and the sizes derived from their shapes.
 
     Raises:
-        BundleError: the file cannot be read, would execute something, or holds other weights than the
-        published
-            model; wrong and missing names are listed.
+        BundleError: the file cannot be read, would execute something, or holds other weights than the published
+            model; the message lists wrong and missing names.
     """
     state = _state_dict(read_torch_file(path), path)  # step 1
     stages = _hag_mil_stages(state, path) if kind == "hag-mil" else {"": state}
@@ -97,12 +95,12 @@ def import_published(path: Path, kind: Kind) -> ImportedModel:
         _check_shapes(stage, sizes[prefix], prefix, names, path)
     first, *others = sizes.values()
     if any(other != first for other in others):
-        raise BundleError(f'"{path}": its stages have different sizes; one model must serve all', code="wrong_weights")
+        raise BundleError(f'"{path}": the models of its stages have different sizes', code="wrong_weights")
+    check_checksums(path)  # step 5
     return ImportedModel(
         kind=kind,
         stages=tuple(
-            {name: stored.load().float() for name, stored in stage.items()}
-            for stage in renamed.values()  # step 5
+            {name: copy_tensor(weight, path).float() for name, weight in stage.items()} for stage in renamed.values()
         ),
         feature_dim=first.feature_dim,
         classes=first.classes,
@@ -121,7 +119,7 @@ class _Sizes:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What differs between the two codes."""
+    """What differs between the two published codes."""
 
     method: str
     ours: Callable[[str], str | None]
@@ -130,36 +128,38 @@ class _Names:
     sizes: Callable[[_Shapes], _Sizes]
 
 
-def _state_dict(content: Any, path: Path) -> _Stored:
-    """Step 1: the weights by their published names."""
+def _state_dict(content: Any, path: Path) -> _State:
+    """Step 1: published name to weight."""
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, StoredTensor) for value in content.values()):
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise BundleError(f'"{path}" holds no state dict; save model.state_dict()', code="wrong_weights")
-    strange = [str(key) for key, value in content.items() if not isinstance(value, StoredTensor)]
-    if strange:
-        raise BundleError(f'"{path}": no tensors in the state dict under {_listed(strange)}', code="wrong_weights")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise BundleError(
+            f'"{path}": the state dict holds other objects than tensors: {_first_names(others)}', code="wrong_weights"
+        )
     prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
     return {str(key).removeprefix(prefix): value for key, value in content.items()}
 
 
-def _hag_mil_stages(state: _Stored, path: Path) -> dict[str, _Stored]:
-    """Step 2: for each prefix, coarse to fine, the weights of its stage."""
-    stages: dict[int, _Stored] = {}
+def _hag_mil_stages(state: _State, path: Path) -> dict[str, _State]:
+    """Step 2: prefix to the weights of its stage, coarse to fine."""
+    stages: dict[int, _State] = {}
     unknown: list[str] = []
-    for key, stored in state.items():
+    for key, weight in state.items():
         stage = _STAGE.fullmatch(key)
         if _NO_WEIGHTS.match(key):
-            _log.info('"%s": %s is no weight of a model; left out', path, key)
+            _log.info('"%s": skipped %s, which is not a weight of a model', path, key)
         elif stage is None:
             unknown.append(key)
         else:
-            stages.setdefault(int(stage[1]), {})[stage[2]] = stored
+            stages.setdefault(int(stage[1]), {})[stage[2]] = weight
     if unknown or not stages:
-        what = f"and not {_listed(unknown)}" if unknown else "and has none"
+        found = f"this one also holds {_first_names(unknown)}" if unknown else "this one holds none"
         raise BundleError(
-            f'"{path}": a HAG-MIL checkpoint holds weights under model0., model1., … {what}',
+            f'"{path}": all weights of a HAG-MIL checkpoint are under model0., model1., …; {found}',
             code="unknown_weights",
         )
     absent = sorted(set(range(max(stages) + 1)) - stages.keys())
@@ -169,18 +169,18 @@ def _hag_mil_stages(state: _Stored, path: Path) -> dict[str, _Stored]:
     return {f"model{index}.": stages[index] for index in sorted(stages, reverse=True)}
 
 
-def _rename(stage: _Stored, prefix: str, names: _Names, path: Path) -> _Stored:
+def _rename(stage: _State, prefix: str, names: _Names, path: Path) -> _State:
     renamed = {key: names.ours(key) for key in stage}
     unknown = [f"{prefix}{key}" for key, ours in renamed.items() if ours is None]
     if unknown:
         raise BundleError(
-            f'"{path}": no weights of a published {names.method} model: {_listed(unknown)}',
+            f'"{path}": unknown names of weights for a published {names.method} model: {_first_names(unknown)}',
             code="unknown_weights",
         )
     return {ours: stage[key] for key, ours in renamed.items() if ours is not None}
 
 
-def _check_names(stages: Mapping[str, _Stored], names: _Names, path: Path) -> None:
+def _check_names(stages: Mapping[str, _State], names: _Names, path: Path) -> None:
     """The second half of step 3."""
     expected = names.expected([_shapes(stage) for stage in stages.values()])
     missing = [
@@ -188,32 +188,32 @@ def _check_names(stages: Mapping[str, _Stored], names: _Names, path: Path) -> No
     ]
     if missing:
         raise BundleError(
-            f'"{path}": weights of a published {names.method} model are missing: {_listed(missing)}',
+            f'"{path}": weights of a published {names.method} model are missing: {_first_names(missing)}',
             code="missing_weights",
         )
 
 
-def _sizes(stage: _Stored, names: _Names, path: Path) -> _Sizes:
+def _sizes(stage: _State, names: _Names, path: Path) -> _Sizes:
     try:
         return names.sizes(_shapes(stage))
     except ValidationError as error:
-        raise BundleError(f'"{path}": no such model: {first_problem(error)}', code="wrong_weights") from error
+        raise BundleError(f'"{path}": invalid sizes: {first_problem(error)}', code="wrong_weights") from error
     except ValueError as error:
-        raise BundleError(f'"{path}": a weight has too few axes to read sizes off it', code="wrong_weights") from error
+        raise BundleError(f'"{path}": a weight has the wrong number of axes', code="wrong_weights") from error
 
 
-def _check_shapes(stage: _Stored, sizes: _Sizes, prefix: str, names: _Names, path: Path) -> None:
+def _check_shapes(stage: _State, sizes: _Sizes, prefix: str, names: _Names, path: Path) -> None:
     """The second half of step 4."""
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in _model(sizes).state_dict().items()}
     found = _shapes(stage)
     wrong = [
-        f"{prefix}{names.published(name)} is {found.get(name)} and should be {expected.get(name)}"
+        f"{prefix}{names.published(name)} is {found.get(name)} but should be {expected.get(name)}"
         for name in sorted(expected.keys() | found.keys())
         if found.get(name) != expected.get(name)
     ]
     if wrong:
-        raise BundleError(f'"{path}": weights do not fit together: {_listed(wrong)}', code="wrong_weights")
+        raise BundleError(f'"{path}": inconsistent shapes: {_first_names(wrong)}', code="wrong_weights")
 
 
 def _model(sizes: _Sizes) -> nn.Module:
@@ -223,7 +223,7 @@ def _model(sizes: _Sizes) -> nn.Module:
 
 
 def _hag_mil_names(stages: Sequence[_Shapes]) -> set[str]:
-    """Names of a model with as many blocks and classes as any stage shows; they do not depend on widths."""
+    """Names of the weights of a model with the largest number of blocks and classes of any stage."""
     blocks = {int(block[1]) for stage in stages for name in stage if (block := _BLOCK.match(name))}
     classes = [stage["classifier.weight"][0] for stage in stages if stage.get("classifier.weight")]
     with torch.device("meta"):
@@ -264,13 +264,13 @@ def _hmil_sizes(shapes: _Shapes) -> _Sizes:
     return _Sizes(feature_dim, classes, coarse_classes, config)
 
 
-def _shapes(stage: _Stored) -> dict[str, tuple[int, ...]]:
-    return {name: stored.shape for name, stored in stage.items()}
+def _shapes(stage: _State) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in stage.items()}
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+def _first_names(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 _HAG_MIL = _Names("HAG-MIL", our_name, published_name, _hag_mil_names, _hag_mil_sizes)

@@ -183,6 +183,59 @@ def test_a_malicious_split_list_is_refused_and_its_payload_does_not_run(tmp_path
     assert not target.exists()
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"cos\nsystem\n.",  # named, not called
+        b"c__main__\nos.system\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",  # called by INST
+        b"(cos\nsystem\nS'true'\no.",  # called by OBJ
+        b"cunknown\nClass\n(tR.",
+        b"cbuiltins\ngetattr\n(]S'append'\ntR.",
+        b"S'os'\nS'system'\n\x93.",  # STACK_GLOBAL
+        b"ccollections\nOrderedDict\n)R.",
+    ],
+)
+def test_a_split_list_that_names_a_class_or_function_is_refused(tmp_path: Path, program: bytes) -> None:
+    path = tmp_path / "train_splits_0.pkl"
+    path.write_bytes(program)
+    with pytest.raises(DataError, match="it names") as caught:
+        read_hmil_list(path)
+    assert caught.value.code == "unsafe_pickle"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"",
+        b"hello",
+        b"(lp0\n",  # no end
+        b"0.",  # the stack is empty
+        b"h\x07.",  # nothing in the memo
+        b"I1\nI2\na.",  # an item for a number
+        b"\x82\x01.",  # an extension code
+        b"\x97.",  # a buffer out of band
+        b"S'key'\nQ.",  # a persistent id
+        b"](tR.",  # a list, called
+        b"]r\xff\xff\xff\xff.",  # the last index of the memo
+        b"(" + b")" + b"\x85" * 200_000 + b"\x91.",  # a member so deeply nested that hashing it crashes CPython
+        b"}" + b")" + b"\x85" * 200_000 + b"I1\ns.",
+    ],
+)
+def test_a_broken_split_list_is_refused(tmp_path: Path, program: bytes) -> None:
+    path = tmp_path / "train_splits_0.pkl"
+    path.write_bytes(program)
+    with pytest.raises(DataError, match="no split list"):
+        read_hmil_list(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_split_lists_of_every_protocol_are_read(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "train_splits_0.pkl"
+    path.write_bytes(pickle.dumps([["a", 1, "/x/a.pt"], ("é", "N", "b.pt")], protocol))
+    assert read_hmil_list(path) == (LabelledSlide("a", "1", "/x/a.pt"), LabelledSlide("é", "N", "b.pt"))
+
+
 @pytest.mark.parametrize("content", [3, {"a": 1}, [["a", "N"]], [["a", "N", None]], ["a"]])
 def test_another_thing_than_a_split_list_is_an_error(tmp_path: Path, content: object) -> None:
     path = tmp_path / "train_splits_0.pkl"

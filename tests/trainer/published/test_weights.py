@@ -154,14 +154,14 @@ def test_half_precision_weights_come_in_as_float32(tmp_path: Path) -> None:
         (lambda state: state.update({"backbone.bias": torch.zeros(1)}), r"backbone\.bias"),
         (
             lambda state: state.update({"model1.layers.2.norm.bias": torch.zeros(31)}),
-            r"model1\.layers\.2\.norm\.bias is \(31,\) and should be \(32,\)",
+            r"model1\.layers\.2\.norm\.bias is \(31,\) but should be \(32,\)",
         ),
         (
             lambda state: state.update({"model1.instance_classifiers.3.bias": torch.zeros(2)}),
-            r"model1\.instance_classifiers\.3\.bias is \(2,\) and should be None",
+            r"model1\.instance_classifiers\.3\.bias is \(2,\) but should be None",
         ),
         (lambda state: [state.pop(key) for key in list(state) if key.startswith("model1.")], r"under model1\."),
-        (lambda state: state.update({"model2.fc5.weight": torch.zeros(3)}), "too few axes"),
+        (lambda state: state.update({"model2.fc5.weight": torch.zeros(3)}), "wrong number of axes"),
         (
             lambda state: state.update({"model2.layers.0.layer.attn.res_conv.weight": torch.zeros(7, 1, 33, 1)}),
             "divide into 7 heads",
