@@ -1,1 +1,1 @@
-"""Pages for people: one theme and one SVG layer."""
+"""Building blocks of the HTML reports: one theme, one page frame and one set of SVG elements."""

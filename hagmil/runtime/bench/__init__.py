@@ -1,13 +1,15 @@
-"""Where the time goes: what ``hagmil bench`` measures and how it is shown.
+"""``hagmil bench``: measures the time of each step of a slide and renders a report.
 
-report            report.json: its models, its schema, reading and writing it
-machine           what the figures were taken on
-repeats           warm-up, repeats, and the middle run
-workload           the slide and the patches that are measured
+machine           description of the machine, and memory of the process
+repeats           warm-up, repeats, and the run with the median time
+workload          the slide and the patches that are measured
 measure           each step alone, the pipeline, and end to end
-probe, start_up   a process of its own: from its start to the first patch in the backbone, and its memory
-sweep             batch sizes and threads
-run               all of it, put together
+start_up, watched_infer
+                  start-up time and memory of ``hagmil infer`` in separate processes
+sweep             batch sizes and numbers of threads
+run               runs all measurements
+report            ``report.json``: models, schema, reading
 figures           the report's numbers as a list, for tables and comparisons
-charts, html      the pictures and the pages
+charts, page, comparison
+                  the HTML pages
 """

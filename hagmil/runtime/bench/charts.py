@@ -1,20 +1,20 @@
-"""Bars and lines as SVG text; no library, no outside asset. Colours are the page's ``--series-N``."""
+"""Bar charts, stacked bars and line plots of the bench report."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from hagmil.reports.page import COLOURS, svg
+from hagmil.reports import svg
+from hagmil.reports.theme import series_colour
 
 _WIDTH = 980
-_ROW, _BAR = 34, 22
-_LABEL, _VALUE = 210, 130
-_LETTER = 7.0  # about, at 12 px
+_ROW_HEIGHT, _BAR_HEIGHT, _STACK_HEIGHT, _STACK_GAP = 34, 22, 46, 10
+_LABEL_WIDTH, _VALUE_WIDTH = 210, 130
+_LETTER_WIDTH = 7.0  # about, at a font size of 12 px
 _PLOT_WIDTH, _PLOT_HEIGHT = 470, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 18, 14, 44
+_PLOT_INSET = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class Bar:
     """One bar.
 
     Args:
-        label: at its left.
+        label: text to its left.
         value: its length.
-        text: at its right.
-        series: its colour.
+        text: text to its right.
+        series: number of its colour.
     """
 
     label: str
@@ -36,12 +36,12 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One bar of several parts.
+    """One bar that consists of several parts.
 
     Args:
-        label: at its left; empty for none.
+        label: text to its left; empty for none.
         parts: length of each part, by its name.
-        text: at its right.
+        text: text to its right.
     """
 
     label: str
@@ -51,12 +51,12 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line.
+    """One line of a plot.
 
     Args:
-        name: of the legend.
-        points: (x, y), x rising and above 0.
-        series: its colour.
+        name: its name in the legend.
+        points: (x, y), with x rising and above 0.
+        series: number of its colour.
     """
 
     name: str
@@ -65,146 +65,102 @@ class Line:
 
 
 def bars_svg(title: str, bars: Sequence[Bar]) -> str:
-    """Bars of one scale, one below the other.
+    """Draw bars on a common scale.
 
     Args:
-        title: what they show.
+        title: description for screen readers.
         bars: from top to bottom.
     """
-    room = _WIDTH - _LABEL - _VALUE
+    room = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
     most = max((bar.value for bar in bars), default=0.0) or 1.0
-    parts = []
+    drawn = []
     for index, bar in enumerate(bars):
-        top, length = index * _ROW, max(2.0, room * bar.value / most)
-        parts.append(
-            f"<g><title>{escape(bar.label)}: {escape(bar.text)}</title>{_row_label(bar.label, top)}"
-            f'<rect x="{_LABEL}" y="{top + 4}" width="{room}" height="{_BAR}" rx="4" class="track"/>'
-            f'<rect x="{_LABEL}" y="{top + 4}" width="{length:.1f}" height="{_BAR}" rx="4" '
-            f'fill="var(--series-{bar.series % COLOURS})"/>'
-            f'<text class="value" x="{_WIDTH}" y="{top + 20}" text-anchor="end">{escape(bar.text)}</text></g>'
+        top, corner = index * _ROW_HEIGHT, (_LABEL_WIDTH, index * _ROW_HEIGHT + 4)
+        length = max(2.0, room * bar.value / most)
+        parts = (
+            _row_label(bar.label, top),
+            svg.rect(corner, room, _BAR_HEIGHT, css="track"),
+            svg.rect(corner, length, _BAR_HEIGHT, colour=series_colour(bar.series)),
+            _value(bar.text, top + 20),
         )
-    return svg(title, _WIDTH, _ROW * len(bars), parts)
+        drawn.append(svg.group(f"{bar.label}: {bar.text}", parts))
+    return svg.picture(title, _WIDTH, _ROW_HEIGHT * len(bars), drawn)
 
 
 def stacks_svg(title: str, stacks: Sequence[Stack], colours: Mapping[str, int]) -> str:
-    """Bars of several parts, on one scale.
+    """Draw stacked bars on a common scale.
 
     Args:
-        title: what they show.
+        title: description for screen readers.
         stacks: from top to bottom.
-        colours: the colour of each part, by its name.
+        colours: number of the colour of each part, by its name.
     """
     has_labels = any(stack.label for stack in stacks)
-    left = _LABEL if has_labels else 0
-    room = _WIDTH - left - (_VALUE if any(stack.text for stack in stacks) else 0)
+    left = _LABEL_WIDTH if has_labels else 0
+    room = _WIDTH - left - (_VALUE_WIDTH if any(stack.text for stack in stacks) else 0)
     most = max((sum(stack.parts.values()) for stack in stacks), default=0.0) or 1.0
-    height = 46 if not has_labels else _BAR + 6
+    height = _BAR_HEIGHT + 6 if has_labels else _STACK_HEIGHT
     drawn = []
     for index, stack in enumerate(stacks):
-        x, top = float(left), index * (height + 10)
+        x, top = float(left), index * (height + _STACK_GAP)
         total = sum(stack.parts.values()) or 1.0
         for name, value in stack.parts.items():
             width = room * value / most
-            drawn.append(_segment(name, value / total, x, top, width, height, colours[name]))
+            drawn.append(_segment(name, value / total, (x, top), width, height, colours[name]))
             x += width
         if stack.label:
-            drawn.append(_row_label(stack.label, top + (height - _BAR) / 2 - 4))
+            drawn.append(_row_label(stack.label, top + (height - _BAR_HEIGHT) / 2 - 4))
         if stack.text:
-            drawn.append(
-                f'<text class="value" x="{_WIDTH}" y="{top + height / 2 + 4:g}" text-anchor="end">'
-                f"{escape(stack.text)}</text>"
-            )
-    return svg(title, _WIDTH, (height + 10) * len(stacks) - 10, drawn)
+            drawn.append(_value(stack.text, top + height / 2 + 4))
+    return svg.picture(title, _WIDTH, (height + _STACK_GAP) * len(stacks) - _STACK_GAP, drawn)
 
 
 def lines_svg(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
-    """Lines with a dot a point; x in powers of two or ten, y from 0.
+    """Plot lines with a dot for each point; x is logarithmic, y starts at 0.
 
     Args:
-        title: what they show.
-        x_label: under the axis.
-        y_label: beside the axis.
+        title: description for screen readers.
+        x_label: name of the horizontal axis.
+        y_label: name of the vertical axis.
         lines: with at least one point among them.
     """
     xs = sorted({x for line in lines for x, _ in line.points})
-    step = _nice_step(max(y for line in lines for _, y in line.points))
-    top_value = step * math.ceil(max(y for line in lines for _, y in line.points) / step * 1.02)
-    width, height = _PLOT_WIDTH - _LEFT - _RIGHT, _PLOT_HEIGHT - _TOP - _BOTTOM
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        span = math.log(xs[-1] / xs[0]) or 1.0
-        across = math.log(x / xs[0]) / span if len(xs) > 1 else 0.5
-        return _LEFT + 10 + (width - 20) * across, _TOP + height * (1 - y / top_value)
-
-    drawn = [_tick_y(place(xs[0], step * index)[1], step * index) for index in range(round(top_value / step) + 1)]
-    drawn += [
-        f'<text class="small" x="{place(x, 0)[0]:.1f}" y="{_TOP + height + 17}" text-anchor="middle">{x:,g}</text>'
-        for x in xs
-    ]
+    ticks = svg.round_ticks(max(y for line in lines for _, y in line.points))
+    right, bottom = _PLOT_WIDTH - _RIGHT, _PLOT_HEIGHT - _BOTTOM
+    axes = svg.Axes(
+        left=_LEFT,
+        top=_TOP,
+        width=right - _LEFT,
+        height=bottom - _TOP,
+        x=svg.Scale(xs[0], xs[-1], _LEFT + _PLOT_INSET, right - _PLOT_INSET, logarithmic=True),
+        y=svg.Scale(0, ticks[-1], bottom, _TOP),
+    )
+    drawn = [*axes.y_ticks(ticks), *axes.x_ticks(xs, grid=False)]
     for line in lines:
-        drawn += _line(line, [place(x, y) for x, y in line.points])
-    drawn.append(
-        f'<text class="axis" x="{_LEFT + width / 2}" y="{_PLOT_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}'
-        f'</text><text class="axis" text-anchor="middle" transform="translate(12,{_TOP + height / 2}) rotate(-90)">'
-        f"{escape(y_label)}</text>"
-    )
-    return svg(title, _PLOT_WIDTH, _PLOT_HEIGHT, drawn)
-
-
-def legend(entries: Sequence[tuple[str, int]]) -> str:
-    """An HTML list of names and their colours."""
-    items = "".join(
-        f'<li><span class="key" style="background: var(--series-{series % COLOURS})"></span>{escape(name)}</li>'
-        for name, series in entries
-    )
-    return f'<ul class="legend row">{items}</ul>'
+        colour = series_colour(line.series)
+        drawn.append(svg.polyline([axes.place(*point) for point in line.points], colour))
+        for x, y in line.points:
+            drawn.append(svg.circle(axes.place(x, y), 4, colour, title=f"{line.name}, {x:,g}: {y:,.0f}"))
+    return svg.picture(title, _PLOT_WIDTH, _PLOT_HEIGHT, [*drawn, *axes.labels(x_label, y_label)])
 
 
 def _row_label(label: str, top: float) -> str:
-    return f'<text x="{_LABEL - 12}" y="{top + 20:g}" text-anchor="end">{escape(label)}</text>'
+    return svg.text((_LABEL_WIDTH - 12, top + 20), label, anchor="end")
 
 
-def _segment(name: str, share: float, x: float, top: float, width: float, height: float, series: int) -> str:
+def _value(text: str, baseline: float) -> str:
+    return svg.text((_WIDTH, baseline), text, anchor="end", css="value")
+
+
+def _segment(name: str, share: float, corner: svg.Point, width: float, height: float, series: int) -> str:
+    """Draw one part of a stack with as much of its label as fits."""
+    x, top = corner
     gap = 1.5 if width > 4 else 0.0
-    text = f"{share:.0%}"
-    for longer in (name, f"{name} {text}"):
-        if _LETTER * len(longer) < width - 12:
-            text = longer
-    fits = _LETTER * len(text) < width - 8
-    words = (
-        f'<text class="onbar" x="{x + width / 2:.1f}" y="{top + height / 2 + 4:g}" text-anchor="middle">'
-        f"{escape(text)}</text>"
-        if fits
-        else ""
-    )
-    return (
-        f"<g><title>{escape(name)}: {share:.1%}</title>"
-        f'<rect x="{x:.1f}" y="{top:g}" width="{max(0.0, width - gap):.1f}" height="{height:g}" rx="3" '
-        f'fill="var(--series-{series % COLOURS})"/>{words}</g>'
-    )
-
-
-def _line(line: Line, points: Sequence[tuple[float, float]]) -> list[str]:
-    colour = f"var(--series-{line.series % COLOURS})"
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    drawn = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
-    for (x, y), (at, value) in zip(points, line.points, strict=True):
-        drawn.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">'
-            f"<title>{escape(line.name)}, {at:,g}: {value:,.0f}</title></circle>"
-        )
-    return drawn
-
-
-def _tick_y(y: float, value: float) -> str:
-    return (
-        f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_PLOT_WIDTH - _RIGHT}" y2="{y:.1f}"/>'
-        f'<text class="small" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:,g}</text>'
-    )
-
-
-def _nice_step(most: float) -> float:
-    """1, 2 or 5 times a power of ten, so that four or so of them reach the top."""
-    rough = max(most, 1e-9) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    label = f"{share:.0%}"
+    for longer in (name, f"{name} {label}"):
+        if _LETTER_WIDTH * len(longer) < width - 12:
+            label = longer
+    parts = [svg.rect(corner, width - gap, height, colour=series_colour(series), radius=3)]
+    if _LETTER_WIDTH * len(label) < width - 8:
+        parts.append(svg.text((x + width / 2, top + height / 2 + 4), label, anchor="middle", css="onbar"))
+    return svg.group(f"{name}: {share:.1%}", parts)

@@ -1,26 +1,26 @@
-"""Two reports side by side, as one page."""
+"""``comparison.html``: two reports side by side on one page."""
 
 from __future__ import annotations
 
 from html import escape
 
-from hagmil.reports.page import html_page
-from hagmil.runtime.bench.charts import Stack, bars_svg, legend, stacks_svg
+from hagmil.reports.page import html_page, legend
+from hagmil.runtime.bench.charts import Stack, bars_svg, stacks_svg
 from hagmil.runtime.bench.figures import Figure, Pair, differences, pairs_of, shown
-from hagmil.runtime.bench.page import STYLE, step_colours, throughput_bars
+from hagmil.runtime.bench.page import INLINE, STYLE, step_colours, throughput_bars
 from hagmil.runtime.bench.report import BenchReport
 
 
 def render_comparison(first: BenchReport, second: BenchReport, names: tuple[str, str]) -> str:
-    """The page of two reports.
+    """Render two reports as HTML.
 
     Args:
-        first: the one that is held against.
-        second: the one that is judged.
-        names: what to call them.
+        first: the baseline, report A.
+        second: report B, which is compared with it.
+        names: names of both for the page.
 
     Returns:
-        HTML with its style and pictures inside; it loads nothing.
+        A complete page; style and pictures are embedded.
     """
     a, b = (escape(name) for name in names)
     notes = differences(first, second)
@@ -30,24 +30,28 @@ def render_comparison(first: BenchReport, second: BenchReport, names: tuple[str,
         f"hagmil {escape(second.hagmil)}, {escape(second.machine.cpu)}</p></header>"
     )
     differ = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    told = f'<h2>They differ in</h2><ul class="notes">{differ}</ul>' if notes else ""
-    return html_page("hagmil bench: A and B", head + told + _pictures(first, second) + _table(first, second), STYLE)
+    facts = f'<h2>Differences between the reports</h2><ul class="notes">{differ}</ul>' if notes else ""
+    return html_page("hagmil bench: A and B", head + facts + _pictures(first, second) + _table(first, second), STYLE)
 
 
 def change_in_words(pair: Pair) -> tuple[str, str]:
-    """What became of a figure, and its kind: ``better``, ``worse`` or ``neutral``."""
+    """Describe the change of a figure from the first report to the second.
+
+    Returns:
+        The change in words, and its kind: ``better``, ``worse`` or ``neutral``.
+    """
     gain = pair.gain
     if gain is None:
         return "", "neutral"
     if not pair.is_clear:
-        return "alike", "neutral"
+        return "about equal", "neutral"
     if gain >= 1:
         return f"{gain:.2f} times better", "better"
     return f"{1 / gain:.2f} times worse", "worse"
 
 
 def value_in_words(figure: Figure | None) -> str:
-    """A figure of one of the two, or that it has none."""
+    """Return a figure with its unit; a dash where the report lacks it."""
     return "-" if figure is None else shown(figure.value, figure.unit)
 
 
@@ -64,9 +68,9 @@ def _pictures(first: BenchReport, second: BenchReport) -> str:
     )
     return (
         '<h2>One slide, end to end</h2><figure class="full"><figcaption>Seconds by step</figcaption>'
-        f"{stacks_svg('Seconds by step', stacks, colours)}{legend(list(colours.items()))}</figure>"
+        f"{stacks_svg('Seconds by step', stacks, colours)}{legend(list(colours.items()), css=INLINE)}</figure>"
         '<h2>Throughput</h2><figure class="full"><figcaption>Patches per second</figcaption>'
-        f"{bars_svg('Patches per second', paired)}{legend([('A', 7), ('B', 0)])}</figure>"
+        f"{bars_svg('Patches per second', paired)}{legend([('A', 7), ('B', 0)], css=INLINE)}</figure>"
     )
 
 
@@ -83,8 +87,8 @@ def _table(first: BenchReport, second: BenchReport) -> str:
             f'<td class="number">{value_in_words(pair.second)}</td><td class="{kind}">{words}</td></tr>'
         )
     return (
-        '<h2>All figures</h2><div class="wide"><table><thead><tr><th>figure</th><th class="number">A</th>'
+        '<h2>All measurements</h2><div class="wide"><table><thead><tr><th>measurement</th><th class="number">A</th>'
         f'<th class="number">B</th><th>B is</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        "<p>Better or worse where all runs of one report lie beyond all runs of the other, and by 5 % at least; else "
-        "alike.</p>"
+        "<p>B is better or worse where the ranges of all runs do not overlap and the values differ by at least 5 %; "
+        "otherwise both are about equal.</p>"
     )

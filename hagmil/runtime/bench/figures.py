@@ -1,4 +1,4 @@
-"""The report's numbers as a list: for its table, and to be held beside another report's."""
+"""The report's numbers as a list, for its table and for comparing two reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from hagmil.runtime.bench.report import BenchReport
 
 LEAST_GAIN = 1.05
-"""Two figures that are nearer than this factor count as alike; of some there is one run only, which has no spread."""
+"""Two figures whose ratio is below this count as equal: figures of a single run have no range to compare."""
 
 Better = Literal["higher", "lower", "neither"]
 Unit = Literal["patches/s", "s", "share", "MB"]
@@ -20,13 +20,13 @@ class Figure:
     """One number of a report.
 
     Args:
-        group: the step that it belongs to.
-        name: what it is, unique in its group.
+        group: the measurement that it belongs to.
+        name: unique in its group.
         unit: of the value.
-        value: the number; of the middle run where there were several.
-        better: which way is good.
-        low: the least of all runs; ``value`` where there was one.
-        high: the most of all runs.
+        value: the number; with several runs, that of the run with the median time.
+        better: whether higher or lower values are better.
+        low: minimum over all runs; ``value`` where there was only one.
+        high: maximum over all runs.
     """
 
     group: str
@@ -43,8 +43,8 @@ class Pair:
     """The same figure of two reports.
 
     Args:
-        first: of the first report; None where only the second has it.
-        second: of the second.
+        first: from the first report; None if missing there.
+        second: from the second report; None if missing there.
     """
 
     first: Figure | None
@@ -52,7 +52,7 @@ class Pair:
 
     @property
     def any(self) -> Figure:
-        """One of the two, for what they have in common."""
+        """The figure of either report, for its group, name and unit."""
         found = self.first or self.second
         if found is None:
             raise ValueError("a pair has at least one figure")
@@ -60,7 +60,7 @@ class Pair:
 
     @property
     def gain(self) -> float | None:
-        """How many times better the second is; None where that cannot be said."""
+        """Factor by which the second figure is better; None where it is undefined."""
         if self.first is None or self.second is None or self.first.better == "neither":
             return None
         one, other = self.first.value, self.second.value
@@ -70,7 +70,7 @@ class Pair:
 
     @property
     def is_clear(self) -> bool:
-        """Whether all runs of one report lie beyond all runs of the other, and by more than nothing to speak of."""
+        """Whether the ranges of all runs do not overlap and the gain or loss is at least :data:`LEAST_GAIN`."""
         if self.first is None or self.second is None:
             return False
         gain = self.gain
@@ -79,19 +79,22 @@ class Pair:
 
 
 def figures_of(report: BenchReport) -> tuple[Figure, ...]:
-    """All numbers of a report, in the order in which a person would ask."""
+    """Return all numbers of a report, the most important first."""
     return tuple(_figures(report))
 
 
 def pairs_of(first: BenchReport, second: BenchReport) -> tuple[Pair, ...]:
-    """The figures of two reports beside one another: all that either has, the first's order leading."""
+    """Pair the figures of two reports, in the order of the first; figures that only the second has come last."""
     one = {(figure.group, figure.name): figure for figure in figures_of(first)}
     other = {(figure.group, figure.name): figure for figure in figures_of(second)}
     return tuple(Pair(one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other]))
 
 
 def differences(first: BenchReport, second: BenchReport) -> tuple[str, ...]:
-    """What the two reports do not have in common, in words: figures of other work do not compare."""
+    """Describe in what slide, bundle, machine, settings and version two reports differ.
+
+    Figures are comparable only where the work was the same.
+    """
     facts = (
         ("slide", first.slide.sha256, second.slide.sha256, first.slide.name, second.slide.name),
         ("spacing", first.slide.spacing_um, second.slide.spacing_um, None, None),
@@ -106,14 +109,14 @@ def differences(first: BenchReport, second: BenchReport) -> tuple[str, ...]:
         ("hagmil", first.hagmil, second.hagmil, None, None),
     )
     return tuple(
-        f"{what}: {_said(one, shown)} and {_said(other, other_shown)}"
-        for what, one, other, shown, other_shown in facts
+        f"{what}: {_describe(one, shown_as)} and {_describe(other, other_shown_as)}"
+        for what, one, other, shown_as, other_shown_as in facts
         if one != other
     )
 
 
 def limiting_step(report: BenchReport) -> str:
-    """In a sentence, what the pipeline waits for, with the fastest provider."""
+    """Say in a sentence which step limits the pipeline of the fastest provider."""
     provider = report.end_to_end.provider
     reading, backbone = report.read.patches_per_s, report.backbone[provider].patches_per_s
     slow, fast, ratio = "The backbone", "reading", reading / backbone
@@ -122,13 +125,13 @@ def limiting_step(report: BenchReport) -> str:
     times = f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
     reached = report.pipeline[provider].of_slower
     return (
-        f"{slow} sets the pace: {fast} alone is {times} times as fast. "
-        f"Together they reach {reached:.0%} of the slower one."
+        f"{slow} is the bottleneck: {fast} alone is {times} times as fast. "
+        f"Together they reach {reached:.0%} of the slower one's throughput."
     )
 
 
 def shown(value: float, unit: Unit) -> str:
-    """A number with its unit, for a person."""
+    """Format a number with its unit."""
     if unit == "share":
         return f"{value:.1%}"
     if unit == "s" and value < 1:
@@ -137,7 +140,7 @@ def shown(value: float, unit: Unit) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits, or whole numbers from 100 on."""
+    """Format a number with three significant digits; from 100 on, as a whole number."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -158,7 +161,7 @@ def _figures(report: BenchReport) -> Iterator[Figure]:
     for provider, pipeline in report.pipeline.items():
         group = f"reading and backbone, {provider}"
         yield _rate(group, "patches", pipeline.patches, pipeline.seconds, pipeline.repeats_s)
-        yield _plain(group, "of the slower alone", "share", pipeline.of_slower, "higher")
+        yield _plain(group, "of the slower one alone", "share", pipeline.of_slower, "higher")
         yield _plain(group, "backbone's share", "share", pipeline.backbone_share, "higher")
         yield _plain(group, "backbone waited for patches", "s", pipeline.backbone_waited_s, "lower")
         if pipeline.readers_waited_s is not None:
@@ -166,11 +169,11 @@ def _figures(report: BenchReport) -> Iterator[Figure]:
     for provider, models in report.models.items():
         for model in models:
             name = f"{model.stage}, {model.patches:,} patches"
-            yield _seconds(f"level models, {provider}", name, model.seconds, model.repeats_s)
+            yield _seconds(f"stage models, {provider}", name, model.seconds, model.repeats_s)
     yield _seconds("start-up", "process start to first patch", report.start_up_s, report.start_up.repeats_s)
     yield _plain("memory", "peak", "MB", report.memory.peak_rss_mb, "lower")
     yield _plain("memory", "with models loaded", "MB", report.memory.with_models_mb, "lower")
-    yield _plain("memory", "above the models' own", "MB", report.memory.above_models_mb, "lower")
+    yield _plain("memory", "above loaded models", "MB", report.memory.above_models_mb, "lower")
 
 
 def _seconds(group: str, name: str, value: float, repeats_s: Sequence[float]) -> Figure:
@@ -186,7 +189,7 @@ def _plain(group: str, name: str, unit: Unit, value: float, better: Better) -> F
     return Figure(group, name, unit, value, better, value, value)
 
 
-def _said(value: object, shown_as: str | None) -> str:
+def _describe(value: object, shown_as: str | None) -> str:
     if shown_as is None:
         return str(value)
     return f"{shown_as} ({value[:12]})" if isinstance(value, str) else shown_as

@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""The machine of a measurement, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def this_machine() -> Machine:
-    """Describe this machine, as far as it can be known without a further package."""
+    """Describe this machine as far as the standard library and ``/proc`` allow."""
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=processor_name(),
@@ -26,21 +26,21 @@ def this_machine() -> Machine:
 
 
 def peak_rss_mb() -> float:
-    """The most memory (10^6 bytes) that this process has had resident.
+    """Return the peak resident memory of this process in units of 10^6 bytes.
 
-    The kernel's high-water mark of the program itself, where it gives one: ``ru_maxrss`` of a child process also
-    counts what its parent held when it was started.
+    Linux gives it as ``VmHWM``. Elsewhere it is ``ru_maxrss``, which for a child process may include the memory that
+    its parent had when it started the child.
     """
     kib = _kib("VmHWM")
     if kib is None:
-        import resource  # not on every system
+        import resource  # missing on some systems
 
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib * 1024 / 1e6
 
 
 def rss_mb() -> float:
-    """The memory (10^6 bytes) that this process has resident now; its peak where the system does not say."""
+    """Return the resident memory of this process in units of 10^6 bytes; its peak where the system gives no other."""
     kib = _kib("VmRSS")
     return peak_rss_mb() if kib is None else kib * 1024 / 1e6
 
@@ -58,7 +58,7 @@ def _memory_gb() -> float | None:
 
 
 def _value(path: Path, name: str) -> str | None:
-    """What stands behind ``name:`` in a file of the kernel's; None where there is no such line or file."""
+    """Return the value after ``name:`` in a file of ``/proc``; None without such a line or file."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -50,7 +50,7 @@ RUN_S = 1.0
 _LEAST_BATCHES = 4  # of a pipeline: while the first is read, the backbone has nothing to do
 _CALLS_AT_MOST = 100
 _RESIDENT_BYTES = 256 << 20
-_STEP_NAMES = {"read": "waiting for patches", "tissue": "mask", "models": "level models"}
+_STEP_NAMES = {"read": "waiting for patches", "tissue": "mask", "models": "stage models"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The reports as pages: style and pictures inside, nothing loaded, no script."""
+"""``report.html``: the report as one page that loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from hagmil._files import write_text
-from hagmil.reports.page import html_page
-from hagmil.runtime.bench.charts import Bar, Line, Stack, bars_svg, legend, lines_svg, stacks_svg
+from hagmil.reports.page import html_page, legend
+from hagmil.runtime.bench.charts import Bar, Line, Stack, bars_svg, lines_svg, stacks_svg
 from hagmil.runtime.bench.figures import Figure, figures_of, limiting_step, shown
 from hagmil.runtime.bench.report import HTML_NAME, JSON_NAME, BenchReport, EndToEnd, SweepPoint
 
@@ -32,11 +32,14 @@ td.worse { color: var(--series-1); font-weight: 600; } ul.notes { color: var(--s
 table.facts td:first-child { color: var(--soft); } table.facts td { white-space: normal; }
 """
 
+INLINE: Final = "legend row"
+"""CSS classes of a legend whose entries are side by side."""
+
 STEP_COLOURS: Final = {
     "backbone": 0,
     "waiting for patches": 1,
     "mask": 2,
-    "level models": 3,
+    "stage models": 3,
     "open": 5,
     "picture": 4,
     "write": 6,
@@ -53,13 +56,13 @@ _SWEEPS: Final = {
 
 
 def render_html(report: BenchReport) -> str:
-    """The page of one report.
+    """Render a report as HTML.
 
     Args:
-        report: what was measured.
+        report: the measurements.
 
     Returns:
-        HTML with its style and pictures inside; it loads nothing.
+        A complete page; style and pictures are embedded.
     """
     return html_page(
         f"hagmil bench: {report.slide.name}",
@@ -68,7 +71,7 @@ def render_html(report: BenchReport) -> str:
                 _head(report),
                 _cards(report),
                 f'<p class="lead">{escape(limiting_step(report))}</p>',
-                _where(report),
+                _end_to_end(report),
                 _throughput(report),
                 _start_and_memory(report),
                 _sweeps(report.sweep),
@@ -82,7 +85,13 @@ def render_html(report: BenchReport) -> str:
 
 
 def throughput_bars(report: BenchReport, prefix: str = "", series: int | None = None) -> list[Bar]:
-    """Patches per second of every step that has them, each with its colour, or all with one."""
+    """List the throughput of every measurement as bars.
+
+    Args:
+        report: the measurements.
+        prefix: put before each label.
+        series: colour of all bars; None for one colour for each kind of measurement.
+    """
     found = [("reading alone", report.read.patches_per_s, 1)]
     found += [(f"backbone alone, {name}", each.patches_per_s, 0) for name, each in report.backbone.items()]
     found += [(f"both together, {name}", each.patches_per_s, 2) for name, each in report.pipeline.items()]
@@ -95,7 +104,7 @@ def throughput_bars(report: BenchReport, prefix: str = "", series: int | None = 
 
 
 def step_colours(runs: Sequence[EndToEnd]) -> dict[str, int]:
-    """A colour for every step of these runs."""
+    """Return the number of the colour of every step of these runs."""
     names = dict.fromkeys(name for run in runs for name in run.steps_s)
     return {name: STEP_COLOURS.get(name, 5) for name in names}
 
@@ -106,10 +115,10 @@ def _head(report: BenchReport) -> str:
     memory = f", {machine.memory_gb:.0f} GB" if machine.memory_gb else ""
     kernel = f", tile kernel {escape(machine.tile_kernel)}" if machine.tile_kernel else ""
     cores = f"{machine.cores} core{'s' if machine.cores != 1 else ''}"
-    phantom = " (a phantom made for this report)" if slide.phantom else ""
+    phantom = " (phantom made for this report)" if slide.phantom else ""
     builtin = " (built-in demonstration model)" if bundle.builtin else ""
     return (
-        f"<header><h1>Where the time goes</h1>"
+        f"<header><h1>Time of each step</h1>"
         f"<p><b>{escape(slide.name)}</b>{phantom}, {slide.width:,} x {slide.height:,} pixels at "
         f"{slide.spacing_um:.3g} um/px, through <b>{escape(bundle.name)}</b>{builtin}: backbone "
         f"{escape(bundle.backbone)}, {escape(bundle.precision)}, patches of {bundle.patch_px} pixels, "
@@ -140,7 +149,7 @@ def _card(number: str, what: str) -> str:
     )
 
 
-def _where(report: BenchReport) -> str:
+def _end_to_end(report: BenchReport) -> str:
     runs = report.end_to_end_by_provider
     colours = step_colours(list(runs.values()))
     several = len(runs) > 1
@@ -156,7 +165,7 @@ def _where(report: BenchReport) -> str:
     stages = ", ".join(f"{stage.encoded:,} at stage {escape(stage.name)}" for stage in report.end_to_end.stages)
     return (
         f'<h2>One slide, end to end</h2><figure class="full"><figcaption>Seconds by step, {report.end_to_end.provider}'
-        f"</figcaption>{stacks_svg('Seconds by step', stacks, colours)}{legend(entries)}</figure>"
+        f"</figcaption>{stacks_svg('Seconds by step', stacks, colours)}{legend(entries, css=INLINE)}</figure>"
         f"<p>Patches in the backbone: {stages}.</p>"
     )
 
@@ -165,22 +174,24 @@ def _throughput(report: BenchReport) -> str:
     return (
         '<h2>Throughput</h2><figure class="full"><figcaption>Patches per second</figcaption>'
         f"{bars_svg('Patches per second', throughput_bars(report))}</figure>"
-        "<p>Reading and backbone alone set the limit of both together; end to end holds the mask, the level models and "
-        "the results besides.</p>"
+        "<p>The slower of reading and backbone limits both together. End to end also contains the mask, the stage "
+        "models and writing the results.</p>"
     )
 
 
 def _start_and_memory(report: BenchReport) -> str:
     start, memory = report.start_up, report.memory
     entries = [(f"{name}: {shown(seconds, 's')}", _START_UP_COLOURS[name]) for name, seconds in start.steps_s.items()]
-    held = {"packages and models": memory.with_models_mb, "above them": memory.above_models_mb}
-    kept = [(f"{name}: {shown(value, 'MB')}", _MEMORY_COLOURS[name]) for name, value in held.items()]
+    used = {"packages and models": memory.with_models_mb, "above them": memory.above_models_mb}
+    kept = [(f"{name}: {shown(value, 'MB')}", _MEMORY_COLOURS[name]) for name, value in used.items()]
+    start_up = stacks_svg("Start-up by step", [Stack("", start.steps_s)], _START_UP_COLOURS)
+    peak = stacks_svg("Peak memory", [Stack("", used)], _MEMORY_COLOURS)
     return (
-        '<h2>A fresh process</h2><figure class="full"><figcaption>Start to first patch in the backbone, '
-        f"{shown(report.start_up_s, 's')}</figcaption>"
-        f"{stacks_svg('Start-up by step', [Stack('', start.steps_s)], _START_UP_COLOURS)}{legend(entries)}</figure>"
+        '<h2>Start-up and memory of hagmil infer</h2><figure class="full"><figcaption>'
+        f"Process start to first patch in the backbone, {shown(report.start_up_s, 's')}</figcaption>"
+        f"{start_up}{legend(entries, css=INLINE)}</figure>"
         f'<figure class="full"><figcaption>Peak memory, {shown(memory.peak_rss_mb, "MB")}</figcaption>'
-        f"{stacks_svg('Peak memory', [Stack('', held)], _MEMORY_COLOURS)}{legend(kept)}</figure>"
+        f"{peak}{legend(kept, css=INLINE)}</figure>"
     )
 
 
@@ -206,7 +217,7 @@ def _sweeps(points: Sequence[SweepPoint]) -> str:
         ]
         figures.append(
             f"<figure><figcaption>{title}</figcaption>{lines_svg(title, x_label, 'patches/s', lines)}"
-            f"{legend([(line.name, line.series) for line in lines])}</figure>"
+            f"{legend([(line.name, line.series) for line in lines], css=INLINE)}</figure>"
         )
     return f'<h2>Sweeps</h2><div class="plots">{"".join(figures)}</div>'
 
@@ -227,8 +238,8 @@ def _table(figures: Sequence[Figure]) -> str:
             f'<td class="spread">{runs}</td></tr>'
         )
     return (
-        '<h2>All figures</h2><div class="wide"><table><thead><tr><th>figure</th><th class="number">middle run</th>'
-        f"<th>all runs</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<h2>All measurements</h2><div class="wide"><table><thead><tr><th>measurement</th>'
+        f'<th class="number">median run</th><th>all runs</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -236,12 +247,12 @@ def _facts(report: BenchReport) -> str:
     settings = report.settings
     facts = {
         "command": report.command,
-        "settings": f"batch {settings.batch or 'as suits the provider'}, reader threads "
-        f"{settings.readers or 'as suit the provider'}, models' threads "
-        f"{settings.threads or 'as many as cores'}, keep {settings.keep or 'as the bundle says'}, "
+        "settings": f"batch {settings.batch or 'chosen for the provider'}, reader threads "
+        f"{settings.readers or 'chosen for the provider'}, models' threads "
+        f"{settings.threads or 'all cores'}, keep {settings.keep or 'as in the bundle'}, "
         f"{settings.repeats} repeats",
         "engines": ", ".join(f"{name}: {each.engine}, batch {each.batch}" for name, each in report.backbone.items()),
-        **{f"provider {name} left out": why for name, why in report.skipped.items()},
+        **{f"provider {name} skipped": why for name, why in report.skipped.items()},
         "slide": f"SHA-256 {report.slide.sha256}, {report.slide.bytes / 1e6:,.1f} MB, {report.slide.vendor}, "
         f"{report.slide.levels} levels, spacing from {report.slide.spacing_source}",
         "bundle": f"SHA-256 {report.bundle.sha256}",
@@ -251,17 +262,18 @@ def _facts(report: BenchReport) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
     rows = "".join(f"<tr><td>{name}</td><td><code>{escape(value)}</code></td></tr>" for name, value in facts.items())
-    return f'<h2>What ran</h2><div class="wide"><table class="facts"><tbody>{rows}</tbody></table></div>'
+    return f'<h2>Configuration</h2><div class="wide"><table class="facts"><tbody>{rows}</tbody></table></div>'
 
 
 def _method(report: BenchReport) -> str:
     return (
         "<h2>How it was measured</h2><p>Each measurement runs once to warm up, then "
-        f"{report.settings.repeats} times; what is shown is the run of median time, the least and the most of all "
-        "stand beside it. Work of 20 seconds and more is taken once. Reading alone drops what it reads; the backbone "
-        "alone takes patches that lie in memory, and both together go the way of every stage of the cascade. Level "
+        f"{report.settings.repeats} times. The values are those of the run with the median time; the range over all "
+        "runs is beside them. A measurement of 20 seconds or more runs once. Reading alone discards the patches; the "
+        "backbone alone takes patches from memory; both together do the same work as a stage of the cascade. Stage "
         "models get bags of the slide's size with random features. Start-up and memory are those of "
-        "<code>hagmil infer</code> in processes of their own, the disk warm and numba's compile cache empty.</p>"
+        "<code>hagmil infer</code> in separate processes, with a warm disk cache and an empty compile cache of "
+        "numba.</p>"
     )
 
 
@@ -270,8 +282,11 @@ def _threads(count: int) -> str:
 
 
 def write_report(folder: Path, report: BenchReport) -> None:
-    """Write ``report.html``, and last ``report.json``."""
-    from hagmil.runtime.bench.page import render_html
+    """Write ``report.html``, then ``report.json``, into a folder.
 
+    Args:
+        folder: made if it is missing.
+        report: the measurements.
+    """
     write_text(folder / HTML_NAME, render_html(report))
     write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")

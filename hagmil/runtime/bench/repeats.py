@@ -1,4 +1,4 @@
-"""Warm-up, repeats, and the middle run."""
+"""Timing with a warm-up and repeats; the run with the median time counts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from time import perf_counter
 from typing import Generic, TypeVar
 
 LONG_S = 20.0
-"""Work that takes this long is measured once: its warm-up is short beside it."""
+"""Work that takes this long runs once: the cost of a cold start is small in comparison."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Timed(Generic[T]):
-    """Some work, timed.
+    """Result and time of repeated work.
 
     Args:
-        found: what the middle run gave.
-        seconds: what it took.
-        repeats_s: seconds of all runs, in the order in which they were taken.
+        found: the result of the run with the median time.
+        seconds: its time.
+        repeats_s: seconds of all runs, in order.
     """
 
     found: T
@@ -29,24 +29,24 @@ class Timed(Generic[T]):
 
 
 def repeat(work: Callable[[], T], repeats: int, *, long_s: float = LONG_S) -> Timed[T]:
-    """Do some work once to warm up, then several times, and take the middle run.
+    """Run some work once to warm up, then ``repeats`` times.
 
     Args:
-        work: what to do; called at least twice, but for long work.
-        repeats: how often it is timed, 1 or more.
-        long_s: where the warm-up takes this many seconds, it is the measurement.
+        work: the work.
+        repeats: number of timed runs, at least 1.
+        long_s: if the warm-up takes this many seconds, it is used as the only timed run.
 
     Returns:
-        The run of median time (the shorter of the two middle ones where ``repeats`` is even), and all times.
+        The run with the median time (the shorter of the two middle ones where ``repeats`` is even), and all times.
     """
     first = _timed(work)
     runs = [first] if first[0] >= long_s else [_timed(work) for _ in range(repeats)]
-    seconds, found = middle(runs)
+    seconds, found = median_run(runs)
     return Timed(found, seconds, tuple(each for each, _ in runs))
 
 
-def middle(runs: Sequence[tuple[float, T]]) -> tuple[float, T]:
-    """The run of median time: the seconds and what it gave."""
+def median_run(runs: Sequence[tuple[float, T]]) -> tuple[float, T]:
+    """Return seconds and result of the run with the median time."""
     return sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from hagmil._models import FrozenModel
 from hagmil.errors import UsageError
@@ -17,6 +17,8 @@ HTML_NAME = "report.html"
 COMPARISON_NAME = "comparison.html"
 
 _Seconds = tuple[float, ...]
+_FORMER_STEP_NAMES = {"level models": "stage models"}
+"""Names of steps in reports of earlier versions, and their present names."""
 
 
 class Machine(FrozenModel):
@@ -156,6 +158,11 @@ class EndToEnd(FrozenModel):
     shares: dict[str, float] = Field(description="the same as shares; they add up to 1")
     stages: tuple[StageFigures, ...]
     repeats_s: _Seconds
+
+    @field_validator("steps_s", "shares")
+    @classmethod
+    def _use_present_step_names(cls, by_step: dict[str, float]) -> dict[str, float]:
+        return {_FORMER_STEP_NAMES.get(name, name): value for name, value in by_step.items()}
 
 
 class StartUp(FrozenModel):

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 from hagmil.errors import EnvironmentLacks
-from hagmil.runtime.bench.repeats import middle
+from hagmil.runtime.bench.repeats import median_run
 from hagmil.runtime.bench.report import Memory, StartUp
 from hagmil.runtime.bench.watched_infer import Notes
 from hagmil.runtime.inputs import SlideRequest
@@ -76,7 +76,7 @@ def measure_start_up(call: InferCall, repeats: int) -> tuple[float, StartUp, Mem
     """
     _start(call)
     runs = [_start(call) for _ in range(repeats)]
-    seconds, (began, notes) = middle(runs)
+    seconds, (began, notes) = median_run(runs)
     times = (began, notes.interpreter, notes.loading, notes.loaded, notes.first_patch)
     names = ("interpreter", "imports", "models", "slide, mask and first batch")
     steps = {name: times[index + 1] - times[index] for index, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""``evaluation.html``: the evaluation for people, one page that needs nothing beside it."""
+"""``evaluation.html``: the evaluation as one page that loads nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hagmil._files import write_text
-from hagmil.reports.page import COLOURS, html_page
+from hagmil.reports.page import html_page, legend
 from hagmil.trainer.evaluation.report import HTML_NAME, JSON_NAME, EvaluationReport, SlideVerdict
 from hagmil.trainer.evaluation.report_plots import calibration_svg, confusion_svg, roc_points, roc_svg
 from hagmil.trainer.metrics.bootstrap import (
@@ -18,7 +18,7 @@ from hagmil.trainer.metrics.bootstrap import (
     Estimate,
 )
 
-_WRONG_AT_MOST = 100
+_MOST_WRONG = 100
 _PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 _STYLE = """
 td.interval { color: var(--soft); } svg .count { font-weight: 600; }
@@ -28,13 +28,13 @@ svg .cell { fill: var(--page); stroke: var(--rule); }
 
 
 def render_html(report: EvaluationReport) -> str:
-    """The page.
+    """Render an evaluation as HTML.
 
     Args:
-        report: what was found.
+        report: the evaluation.
 
     Returns:
-        HTML with its style and pictures inside; it loads nothing.
+        A complete page; style and pictures are embedded.
     """
     model, verdict = report.model, report.verdict
     name = _PART_NAMES[report.part]
@@ -45,7 +45,7 @@ def render_html(report: EvaluationReport) -> str:
         f"{report.created:%Y-%m-%d %H:%M} UTC.</p>"
     )
     has_coarse = report.coarse is not None
-    sections = [_section("Fine classes" if has_coarse else "Verdict", verdict, _columns(report.slides))]
+    sections = [_section("Fine classes" if has_coarse else "Predictions", verdict, _columns(report.slides))]
     if report.coarse is not None:
         sections.append(_section("Coarse classes", report.coarse, _columns(report.slides, coarse=True)))
         if report.agreement is not None:
@@ -56,10 +56,10 @@ def render_html(report: EvaluationReport) -> str:
 
 
 _Columns = tuple[list[str], list[dict[str, float]]]
+"""Label and probabilities of each slide."""
 
 
 def _columns(slides: Sequence[SlideVerdict], *, coarse: bool = False) -> _Columns:
-    """Labels and probabilities of all slides."""
     if coarse:
         return [slide.coarse_label or "" for slide in slides], [slide.coarse_probabilities for slide in slides]
     return [slide.label for slide in slides], [slide.probabilities for slide in slides]
@@ -71,16 +71,12 @@ def _section(title: str, found: Assessment, columns: _Columns) -> str:
     curves = [
         (each, roc_points(np.array([row[each] for row in probabilities]), truth == each)) for each in found.classes
     ]
-    legend = "".join(
-        f'<li><span class="key" style="background: var(--series-{index % COLOURS})"></span>'
-        f"{escape(each.name)}: AUC {_words(each.auc)}</li>"
-        for index, each in enumerate(found.by_class)
-    )
+    names = [(f"{each.name}: AUC ", index) for index, each in enumerate(found.by_class)]
     pictures = (
-        f"<figure><figcaption>ROC, one against rest</figcaption>{roc_svg(curves)}"
-        f'<ul class="legend">{legend}</ul></figure>'
+        f"<figure><figcaption>ROC curves, one against rest</figcaption>{roc_svg(curves)}"
+        f"{legend(names, notes=[_words(each.auc) for each in found.by_class])}</figure>"
         f"<figure><figcaption>Calibration</figcaption>{calibration_svg(found.calibration)}</figure>"
-        "<figure><figcaption>Confusion</figcaption>"
+        "<figure><figcaption>Confusion matrix</figcaption>"
         f"{confusion_svg(found.classes, found.confusion, found.confusion_share)}</figure>"
     )
     return f'<h2>{title}</h2>{_totals(found)}<div class="plots">{pictures}</div>{_by_class(found.by_class)}'
@@ -101,7 +97,7 @@ def _totals(found: Assessment) -> str:
         for name, value in rows
     )
     return (
-        '<div class="wide"><table><thead><tr><th>measure</th><th>value</th><th>95 % interval</th>'
+        '<div class="wide"><table><thead><tr><th>metric</th><th>value</th><th>95 % interval</th>'
         f"<th>undefined resamples</th></tr></thead><tbody>{body}</tbody></table></div><p></p>"
     )
 
@@ -126,18 +122,19 @@ def _wrong(slides: Sequence[SlideVerdict]) -> str:
         key=lambda slide: (-slide.probabilities[slide.prediction], slide.slide_id),
     )
     if not wrong:
-        return "<h2>Wrong verdicts</h2><p>None.</p>"
-    more = len(wrong) - _WRONG_AT_MOST
-    note = f"<p>The surest first; {more} more stand in the JSON.</p>" if more > 0 else "<p>The surest first.</p>"
+        return "<h2>Wrong predictions</h2><p>None.</p>"
+    more = len(wrong) - _MOST_WRONG
+    rest = f" {more} more are in {JSON_NAME}." if more > 0 else ""
+    note = f"<p>Sorted by the probability of the prediction, highest first.{rest}</p>"
     body = "".join(
         f"<tr><td>{escape(slide.slide_id)}</td><td>{escape(slide.case_id)}</td><td>{escape(slide.label)}</td>"
         f"<td>{escape(slide.prediction)}</td><td>{slide.probabilities[slide.prediction]:.3f}</td>"
         f"<td>{slide.probabilities[slide.label]:.3f}</td></tr>"
-        for slide in wrong[:_WRONG_AT_MOST]
+        for slide in wrong[:_MOST_WRONG]
     )
     return (
-        f'<h2>Wrong verdicts</h2>{note}<div class="wide"><table><thead><tr><th>slide</th><th>patient</th><th>label</th>'
-        "<th>prediction</th><th>its probability</th><th>the label's</th></tr></thead>"
+        f'<h2>Wrong predictions</h2>{note}<div class="wide"><table><thead><tr><th>slide</th><th>patient</th>'
+        "<th>label</th><th>prediction</th><th>its probability</th><th>probability of the label</th></tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -145,17 +142,17 @@ def _wrong(slides: Sequence[SlideVerdict]) -> str:
 def _method(report: EvaluationReport) -> str:
     return (
         "<h2>How it was measured</h2><p>Intervals are the central 95 % of "
-        f"{report.verdict.resamples} bootstrap resamples (seed {report.seed}). Patients are drawn, with all their "
-        "slides, not stratified by class. A resample that does not define a measure, since it lacks a class, is left "
-        "out of that measure's interval and counted. The expected calibration error has "
-        f"{len(report.verdict.calibration)} bins of equal width over the probability of the prediction; in the "
-        "picture a dot's area follows its number of slides.</p>"
+        f"{report.verdict.resamples} bootstrap resamples (seed {report.seed}). Patients are drawn with all their "
+        "slides, without stratification by class. Where a resample lacks a class, some metrics are undefined; the "
+        "resample is then excluded from their intervals and counted as undefined. The expected calibration error uses "
+        f"{len(report.verdict.calibration)} bins of equal width over the probability of the prediction. In the "
+        "calibration plot, larger dots stand for more slides.</p>"
     )
 
 
 def _empty(report: EvaluationReport) -> str:
     count = len(report.empty_slides)
-    return f"; {count} more without tissue have no verdict and are in no number" if count else ""
+    return f"; {count} more without tissue have no prediction and count in no metric" if count else ""
 
 
 def _temperature(report: EvaluationReport) -> str:
@@ -181,8 +178,11 @@ def _interval(estimate: Estimate) -> str:
 
 
 def write_report(folder: Path, report: EvaluationReport) -> None:
-    """Write ``evaluation.json`` and ``evaluation.html`` into a folder."""
-    from hagmil.trainer.evaluation.report_page import render_html
+    """Write ``evaluation.json`` and ``evaluation.html`` into a folder.
 
+    Args:
+        folder: made if it is missing.
+        report: the evaluation.
+    """
     write_text(folder / JSON_NAME, report.model_dump_json(indent=2) + "\n")
     write_text(folder / HTML_NAME, render_html(report))

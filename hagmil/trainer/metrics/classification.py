@@ -1,36 +1,44 @@
-"""How well a model classifies slides: area under the curve, accuracy, F1."""
+"""Metrics of slide predictions during training: area under the ROC curve, accuracy and F1.
+
+The arithmetic is that of :mod:`hagmil.trainer.metrics.resampled`, with every slide counted once.
+"""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from sklearn.metrics import f1_score, roc_auc_score
+from pydantic import BaseModel, ConfigDict, Field
 
-from hagmil._models import FrozenModel
+from hagmil.trainer.metrics.resampled import measure
 
 
-class HierarchyMetrics(FrozenModel):
-    """What was measured of the coarse verdicts, where labels have a hierarchy."""
+class HierarchyMetrics(BaseModel):
+    """Metrics of the coarse predictions, where the labels have a hierarchy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coarse_auc: float | None = Field(description="as auc, of the coarse classes' own probabilities")
     coarse_accuracy: float | None
     coarse_macro_f1: float | None
-    agreement: float | None = Field(description="share of slides whose fine verdict belongs to their coarse verdict")
+    agreement: float | None = Field(description="share of slides whose fine prediction belongs to their coarse one")
 
 
-class ClassificationMetrics(FrozenModel):
-    """What was measured over one part of a split; with a hierarchy of labels of the fine verdicts."""
+class ClassificationMetrics(BaseModel):
+    """Metrics over one part of a split; of the fine predictions, where the labels have a hierarchy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slides: int = Field(description="slides that were classified")
-    empty_slides: int = Field(description="slides without tissue, which have no verdict and are in no number here")
-    loss: float | None = Field(description="mean cross entropy of the verdict; null without slides")
+    empty_slides: int = Field(description="slides without tissue; they have no prediction and count in no metric")
+    loss: float | None = Field(description="mean cross entropy of the predictions; null without slides")
     auc: float | None = Field(
-        description="area under the ROC curve, one against rest, macro; null unless every class occurs"
+        description="area under the ROC curve, one against rest, macro average; null unless every class occurs"
     )
     accuracy: float | None = Field(description="null without slides")
     macro_f1: float | None = Field(description="mean F1 over all classes; null without slides")
-    hierarchy: HierarchyMetrics | None = Field(default=None, description="null where labels have one layer")
+    hierarchy: HierarchyMetrics | None = Field(default=None, description="null without a hierarchy of labels")
 
 
 def hierarchy_metrics(
@@ -39,13 +47,16 @@ def hierarchy_metrics(
     labels: NDArray[np.int64],
     fine_to_coarse: NDArray[np.int64],
 ) -> HierarchyMetrics:
-    """Measure coarse verdicts against coarse labels, and against fine verdicts.
+    """Compare coarse predictions with the coarse labels and with the fine predictions.
 
     Args:
         fine: float64 (slides, fine), rows sum to 1.
         coarse: float64 (slides, coarse), rows sum to 1.
         labels: int64 (slides,), fine classes.
-        fine_to_coarse: int64 (fine,), for each fine class its coarse class.
+        fine_to_coarse: int64 (fine,), the coarse class of each fine class.
+
+    Returns:
+        The metrics; None where the slides do not define one.
     """
     own = classification_metrics(coarse, fine_to_coarse[labels], loss=None, empty_slides=0)
     agree = fine_to_coarse[fine.argmax(axis=1)] == coarse.argmax(axis=1)
@@ -60,37 +71,29 @@ def hierarchy_metrics(
 def classification_metrics(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], *, loss: float | None, empty_slides: int
 ) -> ClassificationMetrics:
-    """Measure verdicts against labels.
+    """Compare predictions with labels.
 
     Args:
         probabilities: float64 (slides, classes), rows sum to 1.
         labels: int64 (slides,).
         loss: mean cross entropy over the slides.
-        empty_slides: slides that had no tissue and therefore no verdict.
+        empty_slides: number of slides without tissue, which have no prediction.
 
     Returns:
-        The metrics; those that the slides do not define are None.
+        The metrics; None where the slides do not define one.
     """
-    slides, classes = probabilities.shape
+    slides = len(probabilities)
     if slides == 0:
         return ClassificationMetrics(
             slides=0, empty_slides=empty_slides, loss=None, auc=None, accuracy=None, macro_f1=None
         )
-    predictions = probabilities.argmax(axis=1)
+    measures = measure(probabilities, labels)
+    auc = float(measures.auc[0])
     return ClassificationMetrics(
         slides=slides,
         empty_slides=empty_slides,
         loss=loss,
-        auc=_auc(probabilities, labels),
-        accuracy=float((predictions == labels).mean()),
-        macro_f1=float(f1_score(labels, predictions, labels=np.arange(classes), average="macro", zero_division=0)),
+        auc=None if math.isnan(auc) else auc,
+        accuracy=float(measures.accuracy[0]),
+        macro_f1=float(measures.macro_f1[0]),
     )
-
-
-def _auc(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
-    classes = probabilities.shape[1]
-    if len(np.unique(labels)) < classes:
-        return None
-    if classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    return float(roc_auc_score(labels, probabilities, labels=np.arange(classes), multi_class="ovr", average="macro"))

@@ -95,7 +95,7 @@ def test_steps_add_up_to_the_whole(report: BenchReport) -> None:
     assert run.backbone_share == run.shares["backbone"]
     assert 0 < run.backbone_share < 1
     assert run.backbone_waited_s == run.steps_s["waiting for patches"]
-    assert {"open", "mask", "backbone", "level models", "other"} <= run.steps_s.keys()
+    assert {"open", "mask", "backbone", "stage models", "other"} <= run.steps_s.keys()
     assert sum(report.start_up.steps_s.values()) == pytest.approx(report.start_up_s)
     assert all(seconds > 0 for seconds in report.start_up.steps_s.values())
 
@@ -282,7 +282,7 @@ def test_reading_is_measured_as_each_provider_has_it_read(
     assert report.read.threads == readers[fastest]
     assert {name: each.reading_per_s for name, each in report.pipeline.items()} == {"cpu": 100, "device": 300}
     assert report.settings.readers is None
-    assert "reader threads as suit the provider" in render_html(report)
+    assert "reader threads chosen for the provider" in render_html(report)
 
 
 def test_resident_patches_are_the_subject_s(tissue_path: Path, small_bundle: Path) -> None:
