@@ -1,4 +1,4 @@
-"""Each step alone, reading and backbone together, and a slide from end to end."""
+"""Measurements of each step alone, of reading and backbone together, and of a slide from end to end."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ from hagmil.runtime.tissue.segment import find_tissue
 from hagmil.spec import BACKBONE_FEATURES, BAG, PATCHES
 
 RUN_S = 1.0
-"""About how long one run of backbone or pipeline is made, where there are patches enough."""
+"""Target duration of one run of backbone or pipeline, if there are enough patches."""
 
-_LEAST_BATCHES = 4  # of a pipeline: while the first is read, the backbone has nothing to do
-_CALLS_AT_MOST = 100
+_MIN_BATCHES = 4  # of a pipeline, as the backbone is idle while the first batch is read
+_MAX_CALLS = 100
 _RESIDENT_BYTES = 256 << 20
 _STEP_NAMES = {"read": "waiting for patches", "tissue": "mask", "models": "stage models"}
 
 
 @dataclass(frozen=True, slots=True)
 class Measuring:
-    """How things are measured; see :func:`measuring`.
+    """Settings of the measurements; see :func:`measuring`.
 
     Args:
-        asked: how patches are read and encoded, with what it leaves open.
-        batch: patches given to the backbone at once.
+        asked: the given options for reading and encoding; None there selects a default.
+        batch: patches in a batch of the backbone.
         readers: threads that read patches.
-        repeats: of each measurement, after the warm-up.
+        repeats: timed runs of each measurement.
     """
 
     asked: EncodeOptions
@@ -71,19 +71,19 @@ class Measuring:
 
     @property
     def encode(self) -> EncodeOptions:
-        """How patches are read and encoded, nothing left open."""
+        """Options for reading and encoding, with batch size and readers filled in."""
         return replace(self.asked, batch_size=self.batch, reader_threads=self.readers)
 
 
 def measuring(encode: EncodeOptions, model: LoadedModel, repeats: int) -> Measuring:
-    """Settle batch size and readers: what was asked for, else what suits the provider and the bundle's patches."""
+    """Fill in batch size and readers, by default those that suit the provider and the bundle's patches."""
     batch = encode.batch_size or default_batch_size(model.backbone, model.bundle.manifest.patch_px)
     readers = reader_threads(encode, model.backbone)
     return Measuring(encode, batch, readers, repeats)
 
 
 def measure_reading(workload: Workload, how: Measuring) -> ReadFigures:
-    """Read patches and drop them."""
+    """Measure reading alone: patches are read and discarded."""
 
     def _work() -> None:
         for _ in _batches(workload, how):
@@ -104,13 +104,13 @@ def measure_reading(workload: Workload, how: Measuring) -> ReadFigures:
 
 
 def measure_mask(slide: Slide, manifest: Manifest, repeats: int, kernels: MaskKernels | None = None) -> MaskFigures:
-    """Read the overview and find tissue in it.
+    """Measure reading the overview and segmenting tissue in it.
 
     Args:
         slide: an open slide.
-        manifest: the bundle's, for the tissue's parameters.
-        repeats: how often.
-        kernels: what makes the mask; None chooses by its size.
+        manifest: the bundle's manifest, for the tissue parameters.
+        repeats: timed runs.
+        kernels: implementation of the mask's steps; None selects one by the overview's size.
     """
 
     def _work() -> tuple[float, NDArray[np.bool_]]:
@@ -133,7 +133,7 @@ def measure_mask(slide: Slide, manifest: Manifest, repeats: int, kernels: MaskKe
 
 
 def resident_patches(workload: Workload, how: Measuring) -> NDArray[np.uint8]:
-    """Some of the workload's patches in memory: uint8 (patches, patch_px, patch_px, 3), a bounded number."""
+    """Read the first patches of a workload, at most 256 MiB, into uint8 (patches, patch_px, patch_px, 3)."""
     side = workload.geometry.patch_px
     most = max(1, _RESIDENT_BYTES // (3 * side**2))
     few = Workload(workload.slide, workload.geometry, workload.coords[:most])
@@ -146,14 +146,14 @@ def resident_patches(workload: Workload, how: Measuring) -> NDArray[np.uint8]:
 def measure_backbone(
     session: Session, patches: NDArray[np.uint8], batch: int, repeats: int, load_s: float
 ) -> BackboneFigures:
-    """Run the backbone on patches in its memory, whole batches only.
+    """Measure the backbone on whole batches of patches in its device's memory.
 
     Args:
         session: the patch encoder.
-        patches: uint8 (patches, side, side, 3), used again where a batch needs more.
-        batch: patches a run.
-        repeats: how often.
-        load_s: what loading took, for the report.
+        patches: uint8 (patches, side, side, 3); repeated if there are fewer than a batch.
+        batch: patches in a batch.
+        repeats: timed runs.
+        load_s: seconds that loading the bundle took, for the report.
     """
     whole = len(patches) // batch * batch
     full = device_of(session).to_device(patches[:whole] if whole else np.resize(patches, (batch, *patches.shape[1:])))
@@ -162,9 +162,9 @@ def measure_backbone(
         for index in range(count):
             first = index * batch % len(full)
             outputs = session.run({PATCHES.name: full[first : first + batch]})
-        to_host(outputs[BACKBONE_FEATURES.name])  # a GPU may not be done before
+        to_host(outputs[BACKBONE_FEATURES.name])  # waits for a GPU, which runs asynchronously
 
-    _encode(1)  # the first run allocates and, on a GPU, compiles
+    _encode(1)  # the first run allocates memory and, on a GPU, compiles
     start = perf_counter()
     _encode(1)
     runs = max(1, round(RUN_S / (perf_counter() - start)))
@@ -185,14 +185,14 @@ def measure_backbone(
 
 
 def measure_model(session: Session, stage: str, features: int, patches: int, repeats: int) -> ModelFigures:
-    """Run a stage's model on a bag of random features: its cost depends on the bag's size alone.
+    """Measure a stage model on random features; its cost depends on the size of the bag only.
 
     Args:
-        session: the model.
-        stage: its name, for the report.
+        session: the stage model.
+        stage: name of the stage, for the report.
         features: length of a feature vector.
-        patches: of the bag.
-        repeats: how often; where one call is short, a run is the mean of several.
+        patches: size of the bag.
+        repeats: timed runs; for a fast model, each is the mean of several calls.
     """
     bag = device_of(session).to_device(np.random.default_rng(0).standard_normal((patches, features), np.float32))
 
@@ -204,7 +204,7 @@ def measure_model(session: Session, stage: str, features: int, patches: int, rep
     _score(1)
     start = perf_counter()
     _score(1)
-    calls = max(1, min(_CALLS_AT_MOST, round(RUN_S / 5 / (perf_counter() - start))))
+    calls = max(1, min(_MAX_CALLS, round(RUN_S / 5 / (perf_counter() - start))))
 
     def _work() -> None:
         _score(calls)
@@ -221,17 +221,17 @@ def measure_model(session: Session, stage: str, features: int, patches: int, rep
 def measure_pipeline(
     workload: Workload, model: LoadedModel, how: Measuring, *, reading_per_s: float, backbone_per_s: float
 ) -> PipelineFigures:
-    """Read patches and encode them, as a stage of the cascade does.
+    """Measure reading and encoding together, as a stage of the cascade runs them.
 
     Args:
         workload: the patches.
         model: the loaded bundle.
         how: batch, readers, repeats.
-        reading_per_s: what reading alone reaches.
-        backbone_per_s: what the backbone alone reaches.
+        reading_per_s: patches per second of reading alone.
+        backbone_per_s: patches per second of the backbone alone.
     """
     slower = min(reading_per_s, backbone_per_s)
-    count = max(_LEAST_BATCHES * how.batch, int(slower * RUN_S))
+    count = max(_MIN_BATCHES * how.batch, int(slower * RUN_S))
     few = Workload(workload.slide, workload.geometry, workload.coords[:count])
 
     def _work() -> tuple[StepClock, StreamStalls]:
@@ -261,10 +261,17 @@ def measure_pipeline(
 def measure_end_to_end(
     request: SlideRequest, model: LoadedModel, provider: str, options: PredictOptions, repeats: int
 ) -> EndToEnd:
-    """Take the slide to its verdict and its files, models being loaded.
+    """Measure a slide from opening it to its written results, with the models already loaded.
+
+    Args:
+        request: the slide.
+        model: the loaded bundle.
+        provider: of ``model``, for the report.
+        options: of the prediction.
+        repeats: timed runs.
 
     Raises:
-        SlideRejected: the slide is not for this bundle.
+        SlideRejected: the slide is unsuitable for this bundle.
         SlideFailed: it cannot be read or processed.
     """
 
@@ -298,7 +305,7 @@ def measure_end_to_end(
 
 
 def _batches(workload: Workload, how: Measuring) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
-    """Which rows of the workload a batch holds, and its patches, as the cascade reads them."""
+    """Read the workload as the cascade does; yield the rows of each batch and its patches."""
     return read_batches(
         workload.slide,
         workload.geometry,

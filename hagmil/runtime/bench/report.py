@@ -1,4 +1,4 @@
-"""``report.json``: what was measured, on what, and how."""
+"""``report.json``: the measurements, and the machine, slide, bundle and settings that they belong to."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _FORMER_STEP_NAMES = {"level models": "stage models"}
 
 
 class Machine(FrozenModel):
-    """What the figures were taken on."""
+    """The machine of the measurements."""
 
     system: str
     cpu: str
-    cores: int = Field(ge=1, description="that this process may use")
-    memory_gb: float | None = Field(description="in all; null where the system does not say")
+    cores: int = Field(ge=1, description="available to this process")
+    memory_gb: float | None = Field(description="total memory; null if unknown")
     gpus: tuple[str, ...] = ()
-    tile_kernel: str | None = Field(default=None, description="what read JPEG tiles; null in reports of old")
+    tile_kernel: str | None = Field(default=None, description="decoder of JPEG tiles; null in earlier reports")
 
 
 class BenchSlide(FrozenModel):
-    """The slide that was read."""
+    """The slide."""
 
     name: str
-    phantom: bool = Field(description="whether it was made for this report")
+    phantom: bool = Field(description="whether it is a phantom made for this report")
     sha256: str
     bytes: int
     vendor: str
@@ -48,11 +48,11 @@ class BenchSlide(FrozenModel):
 
 
 class BenchBundle(FrozenModel):
-    """The bundle that was run."""
+    """The bundle."""
 
     name: str
     builtin: bool
-    sha256: str = Field(description="digest of its manifest, which names every weight's digest")
+    sha256: str = Field(description="digest of its manifest, which contains the digests of all its files")
     kind: str
     backbone: str
     features: int
@@ -62,18 +62,18 @@ class BenchBundle(FrozenModel):
 
 
 class Settings(FrozenModel):
-    """What was asked for."""
+    """The settings as given."""
 
-    batch: int | None = Field(description="patches given to the backbone at once; null: what suits the provider")
-    readers: int | None = Field(description="threads that read patches; null: what suits the provider")
-    threads: int | None = Field(description="threads of the models on the CPU; null: as many as cores")
+    batch: int | None = Field(description="patches in a batch of the backbone; null: chosen for the provider")
+    readers: int | None = Field(description="threads that read patches; null: chosen for the provider")
+    threads: int | None = Field(description="threads of the models on the CPU; null: all cores")
     mask_device: str
-    keep: int | None = Field(description="patches kept a stage, where the bundle's own were overridden")
-    repeats: int = Field(description="of each measurement, after a warm-up; a long one is taken once, and says so")
+    keep: int | None = Field(description="patches kept at each stage; null: as in the bundle")
+    repeats: int = Field(description="timed runs of each measurement after one warm-up; a long measurement runs once")
 
 
 class ReadFigures(FrozenModel):
-    """Reading patches of the finest stage, with nobody who uses them."""
+    """Reading patches of the finest stage and discarding them."""
 
     patches: int
     seconds: float
@@ -81,16 +81,16 @@ class ReadFigures(FrozenModel):
     threads: int
     stage: str
     patch_px: int
-    megapixels_per_s: float = Field(description="of patches, not of decoded tiles")
+    megapixels_per_s: float = Field(description="pixels of patches, not of decoded tiles")
     repeats_s: _Seconds
 
 
 class MaskFigures(FrozenModel):
-    """Reading the overview and finding tissue in it."""
+    """Reading the overview and segmenting tissue in it."""
 
     seconds: float
     overview_s: float = Field(description="reading the slide at the mask's spacing")
-    segment_s: float = Field(description="from its pixels to the mask")
+    segment_s: float = Field(description="computing the mask from its pixels")
     width: int
     height: int
     tissue_share: float
@@ -98,19 +98,19 @@ class MaskFigures(FrozenModel):
 
 
 class BackboneFigures(FrozenModel):
-    """The backbone on patches that lie in memory."""
+    """The backbone on patches in memory."""
 
     patches_per_s: float
     batch: int
     patches: int
     seconds: float
-    engine: str = Field(description="what runs the graph, as its library names it")
-    load_s: float = Field(description="opening all graphs of the bundle, once")
+    engine: str = Field(description="name of the execution provider in its library")
+    load_s: float = Field(description="loading all graphs of the bundle, once")
     repeats_s: _Seconds
 
 
 class ModelFigures(FrozenModel):
-    """A stage's model on a bag of random features."""
+    """A stage model on a bag of random features."""
 
     stage: str
     patches: int
@@ -125,37 +125,38 @@ class PipelineFigures(FrozenModel):
     seconds: float
     patches_per_s: float
     backbone_share: float = Field(description="of the seconds")
-    backbone_waited_s: float = Field(description="the backbone waited for patches")
+    backbone_waited_s: float = Field(description="seconds in which the backbone waited for patches")
     readers_waited_s: float | None = Field(
-        description="readers waited for a free buffer, summed over threads; null: not measured"
+        description="seconds in which readers waited for a free buffer, summed over threads; null: not measured"
     )
     of_slower: float = Field(
-        description="throughput as a share of the slower alone: the backbone, or reading as this provider has it read"
+        description="throughput as a share of that of the slower one alone (backbone, or reading for this provider)"
     )
     reading_per_s: float | None = Field(
-        default=None, description="patches a second of reading alone as this provider has it read; null: not recorded"
+        default=None,
+        description="patches per second of reading alone with this provider's readers; null: unknown",
     )
     repeats_s: _Seconds
 
 
 class StageFigures(FrozenModel):
-    """What one stage of the run encoded."""
+    """Number of patches that one stage encoded."""
 
     name: str
     encoded: int
 
 
 class EndToEnd(FrozenModel):
-    """From opening the slide to written results, the models being loaded."""
+    """From opening the slide to written results, with the models already loaded."""
 
     provider: str
-    patches: int = Field(description="that the backbone saw, over all stages")
+    patches: int = Field(description="patches encoded in all stages")
     patches_per_s: float
     seconds: float
     backbone_share: float = Field(description="of the seconds")
-    backbone_waited_s: float = Field(description="the backbone waited for patches")
-    steps_s: dict[str, float] = Field(description="seconds by step; they add up to `seconds`")
-    shares: dict[str, float] = Field(description="the same as shares; they add up to 1")
+    backbone_waited_s: float = Field(description="seconds in which the backbone waited for patches")
+    steps_s: dict[str, float] = Field(description="seconds by step; the sum is `seconds`")
+    shares: dict[str, float] = Field(description="the same as shares; the sum is 1")
     stages: tuple[StageFigures, ...]
     repeats_s: _Seconds
 
@@ -166,10 +167,10 @@ class EndToEnd(FrozenModel):
 
 
 class StartUp(FrozenModel):
-    """A fresh ``hagmil infer``, from process start to the first patch in the backbone; compile cache empty."""
+    """A new ``hagmil infer`` from process start to the first patch in the backbone, with an empty compile cache."""
 
     provider: str
-    steps_s: dict[str, float] = Field(description="they add up to `start_up_s`")
+    steps_s: dict[str, float] = Field(description="seconds by step; the sum is `start_up_s`")
     repeats_s: _Seconds
 
 
@@ -177,23 +178,23 @@ class Memory(FrozenModel):
     """Resident memory of the same process, over its whole run."""
 
     peak_rss_mb: float
-    with_models_mb: float = Field(description="when the models had been loaded")
-    above_models_mb: float = Field(description="the peak less that")
+    with_models_mb: float = Field(description="after the models are loaded")
+    above_models_mb: float = Field(description="the peak minus `with_models_mb`")
 
 
 class SweepPoint(FrozenModel):
-    """One setting tried."""
+    """Throughput with one setting."""
 
     what: Literal["read_threads", "backbone_batch", "backbone_threads", "model_patches"]
     provider: str | None = Field(description="null for reading")
-    series: str = Field(description="what was run: the stage's or the backbone's name")
-    value: int = Field(description="threads, patches a batch, or patches of a bag")
+    series: str = Field(description="name of the stage or the backbone")
+    value: int = Field(description="threads, patches in a batch, or patches in a bag")
     patches_per_s: float
     repeats_s: _Seconds
 
 
 class BenchReport(FrozenModel):
-    """``report.json``: where the time of one slide and one bundle goes on one machine."""
+    """``report.json``: the time of each step for one slide and one bundle on one machine."""
 
     format: Literal["hagmil-bench"] = "hagmil-bench"
     format_version: Literal[1] = 1
@@ -210,7 +211,7 @@ class BenchReport(FrozenModel):
     backbone: dict[str, BackboneFigures] = Field(description="by provider")
     models: dict[str, tuple[ModelFigures, ...]] = Field(description="by provider; coarse to fine")
     pipeline: dict[str, PipelineFigures] = Field(description="by provider")
-    end_to_end: EndToEnd = Field(description="with the provider whose backbone is fastest")
+    end_to_end: EndToEnd = Field(description="with the provider that has the fastest backbone")
     end_to_end_by_provider: dict[str, EndToEnd]
     start_up_s: float
     start_up: StartUp
@@ -218,30 +219,30 @@ class BenchReport(FrozenModel):
     memory: Memory
     sweep: tuple[SweepPoint, ...] = ()
     skipped: dict[str, str] = Field(
-        default_factory=dict, description="providers that were there but did not start, and why"
+        default_factory=dict, description="providers that were present but did not start, with the reason"
     )
 
 
 def bench_schema() -> str:
-    """The JSON schema of ``report.json``, as published in docs/schemas."""
+    """Return the JSON schema of ``report.json``, as published in docs/schemas."""
     return json.dumps(BenchReport.model_json_schema(), indent=2) + "\n"
 
 
 def read_report(path: Path) -> BenchReport:
-    """Read a ``report.json`` back.
+    """Read a ``report.json``.
 
     Args:
-        path: the file, or the folder that it lies in.
+        path: the file or its folder.
 
     Raises:
-        UsageError: it is not there, or is no report of this version.
+        UsageError: the file cannot be read, or is not a report of version 1.
     """
     file = path / JSON_NAME if path.is_dir() else path
     try:
         return BenchReport.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise UsageError(f'"{file}" cannot be read: {error.strerror}; give a report.json of hagmil bench') from error
+        raise UsageError(f'"{file}" cannot be read: {error.strerror}; pass a report.json of hagmil bench') from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise UsageError(f'"{file}" is no report of hagmil bench (version 1): {where}: {first["msg"]}') from error
+        raise UsageError(f'"{file}" is not a report of hagmil bench (version 1): {where}: {first["msg"]}') from error

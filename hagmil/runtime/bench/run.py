@@ -1,11 +1,11 @@
-"""The whole report: slide, bundle, and every measurement in turn.
+"""All measurements of a bench report, in order.
 
-1. Load the bundle with every provider that was asked for, or that starts on this machine.
-2. Lay it on the slide, a phantom where none was given.
-3. Measure masking, and reading as each provider has it read; then, provider by provider, backbone, pipeline, end to
-   end and level models.
-4. Start ``hagmil infer`` afresh with the fastest provider: start-up and memory.
-5. Sweep, where asked for.
+1. Load the bundle with each of the given providers, by default with every provider that starts on this machine.
+2. Lay out the slide; by default, a phantom.
+3. Measure the mask, and reading with the readers of each provider; then, for each provider, the backbone, the
+   pipeline, end to end and the stage models.
+4. Start ``hagmil infer`` in new processes with the fastest provider: start-up and memory.
+5. Sweep over settings, if wanted.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ from hagmil.runtime.versions import versions
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What is measured, and how.
+    """Options of ``hagmil bench``.
 
     Args:
-        slide: a slide as it was typed; None for a phantom.
-        bundle: a bundle's folder; None for the built-in demonstration model.
-        spacing_um: micrometres per level-0 pixel, in place of the file's.
-        providers: those to measure, an error where one is absent; none for every one that starts.
+        slide: the slide as given; None for a phantom.
+        bundle: folder of a bundle; None for the built-in demonstration model.
+        spacing_um: micrometres per level-0 pixel, overriding that of the file.
+        providers: providers to measure, which must be present; empty for all that start.
         encode: batch size and reader threads.
-        threads: of the models on the CPU; None for all cores.
-        mask_device: where tissue masks are made: ``cpu`` or ``cuda``.
-        keep: patches kept a stage; None for the bundle's own.
-        repeats: of each measurement, after the warm-up.
-        patches: patches of the finest stage that are measured, at the most.
-        phantom_px: side of the phantom.
-        sweep: whether to try batch sizes and threads.
-        command: as it was typed, for the report.
+        threads: threads of the models on the CPU; None for all cores.
+        mask_device: device of the tissue mask: ``cpu`` or ``cuda``.
+        keep: patches kept at each stage; None for those of the bundle.
+        repeats: timed runs of each measurement after one warm-up.
+        patches: largest number of patches of the finest stage to read.
+        phantom_px: side of the phantom in pixels.
+        sweep: whether to measure several batch sizes and numbers of threads.
+        command: the command line, for the report.
     """
 
     slide: str | None = None
@@ -96,7 +96,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The bundle with one provider."""
+    """The bundle, loaded with one provider."""
 
     model: LoadedModel
     load_s: float
@@ -104,7 +104,7 @@ class _Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """What was measured with one provider."""
+    """The measurements of one provider."""
 
     backbone: BackboneFigures
     models: tuple[ModelFigures, ...]
@@ -113,27 +113,30 @@ class _Figures:
 
 
 def run_bench(options: BenchOptions, progress: Progress) -> BenchReport:
-    """Measure.
+    """Run all measurements.
 
     Args:
-        options: what, and how.
-        progress: told what is being done.
+        options: what to measure, and how.
+        progress: called at the start and end of each measurement.
+
+    Returns:
+        The report; no file is written.
 
     Raises:
-        UsageError: no such provider, or more than one slide.
-        SlideError: the slide cannot be read, or is not for the bundle.
+        UsageError: unknown provider, or more than one slide.
+        SlideError: the slide cannot be read, or is unsuitable for the bundle.
         BundleError: the bundle is unusable.
-        EnvironmentLacks: a provider that was asked for is absent, or none starts.
-        Interrupted: stopped by a signal; nothing is left of it.
+        EnvironmentLacks: a given provider is absent, or none starts.
+        Interrupted: stopped by a signal; no temporary file remains.
     """
     try:
         return _bench(options, progress)
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped before all was measured; no report was written, start it again") from error
+        raise Interrupted("stopped before the end; no report was written; run the command again") from error
 
 
 def _bench(options: BenchOptions, progress: Progress) -> BenchReport:
-    kernels_on(options.mask_device)  # what this machine lacks shall be known before anything is measured
+    kernels_on(options.mask_device)  # fails early if the device is missing
     loaded, skipped = _load(options)  # step 1
     bundle = next(iter(loaded.values())).model.bundle
     with TemporaryDirectory(prefix="hagmil-bench-") as folder:
@@ -166,7 +169,7 @@ def _bench(options: BenchOptions, progress: Progress) -> BenchReport:
 
 
 def _load(options: BenchOptions) -> tuple[dict[str, _Loaded], dict[str, str]]:
-    """The bundle by provider, and why a provider that nobody asked for was left out."""
+    """Load the bundle with each provider; also return why providers that were not given were skipped."""
     path = options.bundle or builtin_bundle()
     loaded: dict[str, _Loaded] = {}
     skipped: dict[str, str] = {}
@@ -185,15 +188,15 @@ def _load(options: BenchOptions) -> tuple[dict[str, _Loaded], dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """Everything that a measurement needs.
+    """The inputs of the measurements.
 
     Args:
-        options: what is measured, and how.
-        progress: told what is being done.
-        loaded: the bundle, by provider.
-        bundle: the same, without sessions.
-        request: the slide, for a run of its own.
-        workload: the slide, opened, and its patches.
+        options: what to measure, and how.
+        progress: called at the start and end of each measurement.
+        loaded: the loaded bundle, by provider.
+        bundle: the same bundle, without sessions.
+        request: the slide, for runs that open it themselves.
+        workload: the open slide and its patches.
     """
 
     options: BenchOptions
@@ -204,20 +207,20 @@ class _Bench:
     workload: Workload
 
     def measure(self) -> dict[str, Any]:
-        """Steps 3 to 5: the report's figures, by their names in it."""
+        """Run steps 3 to 5; return fields of :class:`BenchReport`."""
         hows = {name: self._how(name) for name in self.loaded}
         first = next(iter(hows.values()))
-        ways = {(how.batch, how.readers): how for how in hows.values()}  # of reading: providers may share one
+        readings = {(how.batch, how.readers): how for how in hows.values()}  # providers may share a setting
         what = "mask and reading"
-        self.progress(what, 0, 1 + len(ways))
+        self.progress(what, 0, 1 + len(readings))
         mask = measure_mask(
             self.workload.slide, self.bundle.manifest, self.options.repeats, kernels_on(self.options.mask_device)
         )
-        self.progress(what, 1, 1 + len(ways))
+        self.progress(what, 1, 1 + len(readings))
         reads: dict[tuple[int, int], ReadFigures] = {}
-        for way, how in ways.items():
-            reads[way] = measure_reading(self.workload, how)
-            self.progress(what, 1 + len(reads), 1 + len(ways))
+        for setting, how in readings.items():
+            reads[setting] = measure_reading(self.workload, how)
+            self.progress(what, 1 + len(reads), 1 + len(readings))
         patches = resident_patches(self.workload, first)
         found = {
             name: self._with_provider(name, patches, how, reads[how.batch, how.readers]) for name, how in hows.items()
@@ -231,7 +234,7 @@ class _Bench:
             "pipeline": {name: each.pipeline for name, each in found.items()},
             "end_to_end": found[fastest].end_to_end,
             "end_to_end_by_provider": {name: each.end_to_end for name, each in found.items()},
-            **self._afresh(fastest, hows[fastest]),
+            **self._start_up(fastest, hows[fastest]),
             "sweep": self._sweep(patches, first) if self.options.sweep else (),
         }
 
@@ -260,7 +263,7 @@ class _Bench:
         self.progress(what, 4, 4)
         return _Figures(backbone, models, pipeline, end_to_end)
 
-    def _afresh(self, provider: str, how: Measuring) -> dict[str, Any]:
+    def _start_up(self, provider: str, how: Measuring) -> dict[str, Any]:
         """Step 4."""
         self.progress("start-up", 0, 1)
         call = InferCall(

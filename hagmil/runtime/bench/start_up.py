@@ -1,4 +1,4 @@
-"""Start-up time and memory of ``hagmil infer``, each time in a fresh process with an empty compile cache."""
+"""Start-up time and memory of ``hagmil infer``, in new processes with an empty compile cache."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _TAIL_CHARACTERS = 500
 
 @dataclass(frozen=True, slots=True)
 class InferCall:
-    """What ``hagmil infer`` is started with.
+    """Options for a start of ``hagmil infer``.
 
     Args:
         request: the slide.
-        bundle: the bundle's folder.
+        bundle: folder of the bundle.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        batch: patches given to the backbone at once.
+        batch: patches in a batch of the backbone.
         readers: reader threads.
-        threads: of the models on the CPU; None for all cores.
-        keep: patches kept a stage; None for the bundle's own.
-        mask_device: where tissue masks are made.
+        threads: threads of the models on the CPU; None for all cores.
+        keep: patches kept at each stage; None for those of the bundle.
+        mask_device: device of the tissue mask.
     """
 
     request: SlideRequest
@@ -44,7 +44,7 @@ class InferCall:
     mask_device: str = "cpu"
 
     def arguments(self, out: Path) -> list[str]:
-        """The command line, results going to ``out``."""
+        """Return the command line that writes results to ``out``."""
         options = {
             "--model": self.bundle,
             "--out": out,
@@ -61,18 +61,18 @@ class InferCall:
 
 
 def measure_start_up(call: InferCall, repeats: int) -> tuple[float, StartUp, Memory]:
-    """Start ``hagmil infer`` once to warm the disk, then several times.
+    """Start ``hagmil infer`` once to warm the disk cache, then ``repeats`` times.
 
     Args:
-        call: what it is started with.
-        repeats: how often it is timed.
+        call: the command's options.
+        repeats: number of timed starts.
 
     Returns:
-        Seconds from process start to the first patch in the backbone, where they went, and the process's memory:
-        those of the run of median start-up time.
+        Seconds from process start to the first patch in the backbone, the same by step, and the memory of the
+        process, all from the run with the median start-up time.
 
     Raises:
-        EnvironmentLacks: the process did not do what this one did with the same slide and bundle.
+        EnvironmentLacks: the process failed.
     """
     _start(call)
     runs = [_start(call) for _ in range(repeats)]
@@ -89,7 +89,7 @@ def measure_start_up(call: InferCall, repeats: int) -> tuple[float, StartUp, Mem
 
 
 def _start(call: InferCall) -> tuple[float, tuple[float, Notes]]:
-    """Seconds to the first patch; when the process was started, and what it noted."""
+    """Run the command; return seconds to the first patch, the time of the start, and the notes of the process."""
     with TemporaryDirectory(prefix="hagmil-bench-") as name:
         folder = Path(name)
         notes = folder / "notes.json"
@@ -104,10 +104,10 @@ def _start(call: InferCall) -> tuple[float, tuple[float, Notes]]:
         began = monotonic()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not notes.is_file():
-            said = " ".join((done.stderr.strip() or done.stdout).split())
+            output = " ".join((done.stderr.strip() or done.stdout).split())
             raise EnvironmentLacks(
-                f"hagmil infer, started to time its start-up, ended with exit code {done.returncode}: "
-                f"{said[-_TAIL_CHARACTERS:]}",
+                f"hagmil infer, run to measure its start-up, ended with exit code {done.returncode}: "
+                f"{output[-_TAIL_CHARACTERS:]}",
                 code="start_up_failed",
             )
         found = Notes.model_validate_json(notes.read_bytes())

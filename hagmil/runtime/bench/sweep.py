@@ -1,4 +1,4 @@
-"""How throughput follows batch size and threads."""
+"""Throughput for several batch sizes, numbers of threads and bag sizes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from hagmil.runtime.sessions import open_session
 
 BATCHES = (1, 4, 16, 64, 256)
 BAGS = (100, 1_000, 10_000)
-_PATCH_BYTES_AT_MOST = 512 << 20
+_MAX_PATCH_BYTES = 512 << 20
 
 
 def sweep(
     workload: Workload, models: Mapping[str, LoadedModel], patches: NDArray[np.uint8], how: Measuring
 ) -> Iterator[SweepPoint]:
-    """Try thread counts for reading and the CPU's backbone, batch sizes for every backbone, bags for every model.
+    """Measure throughput with several settings.
+
+    They are thread counts for reading and for the backbone on the CPU, batch sizes for the backbone of every provider,
+    and bag sizes for the finest stage model of every provider.
 
     Args:
         workload: the patches to read.
         models: the loaded bundle, by provider.
         patches: uint8 (patches, side, side, 3), in memory.
-        how: everything that is not being tried.
+        how: the settings that are not varied.
 
     Yields:
-        A point a setting, as it is measured.
+        One point for each setting.
     """
     yield from _readers(workload, how)
     for provider, model in models.items():
@@ -43,18 +46,18 @@ def sweep(
 
 
 def sweep_size(models: Mapping[str, LoadedModel], patches: NDArray[np.uint8]) -> int:
-    """How many points :func:`sweep` gives."""
+    """Return the number of points that :func:`sweep` yields."""
     readers_and_cpu = len(thread_counts()) * (2 if "cpu" in models else 1)
     return readers_and_cpu + len(models) * (len(batch_sizes(patches)) + len(BAGS))
 
 
 def batch_sizes(patches: NDArray[np.uint8]) -> tuple[int, ...]:
-    """The batch sizes whose patches have room in memory."""
-    return tuple(batch for batch in BATCHES if batch * patches[0].nbytes <= _PATCH_BYTES_AT_MOST)
+    """Return the batch sizes whose patches take at most 512 MiB."""
+    return tuple(batch for batch in BATCHES if batch * patches[0].nbytes <= _MAX_PATCH_BYTES)
 
 
 def thread_counts() -> tuple[int, ...]:
-    """1, 2, 4 and so on up to the number of cores, and that number."""
+    """Return 1, 2, 4 and so on up to the number of cores, and that number."""
     cores = len(os.sched_getaffinity(0))
     return tuple(sorted({*(1 << power for power in range(cores.bit_length())), 2, cores}))
 

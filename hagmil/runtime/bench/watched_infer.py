@@ -1,11 +1,11 @@
-"""A process of its own: ``hagmil infer`` as a person starts it, watched.
+"""``hagmil infer`` as its users start it, in a process that records when each step begins.
 
     python -m hagmil.runtime.bench.watched_infer NOTES infer ARGUMENTS...
 
-1. Note that the interpreter runs, and go on exactly as ``python -m hagmil ARGUMENTS`` would.
-2. Note when the models begin to be loaded and when they are, and the memory then.
-3. Note when the backbone gets its first patches.
-4. At the end write the notes, with the most memory that was resident.
+1. Record the time at which the interpreter runs, then do what ``python -m hagmil infer ARGUMENTS`` does.
+2. Record the times before and after loading the models, and the memory after it.
+3. Record when the backbone gets its first patches.
+4. Write the notes at the end, with the peak resident memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Notes(FrozenModel):
-    """What the process noted; times are of the system's monotonic clock, which all processes share."""
+    """Times and memory of the process; times are those of the monotonic clock, which all processes share."""
 
     interpreter: float
     loading: float
@@ -36,7 +36,7 @@ class Notes(FrozenModel):
 
 
 class _Watched:
-    """A session that notes when one of its methods is first asked for: that is when it gets its first patches."""
+    """A session that records the first access to one of its methods, which is when it gets its first patches."""
 
     def __init__(self, session: Any, note: Callable[[str], None]) -> None:
         self._session = session
@@ -50,7 +50,7 @@ class _Watched:
 
 
 def main() -> None:
-    """Run the command that the arguments name, and write the notes."""
+    """Run the command given by the arguments and write the notes."""
     seen = {"interpreter": monotonic()}  # step 1
     from hagmil.runtime.bench.machine import peak_rss_mb, rss_mb
     from hagmil.runtime.inference import loaded_bundle
@@ -58,11 +58,11 @@ def main() -> None:
     def _note(name: str) -> None:
         seen.setdefault(name, monotonic())
 
-    really_load = loaded_bundle.load_model
+    original_load = loaded_bundle.load_model
 
     def _load(*arguments: Any, **named: Any) -> LoadedModel:
         _note("loading")  # step 2
-        loaded = really_load(*arguments, **named)
+        loaded = original_load(*arguments, **named)
         _note("loaded")
         seen["with_models_mb"] = rss_mb()
         return replace(loaded, backbone=_Watched(loaded.backbone, _note))  # step 3

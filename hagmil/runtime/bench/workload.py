@@ -1,4 +1,4 @@
-"""What is measured: a slide, laid out for a bundle, and the patches that stand for it."""
+"""The slide and the patches that are measured."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _PHANTOM_SPACINGS_UM = (0.1, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A slide, laid out.
+    """Patches of a slide to read and encode.
 
     Args:
         slide: an open slide.
-        geometry: of the finest stage on it.
-        coords: int64 (patches, 2), level-0 corners of patches of that stage, grouped by their coarsest parents.
+        geometry: geometry of the finest stage on it.
+        coords: int64 (patches, 2), level-0 top-left (x, y) of patches of that stage, grouped by their ancestors in the
+            coarsest stage.
     """
 
     slide: Slide
@@ -42,40 +43,40 @@ class Workload:
 def request_of(
     slide: str | None, folder: Path, manifest: Manifest, phantom_px: int, spacing_um: float | None
 ) -> SlideRequest:
-    """The one slide that was asked for; a phantom at the finest stage's spacing where none was.
+    """Find the slide, or make a phantom with the spacing of the finest stage.
 
     Args:
-        slide: as it was typed.
-        folder: where a phantom goes.
-        manifest: the bundle's.
+        slide: path or glob of a single slide; None for a phantom.
+        folder: folder for a phantom.
+        manifest: the bundle's manifest.
         phantom_px: side of a phantom in level-0 pixels.
-        spacing_um: micrometres per level-0 pixel, in place of the file's.
+        spacing_um: micrometres per level-0 pixel, overriding that of the file.
 
     Raises:
-        UsageError: more than one slide was named.
+        UsageError: ``slide`` names no slide or more than one.
     """
     if slide is None:
         path = folder / f"phantom-{phantom_px}.tif"
-        least, most = _PHANTOM_SPACINGS_UM
-        spacing = min(max(manifest.stages[-1].spacing_um, least), most)
+        low, high = _PHANTOM_SPACINGS_UM
+        spacing = min(max(manifest.stages[-1].spacing_um, low), high)
         write_phantom(PhantomSpec(seed=0, label="tumour", size_px=phantom_px, spacing_um=spacing), path)
         return SlideRequest(path.stem, str(path), path)
     requests = slide_requests([slide], spacing_um=spacing_um)
     if len(requests) != 1:
-        raise UsageError(f'"{slide}" names {len(requests)} slides; hagmil bench takes one')
+        raise UsageError(f'"{slide}" names {len(requests)} slides; hagmil bench takes one slide')
     return requests[0]
 
 
 def workload_of(slide: Slide, manifest: Manifest, most_patches: int) -> Workload:
-    """Lay the bundle's stages on a slide and choose the patches to be measured.
+    """Lay out a slide for a bundle and choose the patches to measure.
 
     Args:
         slide: an open slide.
-        manifest: the bundle's.
-        most_patches: no more than these, of cells of the coarsest stage that lie all over the tissue.
+        manifest: the bundle's manifest.
+        most_patches: largest number of patches; they are spread evenly over the tissue.
 
     Raises:
-        SlideRejected: no spacing, too coarse, no brightfield, or no tissue.
+        SlideRejected: the slide has no spacing, is too coarse, is not brightfield, or shows no tissue.
     """
     layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
     require_tissue(layout)
@@ -83,14 +84,14 @@ def workload_of(slide: Slide, manifest: Manifest, most_patches: int) -> Workload
 
 
 def finest_coords(layout: SlideLayout, most: int) -> NDArray[np.int64]:
-    """Patches of the finest stage under evenly chosen patches of the coarsest.
+    """Return patches of the finest stage under evenly spaced patches of the coarsest one.
 
     Args:
-        layout: the slide, laid out for stages from coarse to fine.
-        most: the largest number of patches.
+        layout: layout of the slide for all stages, coarse to fine.
+        most: largest number of patches.
 
     Returns:
-        int64 (patches, 2), siblings beside one another, as the cascade reads them.
+        int64 (patches, 2), with siblings adjacent, as the cascade reads them.
     """
     plan, coords = layout.plan, layout.coords
     factor = plan[0].patch_level0 // plan[-1].patch_level0
@@ -102,7 +103,7 @@ def finest_coords(layout: SlideLayout, most: int) -> NDArray[np.int64]:
 
 
 def describe_slide(slide: Slide, *, phantom: bool) -> BenchSlide:
-    """What the report says of the slide."""
+    """Describe the slide for the report."""
     return BenchSlide(
         name=slide.path.name,
         phantom=phantom,
@@ -118,7 +119,7 @@ def describe_slide(slide: Slide, *, phantom: bool) -> BenchSlide:
 
 
 def describe_bundle(bundle: Bundle) -> BenchBundle:
-    """What the report says of the bundle."""
+    """Describe the bundle for the report."""
     manifest = bundle.manifest
     return BenchBundle(
         name=bundle.path.resolve().name,

@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints and bundles: inputs, scoring, report and page."""
+"""Evaluation of checkpoints and bundles: inputs, predictions, report and page."""

@@ -1,4 +1,4 @@
-"""The evaluation of a checkpoint on one part of a split."""
+"""Evaluate a checkpoint on one part of a split."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def evaluate_checkpoint(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> EvaluationReport:
-    """Measure a checkpoint's verdicts.
+    """Evaluate the predictions of a checkpoint.
 
     Args:
-        path: a checkpoint folder, its weights file, or a run folder (then its best checkpoint).
-        config: says where features, labels and split are, and the device.
+        path: a checkpoint folder, its weights file, or a run folder (whose best checkpoint is evaluated).
+        config: locations of features, labels and split, and the device.
         part: train, val or test.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-        progress: called after each slide.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
+        progress: called after each slide with the name of the part.
 
     Returns:
-        The report; nothing is written.
+        The report; no file is written.
 
     Raises:
-        BundleError: the checkpoint cannot be used.
-        DataError: tables or features that cannot be read, or are not for this model.
+        BundleError: the checkpoint is unusable.
+        DataError: tables or features cannot be read or do not match the model.
         EnvironmentLacks: the device is absent.
     """
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentLacks(f'device "{config.device}" was asked for, but torch sees no CUDA device')
+        raise EnvironmentLacks(f'device "{config.device}" is absent: torch finds no CUDA device; set device to cpu')
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""What is evaluated on what: a model as an evaluation sees it, and the slides of one part of a split."""
+"""Inputs of an evaluation: the properties of the model, and the slides of one part of a split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hagmil.trainer.data.tables import Tables, read_tables
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedStageSpec:
-    """One stage of a model: its name, spacing, and how many patches it keeps (None on the last)."""
+    """One stage of a model: name, spacing, and number of kept patches (None for the last stage)."""
 
     name: str
     spacing_um: float
@@ -29,16 +29,16 @@ class EvaluatedStageSpec:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModelSpec:
-    """What an evaluation must know of a model, be it a checkpoint or a bundle.
+    """Properties of a model to be evaluated, whether it is a checkpoint or a bundle.
 
     Args:
         kind: the family of models.
-        classes: of the verdict, in the order of its logits.
-        hierarchy: of the classes; None where they have none.
+        classes: names in the order of the logits.
+        hierarchy: hierarchy of the classes; None without one.
         stages: coarse to fine.
         feature_dim: length of a feature vector.
-        patch_px: side of a patch.
-        backbone_sha256: digest of the patch encoder's graph; None where it is not known.
+        patch_px: side of a patch in pixels.
+        backbone_sha256: digest of the backbone's graph; None if unknown.
     """
 
     kind: Kind
@@ -55,11 +55,11 @@ class EvaluationPart:
     """The slides of one part of a split.
 
     Args:
-        name: which part.
-        stages: of the features, coarse to fine.
-        slides: with tissue.
+        name: the part.
+        stages: stages of the features, coarse to fine.
+        slides: slides with tissue.
         empty: names of the slides without tissue.
-        cases: the patient of each slide.
+        cases: patient of each slide.
     """
 
     name: Part
@@ -70,7 +70,7 @@ class EvaluationPart:
 
 
 def checkpoint_spec(checkpoint: Checkpoint) -> EvaluatedModelSpec:
-    """What a checkpoint's card says of its models."""
+    """Return the properties of a checkpoint's models."""
     card = checkpoint.card
     return EvaluatedModelSpec(
         kind=card.kind,
@@ -84,18 +84,18 @@ def checkpoint_spec(checkpoint: Checkpoint) -> EvaluatedModelSpec:
 
 
 def open_part(config: TrainingConfig, spec: EvaluatedModelSpec, part: Part) -> EvaluationPart:
-    """Put the slides of one part together and see that the model can be evaluated on them.
+    """Collect the slides of one part and check that their features match the model.
 
-    Features of the other parts need not exist. Classes are the model's, whatever the configuration names.
+    Features of the other parts need not exist. The classes are those of the model, not of the configuration.
 
     Args:
-        config: says where features, labels and split are.
+        config: locations of features, labels and split.
         spec: the model.
         part: train, val or test.
 
     Raises:
-        DataError: tables or features that cannot be read or do not fit together, an unknown label, no slide, or
-            features of other stages, patch size, length or backbone than the model's.
+        DataError: tables or features cannot be read or are inconsistent, a label is unknown, the part has no slide, or
+            the features differ from the model in stages, patch size, length or backbone.
     """
     data = config.data
     tables = read_tables(data.labels, data.split, fold=data.fold, classes=spec.classes)
@@ -118,7 +118,7 @@ def _check_features(spec: EvaluatedModelSpec, cohort: Cohort) -> None:
         one.name == other.name and math.isclose(one.spacing_um, other.spacing_um, rel_tol=SPACING_TOLERANCE)
         for one, other in zip(spec.stages, cohort.stages, strict=True)
     )
-    backbones = (cohort.backbone_sha256, spec.backbone_sha256)  # features of the published codes do not tell
+    backbones = (cohort.backbone_sha256, spec.backbone_sha256)  # unknown for features of the published codes
     differences: list[tuple[str, bool, object, object]] = [
         ("stages", same_stages, found, expected),
         ("patch size", cohort.patch_px == spec.patch_px, cohort.patch_px, spec.patch_px),
@@ -128,6 +128,6 @@ def _check_features(spec: EvaluatedModelSpec, cohort: Cohort) -> None:
     for what, same, in_features, in_model in differences:
         if not same:
             raise DataError(
-                f"{what} of the features: {in_features}; of the model: {in_model}; evaluate it on features that were "
-                "extracted as for its training"
+                f"{what} of the features: {in_features}; of the model: {in_model}; evaluate the model on features that "
+                "were extracted with the same backbone, stages and patch size as those of its training"
             )

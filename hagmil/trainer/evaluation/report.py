@@ -1,4 +1,4 @@
-"""``evaluation.json``: what an evaluation found, slide by slide and in sum."""
+"""``evaluation.json``: metrics with intervals, and the prediction for each slide."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ HTML_NAME = "evaluation.html"
 
 
 class EvaluatedModel(FrozenModel):
-    """Which model was evaluated."""
+    """The evaluated model."""
 
     what: Literal["checkpoint", "bundle"]
     path: str
-    sha256: Digest = Field(description="a bundle's digest, or that of a checkpoint's weights")
+    sha256: Digest = Field(description="digest of the bundle, or of the checkpoint's weights")
     kind: Kind
-    temperature: float | None = Field(
-        default=None, description="that the verdict's logits were divided by; null: not calibrated"
-    )
+    temperature: float | None = Field(default=None, description="divisor of the logits; null: not calibrated")
     coarse_temperature: float | None = Field(default=None, description="the same for the coarse classes of a hierarchy")
 
 
 class SlideVerdict(FrozenModel):
-    """One slide: what it is, and what the model says."""
+    """Label and prediction of one slide."""
 
     slide_id: str
     case_id: str
@@ -57,19 +55,19 @@ class SlideVerdict(FrozenModel):
 
 
 class EvaluationReport(FrozenModel):
-    """What an evaluation found on one part of a split."""
+    """Evaluation of a model on one part of a split."""
 
     format: Literal["hagmil-evaluation"] = "hagmil-evaluation"
     format_version: Literal[1] = 1
-    hagmil: str = Field(description="version of hagmil that wrote it")
+    hagmil: str = Field(description="version of hagmil that wrote the report")
     created: datetime
     model: EvaluatedModel
     part: Part
-    confidence: float = Field(description="of the intervals: bootstrap percentiles over patients, not stratified")
+    confidence: float = Field(description="of the intervals: percentiles of a bootstrap over patients, not stratified")
     seed: int = Field(description="of the bootstrap")
-    empty_slides: tuple[str, ...] = Field(description="slides without tissue: no verdict, and in no number here")
-    verdict: Assessment = Field(description="by the model's classes; the fine ones where there is a hierarchy")
-    coarse: Assessment | None = Field(description="by the coarse classes; null without a hierarchy")
+    empty_slides: tuple[str, ...] = Field(description="slides without tissue, which count in no metric")
+    verdict: Assessment = Field(description="over the model's classes; the fine ones if there is a hierarchy")
+    coarse: Assessment | None = Field(description="over the coarse classes; null without a hierarchy")
     agreement: Estimate | None = Field(description="share of slides whose coarse and fine predictions agree")
     slides: tuple[SlideVerdict, ...]
 
@@ -84,19 +82,19 @@ def make_report(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> EvaluationReport:
-    """Put a report together.
+    """Compute metrics and intervals and collect them in a report.
 
     Args:
-        scores: the verdicts, at the model's temperatures.
-        spec: the model's classes and hierarchy.
-        model: what to call it.
-        part: which part of the split the slides are.
-        empty_slides: names of the part's slides that have no tissue.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        scores: the predictions, at the model's temperatures.
+        spec: classes and hierarchy of the model.
+        model: description of the model for the report.
+        part: the part of the split that the slides belong to.
+        empty_slides: names of the slides of this part without tissue.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Raises:
-        DataError: no slide has a verdict.
+        DataError: no slide has a prediction.
     """
     if not scores.verdict:
         raise DataError(f"the split has no slide with tissue in its {part} part; choose another --part")
@@ -129,7 +127,7 @@ def make_report(
 
 
 def evaluation_schema() -> str:
-    """The JSON schema of ``evaluation.json``, as published in docs/schemas."""
+    """Return the JSON schema of ``evaluation.json``, as published in docs/schemas."""
     return json.dumps(EvaluationReport.model_json_schema(), indent=2) + "\n"
 
 

@@ -1,15 +1,16 @@
-"""Verdicts on feature files, from a checkpoint's models or any others that speak the contract's tensors.
+"""Predictions on feature files, from a checkpoint or from any models with the contract's tensors.
 
-The cascade is deployment's, over features that lie there already:
+The cascade is the one of deployment, applied to features of all patches:
 
-1. All rows of the coarsest stage are its bag.
-2. A stage's model sees its bag; but for the finest, the rows of highest attention are kept, in order of rank.
-3. The children of kept rows are the next stage's bag.
-4. The finest stage's logits are the verdict. With a hierarchy, the coarse classes' are HMIL's own, or those of the
-   last coarse stage.
+1. The bag of the coarsest stage has all its rows.
+2. The stage model gets its bag. At each stage but the last, the rows with the highest attention are kept, in order of
+   rank.
+3. The children of the kept rows are the bag of the next stage.
+4. The logits of the finest stage give the prediction. With a hierarchy, the coarse logits are HMIL's own, or those of
+   the last coarse stage.
 
-Models enter as one function from a stage's number and bag to its outputs: PyTorch here, ONNX Runtime in
-:mod:`hagmil.export.evaluate_bundle`. Everything else is the same for both.
+The models are given as a function from the number of a stage and its bag to the outputs. It runs PyTorch here and ONNX
+Runtime in :mod:`hagmil.export.evaluate_bundle`; everything else is common to both.
 """
 
 from __future__ import annotations
@@ -33,40 +34,40 @@ from hagmil.trainer.metrics.bootstrap import ScoredSlide, probability_table
 from hagmil.trainer.metrics.temperature_scaling import at_temperature
 
 StageOutputs = Mapping[str, NDArray[np.float32]]
-"""A stage's outputs by the contract's tensor names."""
+"""Outputs of a stage model, by the names of the contract's tensors."""
 
 _Logits = NDArray[np.float32]
 
 StageRunner = Callable[[int, NDArray[np.float32]], StageOutputs]
-"""A stage's number (coarse to fine) and its bag, float32 (patches, dim), to its outputs."""
+"""Maps the number of a stage (coarse to fine) and its bag, float32 (patches, dim), to the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Verdicts on the slides of one part.
+    """Predictions for the slides of one part.
 
     Args:
-        verdict: by the model's classes; the fine ones where there is a hierarchy.
-        coarse: by the coarse classes, in the same order of slides; None where the model does not name them.
+        verdict: over the model's classes; the fine ones if there is a hierarchy.
+        coarse: over the coarse classes, in the same order of slides; None if the model does not predict them.
     """
 
     verdict: tuple[ScoredSlide, ...]
     coarse: tuple[ScoredSlide, ...] | None = None
 
     def at(self, temperature: float | None, coarse_temperature: float | None) -> Scores:
-        """The same verdicts with their logits divided by temperatures; None leaves them as they are."""
+        """Return the predictions with their logits divided by temperatures; None means 1."""
         return Scores(_at(self.verdict, temperature), self.coarse and _at(self.coarse, coarse_temperature))
 
 
 def checkpoint_runner(checkpoint: Checkpoint, *, device: str = "cpu") -> StageRunner:
-    """A checkpoint's models as a function of a stage's number and its bag.
+    """Return a function that runs a checkpoint's stage models.
 
     Args:
-        checkpoint: any kind.
-        device: where torch shall run them.
+        checkpoint: a checkpoint of any kind.
+        device: torch device of the models.
 
     Raises:
-        BundleError: the weights cannot be used.
+        BundleError: the weights are unusable.
     """
     models = [model.to(device) for model in build_models(checkpoint)]
     names = [spec.name for spec in STAGE_OUTPUTS[checkpoint.card.kind]]
@@ -86,54 +87,54 @@ def score_slides(
     *,
     after_slide: Callable[[int], None] = lambda _: None,
 ) -> Scores:
-    """Classify slides as deployment does.
+    """Classify slides with the cascade of deployment.
 
     Args:
         part: the slides.
-        spec: the model's stages and classes.
-        run: the model.
-        after_slide: called after each slide with the number done.
+        spec: stages and classes of the model.
+        run: runs the stage models.
+        after_slide: called after each slide with the number of finished slides.
 
     Returns:
-        The verdicts, at temperature 1, in the order of the slides.
+        The predictions at temperature 1, in the order of the slides.
 
     Raises:
-        DataError: features that cannot be read or are not finite.
-        BundleError: the model's outputs are not finite or not the contract's.
+        DataError: features cannot be read or are not finite.
+        BundleError: outputs of the model are not finite or do not follow the contract.
     """
-    verdicts, coarse = [], []
+    fine, coarse = [], []
     for done, slide in enumerate(part.slides, start=1):
         logits, coarse_logits = _layers(_cascade(slide, part.stages, spec, run), spec)  # step 4
         case_id, label = part.cases[slide.slide_id], slide.label
-        verdicts.append(ScoredSlide(slide.slide_id, case_id, label, _probabilities(logits, spec.classes)))
+        fine.append(ScoredSlide(slide.slide_id, case_id, label, _probabilities(logits, spec.classes)))
         if coarse_logits is not None and spec.hierarchy is not None:
             named = _probabilities(coarse_logits, spec.hierarchy.coarse)
             coarse.append(ScoredSlide(slide.slide_id, case_id, spec.hierarchy.fine_to_coarse[label], named))
         after_slide(done)
-    return Scores(tuple(verdicts), tuple(coarse) or None)
+    return Scores(tuple(fine), tuple(coarse) or None)
 
 
 def _cascade(
     slide: CohortSlide, stages: Sequence[CohortStage], spec: EvaluatedModelSpec, run: StageRunner
 ) -> list[StageOutputs]:
-    """Every stage's outputs on one slide, coarse to fine."""
+    """Run the cascade on one slide; return the outputs of every stage, coarse to fine."""
     bags = read_bag(slide).features
     rows: Tensor | None = None  # step 1
-    found: list[StageOutputs] = []
+    by_stage: list[StageOutputs] = []
     for index, (bag, stage, model) in enumerate(zip(bags, stages, spec.stages, strict=True)):
         chosen = bag if rows is None else bag[rows]
         features = chosen.to(torch.float32, copy=True).numpy()
         outputs = run(index, features)  # step 2
-        found.append(outputs)
+        by_stage.append(outputs)
         _check_finite(outputs, features, f'slide "{slide.slide_id}", stage {stage.name}')
         if model.keep is not None and stage.factor is not None:
             kept = keep_highest(torch.from_numpy(np.array(outputs[ATTENTION.name])), model.keep)
             rows = child_rows(kept if rows is None else rows[kept], stage.factor)  # step 3
-    return found
+    return by_stage
 
 
 def _layers(found: Sequence[StageOutputs], spec: EvaluatedModelSpec) -> tuple[_Logits, _Logits | None]:
-    """The verdict's logits, and those of the coarse classes: HMIL's own, or the stage's before the finest."""
+    """Return the logits of the model's classes, and those of the coarse classes if it predicts them."""
     finest = found[-1]
     if spec.kind == "hmil":
         return finest[FINE_LOGITS.name], finest[COARSE_LOGITS.name]
@@ -159,5 +160,5 @@ def _check_finite(outputs: StageOutputs, features: NDArray[np.float32], where: s
     if not bad:
         return
     if not np.isfinite(features).all():
-        raise DataError(f"{where}: the features hold values that are not finite; extract it again")
-    raise BundleError(f"{where}: the model's {', '.join(bad)} hold values that are not finite", code="not_finite")
+        raise DataError(f"{where}: the features contain values that are not finite; extract the slide again")
+    raise BundleError(f"{where}: the model's {', '.join(bad)} contain values that are not finite", code="not_finite")

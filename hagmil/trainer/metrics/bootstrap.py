@@ -1,13 +1,13 @@
-"""What verdicts are worth: measures with a 95 % interval over patients.
+"""Metrics of predictions with 95 % bootstrap intervals over patients.
 
-1. Slides of one patient are not independent, so the bootstrap draws patients: as many as there are, with
-   replacement; a patient that is drawn brings all slides along.
-2. The draw is not stratified by class. How many patients of each class a cohort holds is chance too, and
-   accuracy, macro F1 and the calibration error depend on it.
-3. A resample may therefore lack a class, and then does not define every measure. Where it does not, it is left
-   out of that measure's interval, and counted.
-4. The interval is the central 95 % of the resamples' values (percentiles). There is none with a single
-   patient, or where more than half of the resamples do not define the measure.
+1. Slides of one patient are not independent. The bootstrap therefore draws patients with replacement, as many as there
+   are; each comes with all its slides.
+2. The draw is not stratified by class: the number of patients of each class in a cohort is random too, and accuracy,
+   macro F1 and the calibration error depend on it.
+3. A resample may therefore lack a class, which leaves some metrics undefined. It is excluded from the intervals of
+   these metrics and counted.
+4. The interval contains the central 95 % of the resamples' values (percentiles). There is none with a single patient,
+   or if more than half of the resamples leave the metric undefined.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hagmil.trainer.metrics.resampled import CALIBRATION_BINS, Measures, confide
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_CELLS_AT_ONCE = 4_000_000
-"""Resamples times slides that are held in memory together."""
+_CHUNK_CELLS = 4_000_000
+"""Resamples times slides that are processed at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlide:
-    """A verdict and the truth.
+    """Label and predicted probabilities of a slide.
 
     Args:
         slide_id: the slide.
         case_id: its patient.
-        label: its class.
-        probabilities: of every class.
+        label: index of its class.
+        probabilities: probability of every class.
     """
 
     slide_id: str
@@ -47,16 +47,16 @@ class ScoredSlide:
 
 
 class Estimate(FrozenModel):
-    """One measure and its interval."""
+    """One metric and its interval."""
 
-    value: float | None = Field(description="null where the slides do not define it")
-    low: float | None = Field(description="lower end of the 95 % interval; null where there is none")
-    high: float | None
-    undefined_resamples: int = Field(ge=0, description="resamples that do not define it and are not in the interval")
+    value: float | None = Field(description="null if the slides leave it undefined")
+    low: float | None = Field(description="lower end of the 95 % interval; null without one")
+    high: float | None = Field(description="upper end of the interval")
+    undefined_resamples: int = Field(ge=0, description="resamples that leave it undefined; not in the interval")
 
 
 class ClassAssessment(FrozenModel):
-    """One class against the rest."""
+    """Metrics of one class against the rest."""
 
     name: str
     slides: int = Field(description="slides of the class")
@@ -67,7 +67,7 @@ class ClassAssessment(FrozenModel):
 
 
 class CalibrationBin(FrozenModel):
-    """The slides whose prediction has a probability above ``low``, up to ``high``."""
+    """The slides with a predicted probability above ``low`` and up to ``high``."""
 
     low: float
     high: float
@@ -77,13 +77,13 @@ class CalibrationBin(FrozenModel):
 
 
 class Assessment(FrozenModel):
-    """Everything that is measured over one set of verdicts."""
+    """All metrics of one set of predictions."""
 
     classes: tuple[str, ...]
     slides: int
     patients: int
     resamples: int
-    auc: Estimate = Field(description="area under the ROC curve, one against rest, macro")
+    auc: Estimate = Field(description="area under the ROC curve, one against rest, macro average")
     accuracy: Estimate
     balanced_accuracy: Estimate = Field(description="mean sensitivity of all classes")
     macro_f1: Estimate
@@ -98,28 +98,25 @@ class Assessment(FrozenModel):
 def assess_with_intervals(
     scores: Sequence[ScoredSlide], classes: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Assessment:
-    """Measure verdicts, each measure with its interval.
+    """Compute the metrics of predictions with their intervals.
 
     Args:
         scores: at least one slide.
-        classes: names, in the order of the probabilities.
-        resamples: bootstrap resamples, at least 1.
-        seed: of the bootstrap; the same seed and slides give the same intervals.
-
-    Returns:
-        The assessment.
+        classes: names in the order of the probabilities.
+        resamples: number of bootstrap resamples, at least 1.
+        seed: seed of the bootstrap; the same seed and slides give the same intervals.
 
     Raises:
         DataError: there is no slide.
     """
     if not scores:
-        raise DataError("there is no slide with a verdict to assess")
+        raise DataError("no slide has a prediction to assess")
     probabilities, labels = probability_table(scores)
     cases = np.unique([score.case_id for score in scores], return_inverse=True)[1]
     patients = int(cases.max()) + 1
     point = measure(probabilities, labels)
-    parts = [measure(probabilities, labels, weights) for weights in _draws(cases, resamples, seed)]  # step 1
-    replicates = Measures(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    chunks = [measure(probabilities, labels, weights) for weights in _draws(cases, resamples, seed)]  # step 1
+    replicates = Measures(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
 
     def estimate(name: str, *place: int) -> Estimate:
         values: NDArray[np.float64] = getattr(replicates, name)[:, *place]
@@ -157,13 +154,13 @@ def assess_with_intervals(
 def estimate_share(
     flags: Sequence[bool], case_ids: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """The share of slides of which something is true, with its interval over patients.
+    """Estimate the share of slides with some property, with its interval over patients.
 
     Args:
-        flags: whether it is true, a slide each; at least one slide.
-        case_ids: the patient of each slide.
-        resamples: bootstrap resamples, at least 1.
-        seed: of the bootstrap.
+        flags: whether each slide has the property; at least one slide.
+        case_ids: patient of each slide.
+        resamples: number of bootstrap resamples, at least 1.
+        seed: seed of the bootstrap.
     """
     values = np.asarray(flags, np.float64)
     cases = np.unique(list(case_ids), return_inverse=True)[1]
@@ -172,23 +169,23 @@ def estimate_share(
 
 
 def probability_table(scores: Sequence[ScoredSlide]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Probabilities float64 (slides, classes) and labels int64 (slides,) of scored slides."""
+    """Return probabilities, float64 (slides, classes), and labels, int64 (slides,)."""
     probabilities = np.array([score.probabilities for score in scores], np.float64)
     return probabilities, np.array([score.label for score in scores], np.int64)
 
 
 def _draws(cases: NDArray[np.intp], resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Step 1: weights (some resamples, slides), in pieces that fit in memory; pieces do not change the draws."""
+    """Draw step 1's weights (resamples, slides) in chunks; the chunk size does not change the draws."""
     generator = np.random.default_rng(seed)
     patients = int(cases.max()) + 1
-    piece = max(1, _CELLS_AT_ONCE // len(cases))
-    for start in range(0, resamples, piece):
-        drawn = generator.multinomial(patients, np.full(patients, 1 / patients), size=min(piece, resamples - start))
+    chunk = max(1, _CHUNK_CELLS // len(cases))
+    for start in range(0, resamples, chunk):
+        drawn = generator.multinomial(patients, np.full(patients, 1 / patients), size=min(chunk, resamples - start))
         yield drawn[:, cases].astype(np.float64)  # (resamples, patients) -> (resamples, slides)
 
 
 def _estimate(value: float, replicates: NDArray[np.float64], patients: int) -> Estimate:
-    """Steps 3 and 4."""
+    """Compute the interval (steps 3 and 4)."""
     defined = replicates[~np.isnan(replicates)]
     low = high = None
     if patients > 1 and not np.isnan(value) and 2 * len(defined) >= len(replicates):
@@ -205,10 +202,10 @@ def _estimate(value: float, replicates: NDArray[np.float64], patients: int) -> E
 def _calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[CalibrationBin, ...]:
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    places = confidence_bins(confidence)
+    bin_of_slide = confidence_bins(confidence)
     bins = []
     for index in range(CALIBRATION_BINS):
-        inside = places == index
+        inside = bin_of_slide == index
         slides = int(inside.sum())
         bins.append(
             CalibrationBin(

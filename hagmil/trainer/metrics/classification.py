@@ -31,7 +31,7 @@ class ClassificationMetrics(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     slides: int = Field(description="slides that were classified")
-    empty_slides: int = Field(description="slides without tissue; they have no prediction and count in no metric")
+    empty_slides: int = Field(description="slides without tissue, which count in no metric")
     loss: float | None = Field(description="mean cross entropy of the predictions; null without slides")
     auc: float | None = Field(
         description="area under the ROC curve, one against rest, macro average; null unless every class occurs"

@@ -1,18 +1,18 @@
-"""Measures of a classification, over many resamples of the slides at once.
+"""Metrics of a classification, over many resamples of the slides at once.
 
-A resample is a row of weights: how often each slide is in it. The slides as they are have the weight 1 each.
-So point estimates and bootstrap replicates come from the same lines. A measure that a resample does not
-define (the sensitivity for a class that it lacks) is NaN.
+A resample is a row of weights: the number of times that each slide occurs in it. Weights of 1 give the metrics of the
+slides themselves, so the same code computes point estimates and bootstrap replicates. A metric is NaN where a resample
+leaves it undefined, as the sensitivity for a class that does not occur.
 
-1. Confusion: the weights summed by label and prediction; the prediction is the class of highest probability.
-2. Accuracy, sensitivity (recall), specificity and F1 of each class against the rest are read off it. Balanced
-   accuracy is the mean sensitivity, undefined unless every class is there. Macro F1 is the mean over all
-   classes; a class that is neither there nor predicted counts 0.
-3. Area under the ROC curve of each class against the rest, from ranks, a tie counting half; macro: the mean
-   over classes. With two classes it is the second one's, which is the first one's too.
-4. Expected calibration error (Guo et al. 2017, section 2): the slides in bins of equal width by the
-   probability of their prediction; the mean, over slides, of the distance between a bin's accuracy and its
-   mean probability.
+1. Confusion matrix: the weights summed by label and prediction; the prediction is the class of highest probability.
+2. Accuracy, and sensitivity (recall), specificity and F1 of each class against the rest, follow from it. Balanced
+   accuracy is the mean sensitivity; it is undefined unless every class occurs. Macro F1 is the mean over all classes;
+   a class that neither occurs nor is predicted counts as 0.
+3. Area under the ROC curve of each class against the rest, from ranks; ties count half. The macro average is the mean
+   over classes. With two classes, the areas of both are equal, and the second one is used.
+4. Expected calibration error (Guo et al. 2017, section 2): slides are put in bins of equal width by the probability of
+   their prediction; the error is the mean over slides of the difference between accuracy and mean probability in the
+   slide's bin.
 5. Log loss: the mean of -log of the label's probability.
 """
 
@@ -28,10 +28,10 @@ _LEAST_PROBABILITY = float(np.finfo(np.float64).tiny)
 
 
 class Measures(NamedTuple):
-    """What was measured, a row a resample; NaN where a resample does not define it.
+    """The metrics, with one row for each resample; NaN where undefined.
 
     Args:
-        auc: (resamples,), one against rest, macro.
+        auc: (resamples,), one against rest, macro average.
         accuracy: (resamples,).
         balanced_accuracy: (resamples,).
         macro_f1: (resamples,).
@@ -41,8 +41,8 @@ class Measures(NamedTuple):
         sensitivity: (resamples, classes).
         specificity: (resamples, classes).
         f1: (resamples, classes).
-        confusion: (resamples, classes, classes), weight by label, then prediction.
-        confusion_share: (resamples, classes, classes), the same as shares of the label's weight.
+        confusion: (resamples, classes, classes), weights by label (row) and prediction (column).
+        confusion_share: (resamples, classes, classes), the same as shares of each label's weight.
     """
 
     auc: NDArray[np.float64]
@@ -62,16 +62,16 @@ class Measures(NamedTuple):
 def measure(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None
 ) -> Measures:
-    """Measure verdicts against labels.
+    """Compute the metrics of predictions.
 
     Args:
         probabilities: float64 (slides, classes), rows sum to 1; at least one slide and two classes.
         labels: int64 (slides,).
-        weights: float64 (resamples, slides), how often each slide is in each resample; a single resample of
-            all slides where None.
+        weights: float64 (resamples, slides), the number of times that each slide occurs in each resample; None for a
+            single resample with weights of 1.
 
     Returns:
-        The measures of each resample.
+        The metrics of each resample.
     """
     slides, classes = probabilities.shape
     if weights is None:
@@ -86,14 +86,14 @@ def measure(
     class_auc = np.stack(
         [_auc(probabilities[:, index], labels == index, weights) for index in range(classes)], axis=1
     )  # step 3
-    surprise = -np.log(np.maximum(probabilities[np.arange(slides), labels], _LEAST_PROBABILITY))
+    negative_log = -np.log(np.maximum(probabilities[np.arange(slides), labels], _LEAST_PROBABILITY))
     return Measures(
         auc=class_auc[:, 1] if classes == 2 else class_auc.mean(axis=1),
         accuracy=hits.sum(axis=1) / total,
         balanced_accuracy=sensitivity.mean(axis=1),
         macro_f1=f1.mean(axis=1),
         calibration_error=_calibration_error(probabilities, labels, weights),  # step 4
-        log_loss=weights @ surprise / total,  # step 5
+        log_loss=weights @ negative_log / total,  # step 5
         class_auc=class_auc,
         sensitivity=sensitivity,
         specificity=_share(rest - of_prediction + hits, rest),
@@ -104,7 +104,7 @@ def measure(
 
 
 def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The calibration bin of each probability: bin b holds those above b/bins up to (b + 1)/bins.
+    """Return the calibration bin of each probability; bin b is above b/bins and up to (b + 1)/bins.
 
     Args:
         confidence: float64 (slides,), probabilities of the predictions, above 0.
@@ -112,8 +112,8 @@ def confidence_bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
     Returns:
         int64 (slides,), from 0.
     """
-    places = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
-    return np.clip(places, 0, CALIBRATION_BINS - 1)
+    bins = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
+    return np.clip(bins, 0, CALIBRATION_BINS - 1)
 
 
 def _confusion(
@@ -125,15 +125,15 @@ def _confusion(
 
 
 def _auc(scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Step 3 for one class: the share of (positive, negative) pairs that stand in the right order."""
+    """Compute step 3 for one class: the share of (positive, negative) pairs in the right order."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of runs of equal scores
     ordered, is_positive = weights[:, order], positive[order]
     positives = np.add.reduceat(ordered * is_positive, starts, axis=1)
     negatives = np.add.reduceat(ordered * ~is_positive, starts, axis=1)
     below = np.cumsum(negatives, axis=1) - negatives
-    right = (positives * (below + negatives / 2)).sum(axis=1)
-    return _share(right, positives.sum(axis=1) * negatives.sum(axis=1))
+    ordered_pairs = (positives * (below + negatives / 2)).sum(axis=1)
+    return _share(ordered_pairs, positives.sum(axis=1) * negatives.sum(axis=1))
 
 
 def _calibration_error(
@@ -147,7 +147,7 @@ def _calibration_error(
 
 
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """part / whole; NaN where there is no whole."""
+    """Return part / whole; NaN where the whole is 0."""
     whole = np.broadcast_to(whole, part.shape)
     shares: NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return shares

@@ -1,13 +1,14 @@
-"""Temperature scaling (Guo et al. 2017, section 4.2): one number that logits are divided by before the softmax.
+"""Temperature scaling (Guo et al. 2017, section 4.2): a single divisor of the logits before the softmax.
 
-1. Log-probabilities are logits up to a constant a slide, which the softmax does not see: either will do.
-2. The loss is the mean cross entropy. In beta = 1/T it is convex, so its derivative rises, and the one place
-   where it is 0 is found by bisection.
-3. Where every slide is classified correctly, plain labels have no best temperature: the colder, the better. As
-   Platt (1999) does, labels are smoothed by the rule of succession: with n slides and c classes, the label's
-   class has (n + 1)/(n + c), every other 1/(n + c). The more slides, the less it matters.
-4. The temperature is held between 0.05 and 20; an end of that range means that the model's probabilities say
-   little, and is warned of.
+1. Log-probabilities differ from logits by a constant for each slide, which does not change the softmax, so either can
+   be used.
+2. The loss is the mean cross entropy. It is convex in beta = 1/T, so its derivative increases, and bisection finds its
+   only root.
+3. If every slide is classified correctly, hard labels have no best temperature: lower is always better. As in Platt
+   (1999), labels are smoothed by the rule of succession: with n slides and c classes, the label's class gets
+   (n + 1)/(n + c) and every other class 1/(n + c). The effect decreases with the number of slides.
+4. The temperature is limited to 0.05..20. A value at either end means that the probabilities carry little information,
+   and causes a warning.
 """
 
 from __future__ import annotations
@@ -25,31 +26,31 @@ _log = logging.getLogger(__name__)
 COLDEST, HOTTEST = 0.05, 20.0
 _LEAST_PROBABILITY = float(np.finfo(np.float64).tiny)
 _STEPS = 80
-"""Halvings of the range; after 60 it is as narrow as float64 can tell."""
+"""Bisection steps; after 60 the interval has the resolution of float64."""
 
 
 def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """The temperature at which probabilities fit the labels best.
+    """Find the temperature at which the probabilities fit the labels best.
 
     Args:
         probabilities: float64 (slides, classes) at temperature 1, rows sum to 1.
         labels: int64 (slides,).
 
     Returns:
-        The temperature, above 0; above 1 where the model is too sure of itself.
+        The temperature; above 1 if the model is overconfident.
 
     Raises:
         DataError: there is no slide.
     """
     slides, classes = probabilities.shape
     if slides == 0:
-        raise DataError("there is no slide to fit a temperature on")
+        raise DataError("there are no slides to fit a temperature on")
     logits = np.log(np.maximum(probabilities, _LEAST_PROBABILITY))  # step 1
     targets = np.full((slides, classes), 1 / (slides + classes))  # step 3
     targets[np.arange(slides), labels] = (slides + 1) / (slides + classes)
 
     def slope(log_beta: float) -> float:
-        """Step 2: the loss's derivative by beta."""
+        """Derivative of the loss with respect to beta (step 2)."""
         expected = softmax(logits * math.exp(log_beta))
         return float(((expected - targets) * logits).sum())
 
@@ -60,7 +61,7 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.int64
     temperature = math.exp(-(low + high) / 2)
     if not COLDEST * 1.001 < temperature < HOTTEST / 1.001:  # step 4
         _log.warning(
-            "the temperature fitted on %d slides is %.3g, an end of its range: look at the verdicts first",
+            "the temperature fitted on %d slides is %.3g, at an end of its range; check the predictions of the model",
             slides,
             temperature,
         )
@@ -68,5 +69,5 @@ def fit_temperature(probabilities: NDArray[np.float64], labels: NDArray[np.int64
 
 
 def at_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Probabilities (slides, classes) as they are when the logits are divided by a temperature."""
+    """Return probabilities (slides, classes) after division of their logits by a temperature."""
     return softmax(np.log(np.maximum(probabilities, _LEAST_PROBABILITY)) / temperature)

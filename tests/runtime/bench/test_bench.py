@@ -1,4 +1,4 @@
-"""The bench: what it measures of a small slide and bundle, and how a report and a comparison come out."""
+"""``hagmil bench``: measurements on a small slide and bundle, the report, and the comparison of two reports."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STEPS: list[tuple[str, int, int]] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_runs() -> None:
-    """A run of the backbone is a moment, not a second."""
+    """Shorten the runs of the backbone from a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "RUN_S", 0.02)
         yield
@@ -58,7 +58,7 @@ def _short_runs() -> None:
 
 @pytest.fixture(scope="module")
 def report(tissue_path: Path, small_bundle: Path) -> BenchReport:
-    """A real report, of one repeat."""
+    """A report of real measurements with one repeat."""
     STEPS.clear()
     options = BenchOptions(
         slide=str(tissue_path),
@@ -73,13 +73,13 @@ def report(tissue_path: Path, small_bundle: Path) -> BenchReport:
     return run_bench(options, lambda *step: STEPS.append(step))
 
 
-def test_the_published_schema_is_the_code_s_and_accepts_a_real_report(report: BenchReport) -> None:
+def test_the_published_schema_equals_the_generated_one_and_accepts_a_real_report(report: BenchReport) -> None:
     published = REPOSITORY / "docs" / "schemas" / "bench.schema.json"
     assert published.read_text() == bench_schema()
     jsonschema.validate(json.loads(report.model_dump_json()), json.loads(published.read_text()))
 
 
-def test_the_keys_that_others_rely_on_are_there(report: BenchReport) -> None:
+def test_the_documented_keys_are_present(report: BenchReport) -> None:
     found = json.loads(report.model_dump_json())
     assert {"machine", "versions", "mask", "start_up_s", "peak_rss_mb"} <= found.keys()
     assert {"patches", "seconds", "patches_per_s", "threads"} <= found["read"].keys()
@@ -88,7 +88,7 @@ def test_the_keys_that_others_rely_on_are_there(report: BenchReport) -> None:
     assert {"patches_per_s", "seconds", "backbone_share"} <= found["end_to_end"].keys()
 
 
-def test_steps_add_up_to_the_whole(report: BenchReport) -> None:
+def test_the_times_of_the_steps_add_up_to_the_total(report: BenchReport) -> None:
     run = report.end_to_end
     assert sum(run.steps_s.values()) == pytest.approx(run.seconds)
     assert sum(run.shares.values()) == pytest.approx(1)
@@ -100,7 +100,7 @@ def test_steps_add_up_to_the_whole(report: BenchReport) -> None:
     assert all(seconds > 0 for seconds in report.start_up.steps_s.values())
 
 
-def test_throughput_is_patches_over_seconds(report: BenchReport) -> None:
+def test_throughput_is_patches_per_second(report: BenchReport) -> None:
     assert report.read.patches_per_s == pytest.approx(report.read.patches / report.read.seconds)
     assert report.read.threads == 2
     backbone, pipeline = report.backbone["cpu"], report.pipeline["cpu"]
@@ -114,7 +114,7 @@ def test_throughput_is_patches_over_seconds(report: BenchReport) -> None:
     assert pipeline.readers_waited_s >= 0
 
 
-def test_the_run_is_the_one_that_infer_makes(report: BenchReport, tissue_path: Path, small_bundle: Path) -> None:
+def test_the_run_encodes_the_same_patches_as_infer(report: BenchReport, tissue_path: Path, small_bundle: Path) -> None:
     stages = report.end_to_end.stages
     assert [stage.name for stage in stages] == ["2um", "1um", "0.5um"]
     assert [stage.encoded for stage in stages][1:] == [8, 8]  # 2 kept, 4 children each
@@ -126,7 +126,7 @@ def test_the_run_is_the_one_that_infer_makes(report: BenchReport, tissue_path: P
     assert not report.bundle.builtin
 
 
-def test_memory_is_that_of_the_process_that_infers(report: BenchReport) -> None:
+def test_memory_is_that_of_the_infer_process(report: BenchReport) -> None:
     assert report.peak_rss_mb == report.memory.peak_rss_mb
     assert report.memory.above_models_mb == pytest.approx(report.peak_rss_mb - report.memory.with_models_mb)
     assert 20 < report.peak_rss_mb < 2000
@@ -139,23 +139,30 @@ def test_progress_reaches_the_end_of_every_step(report: BenchReport) -> None:
     assert all(done == total for done, total in last.values())
 
 
-def test_both_files_are_written_and_the_json_reads_back(report: BenchReport, tmp_path: Path) -> None:
+def test_both_files_are_written_and_the_json_can_be_read(report: BenchReport, tmp_path: Path) -> None:
     write_report(tmp_path / "report", report)
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [HTML_NAME, JSON_NAME]
     assert read_report(tmp_path / "report") == report
     assert read_report(tmp_path / "report" / JSON_NAME) == report
 
 
-def test_what_is_no_report_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_reports_with_former_step_names_can_be_read(report: BenchReport, tmp_path: Path) -> None:
+    former = report.model_dump_json().replace('"stage models":', '"level models":')
+    assert "level models" in former
+    (tmp_path / JSON_NAME).write_text(former)
+    assert read_report(tmp_path) == report
+
+
+def test_reading_a_file_that_is_not_a_report_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gone\.json.*cannot be read"):
         read_report(tmp_path / "gone.json")
     (tmp_path / "other.json").write_text('{"format": "hagmil-result"}')
-    with pytest.raises(UsageError, match=r"other\.json.*no report of hagmil bench"):
+    with pytest.raises(UsageError, match=r"other\.json.*is not a report of hagmil bench"):
         read_report(tmp_path / "other.json")
 
 
 class Page(HTMLParser):
-    """The tags of a page and whether each is closed."""
+    """Collects the tags of a page and checks that each is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -183,13 +190,13 @@ def _assert_self_contained(text: str) -> Page:
     return page
 
 
-def test_the_page_loads_nothing_and_holds_its_pictures(report: BenchReport) -> None:
+def test_the_page_loads_nothing_and_contains_its_pictures(report: BenchReport) -> None:
     page = _assert_self_contained(render_html(report))
     assert page.seen.count("svg") == 4
     assert "polyline" not in page.seen
 
 
-def test_the_page_escapes_what_comes_from_outside(report: BenchReport) -> None:
+def test_the_page_escapes_names_and_messages(report: BenchReport) -> None:
     strange = report.model_copy(
         update={
             "slide": report.slide.model_copy(update={"name": "<script>.tif"}),
@@ -203,7 +210,7 @@ def test_the_page_escapes_what_comes_from_outside(report: BenchReport) -> None:
     _assert_self_contained(text)
 
 
-def test_a_sweep_draws_a_line_for_every_provider(report: BenchReport) -> None:
+def test_a_sweep_is_drawn_with_one_line_for_each_provider(report: BenchReport) -> None:
     points = tuple(
         SweepPoint(
             what="backbone_batch",
@@ -223,14 +230,14 @@ def test_a_sweep_draws_a_line_for_every_provider(report: BenchReport) -> None:
     assert "tiny, cuda" in text
 
 
-def test_a_sweep_of_one_core_is_one_dot_in_the_middle(report: BenchReport) -> None:
+def test_a_sweep_of_one_value_is_drawn_as_a_single_dot(report: BenchReport) -> None:
     point = SweepPoint(
         what="read_threads", provider=None, series="reading", value=1, patches_per_s=0.002, repeats_s=(1.0,)
     )
     assert Page(render_html(report.model_copy(update={"sweep": (point,)}))).seen.count("circle") == 1
 
 
-def test_the_sweep_tries_every_setting(tissue_path: Path, small_bundle: Path) -> None:
+def test_the_sweep_measures_every_setting(tissue_path: Path, small_bundle: Path) -> None:
     model = load_model(small_bundle, threads=1)
     how = measure.measuring(EncodeOptions(batch_size=4, reader_threads=1), model, 1)
     with open_slide(tissue_path) as slide:
@@ -249,7 +256,7 @@ def test_the_sweep_tries_every_setting(tissue_path: Path, small_bundle: Path) ->
     assert all(point.patches_per_s > 0 for point in points)
 
 
-def test_reading_is_measured_as_each_provider_has_it_read(
+def test_reading_is_measured_with_the_readers_of_each_provider(
     monkeypatch: pytest.MonkeyPatch, tissue_path: Path, small_bundle: Path
 ) -> None:
     readers = {"cpu": 1, "device": 3}
@@ -285,7 +292,7 @@ def test_reading_is_measured_as_each_provider_has_it_read(
     assert "reader threads chosen for the provider" in render_html(report)
 
 
-def test_resident_patches_are_the_subject_s(tissue_path: Path, small_bundle: Path) -> None:
+def test_resident_patches_are_those_of_the_workload(tissue_path: Path, small_bundle: Path) -> None:
     model = load_model(small_bundle, threads=1)
     with open_slide(tissue_path) as slide:
         workload = workload_of(slide, model.bundle.manifest, 30)
@@ -295,7 +302,7 @@ def test_resident_patches_are_the_subject_s(tissue_path: Path, small_bundle: Pat
             assert np.array_equal(patches[row], slide.read_region(0, x, y, 16, 16))
 
 
-def test_without_a_slide_a_phantom_is_made_and_taken_away(small_bundle: Path, tmp_path: Path) -> None:
+def test_without_a_slide_a_phantom_is_made_and_removed(small_bundle: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(tmp_path))
         options = BenchOptions(
@@ -318,7 +325,7 @@ def test_without_a_slide_a_phantom_is_made_and_taken_away(small_bundle: Path, tm
         assert "cuda" in report.skipped
 
 
-def test_a_slide_that_cannot_be_measured_says_why(small_bundle: Path, tmp_path: Path) -> None:
+def test_an_unsuitable_slide_raises_an_error_with_the_reason(small_bundle: Path, tmp_path: Path) -> None:
     def _bench(slide: Path, **options: float) -> None:
         run_bench(BenchOptions(slide=str(slide), bundle=small_bundle, providers=("cpu",), **options), lambda *_: None)
 
@@ -331,25 +338,25 @@ def test_a_slide_that_cannot_be_measured_says_why(small_bundle: Path, tmp_path: 
     with pytest.raises(SlideRejected, match="no tissue"):
         _bench(white)
     shutil.copy(white, tmp_path / "two.tif")
-    with pytest.raises(UsageError, match="takes one"):
+    with pytest.raises(UsageError, match="takes one slide"):
         _bench(tmp_path)
 
 
-def test_a_provider_that_was_asked_for_and_is_absent_is_an_error(small_bundle: Path, tissue_path: Path) -> None:
+def test_a_given_provider_that_is_absent_raises_an_error(small_bundle: Path, tissue_path: Path) -> None:
     if "cuda" in available_providers():
         pytest.skip("this machine's ONNX Runtime has CUDA")
     with pytest.raises(EnvironmentLacks):
         run_bench(BenchOptions(slide=str(tissue_path), bundle=small_bundle, providers=("cuda",)), lambda *_: None)
 
 
-def test_a_start_that_fails_says_what_the_process_said(small_bundle: Path, tmp_path: Path) -> None:
+def test_a_failed_start_reports_the_output_of_the_process(small_bundle: Path, tmp_path: Path) -> None:
     request = SlideRequest("gone", "gone.svs", tmp_path / "gone.svs")
     with pytest.raises(EnvironmentLacks, match=r"exit code 3: .*does not exist") as caught:
         measure_start_up(InferCall(request, small_bundle, "cpu", 8, 1, 1, None), 1)
     assert caught.value.code == "start_up_failed"
 
 
-def test_a_watched_session_is_the_session_and_notes_its_first_run(small_bundle: Path) -> None:
+def test_a_watched_session_behaves_like_the_session_and_records_its_first_run(small_bundle: Path) -> None:
     backbone = load_model(small_bundle, threads=1).backbone
     noted: list[str] = []
     watched = _Watched(backbone, noted.append)
@@ -361,7 +368,7 @@ def test_a_watched_session_is_the_session_and_notes_its_first_run(small_bundle: 
     assert noted == ["first_patch"]
 
 
-def test_the_middle_run_is_taken_and_the_warm_up_is_not() -> None:
+def test_the_run_with_the_median_time_counts_and_the_warm_up_does_not() -> None:
     values = iter([9, 1, 2, 3])
     timed = repeat(lambda: next(values), 3)
     assert timed.found in (1, 2, 3)
@@ -370,13 +377,13 @@ def test_the_middle_run_is_taken_and_the_warm_up_is_not() -> None:
     assert next(values, None) is None
 
 
-def test_long_work_is_done_once() -> None:
+def test_long_work_runs_once() -> None:
     calls: list[float] = []
     timed = repeat(lambda: calls.append(perf_counter()), 5, long_s=0.0)
     assert len(calls) == len(timed.repeats_s) == 1
 
 
-def test_a_comparison_of_a_report_with_itself_finds_no_difference(report: BenchReport) -> None:
+def test_comparing_a_report_with_itself_gives_no_difference(report: BenchReport) -> None:
     assert differences(report, report) == ()
     pairs = pairs_of(report, report)
     assert [pair.first for pair in pairs] == list(figures_of(report))
@@ -384,7 +391,7 @@ def test_a_comparison_of_a_report_with_itself_finds_no_difference(report: BenchR
     _assert_self_contained(render_comparison(report, report, ("one.json", "two.json")))
 
 
-def test_a_comparison_says_how_many_times_better_or_worse(report: BenchReport) -> None:
+def test_a_comparison_gives_the_factor_of_gain_or_loss(report: BenchReport) -> None:
     read = report.read.model_copy(
         update={"seconds": report.read.seconds / 2, "repeats_s": tuple(s / 2 for s in report.read.repeats_s)}
     )
@@ -398,19 +405,19 @@ def test_a_comparison_says_how_many_times_better_or_worse(report: BenchReport) -
     assert "&lt;a&gt;" in text
 
 
-def test_runs_that_overlap_are_no_difference() -> None:
+def test_figures_with_overlapping_ranges_are_equal() -> None:
     one = Figure("a", "b", "s", 1.0, "lower", 0.9, 1.3)
     other = Figure("a", "b", "s", 1.2, "lower", 1.1, 1.4)
-    assert change_in_words(Pair(one, other)) == ("alike", "neutral")
+    assert change_in_words(Pair(one, other)) == ("about equal", "neutral")
     assert change_in_words(Pair(one, Figure("a", "b", "s", 1.5, "lower", 1.4, 1.6))) == ("1.50 times worse", "worse")
 
 
-def test_single_runs_that_nearly_agree_are_no_difference() -> None:
+def test_single_runs_that_differ_by_less_than_five_percent_are_equal() -> None:
     one, other = (Figure("memory", "peak", "MB", value, "lower", value, value) for value in (200.0, 208.0))
-    assert change_in_words(Pair(one, other)) == ("alike", "neutral")
+    assert change_in_words(Pair(one, other)) == ("about equal", "neutral")
 
 
-def test_a_provider_that_only_one_report_has_stands_alone(report: BenchReport) -> None:
+def test_figures_of_a_provider_in_one_report_only_have_no_counterpart(report: BenchReport) -> None:
     both = report.model_copy(update={"backbone": {**report.backbone, "cuda": report.backbone["cpu"]}})
     alone = [pair for pair in pairs_of(report, both) if pair.first is None]
     assert {pair.any.group for pair in alone} == {"backbone alone, cuda"}
@@ -418,37 +425,37 @@ def test_a_provider_that_only_one_report_has_stands_alone(report: BenchReport) -
     assert ">-<" in render_comparison(report, both, ("a", "b"))
 
 
-def test_reports_of_other_work_are_told_apart(report: BenchReport) -> None:
+def test_differences_in_slide_and_settings_are_listed(report: BenchReport) -> None:
     other = report.model_copy(
         update={
             "slide": report.slide.model_copy(update={"sha256": "f" * 64, "name": "other.svs"}),
             "settings": report.settings.model_copy(update={"batch": 99}),
         }
     )
-    said = " / ".join(differences(report, other))
-    assert "other.svs (ffffffffffff)" in said
-    assert f"batch: {BATCH} and 99" in said
+    text = " / ".join(differences(report, other))
+    assert "other.svs (ffffffffffff)" in text
+    assert f"batch: {BATCH} and 99" in text
 
 
-def test_the_slower_step_sets_the_pace(report: BenchReport) -> None:
+def test_the_slower_step_is_named_as_the_bottleneck(report: BenchReport) -> None:
     slow = report.read.model_copy(update={"patches_per_s": report.backbone["cpu"].patches_per_s / 4})
     assert limiting_step(report.model_copy(update={"read": slow})).startswith(
-        "Reading sets the pace: the backbone alone is 4.0 times as fast."
+        "Reading is the bottleneck: the backbone alone is 4.0 times as fast."
     )
     fast = report.read.model_copy(update={"patches_per_s": report.backbone["cpu"].patches_per_s * 25})
     assert limiting_step(report.model_copy(update={"read": fast})).startswith(
-        "The backbone sets the pace: reading alone is 25 times as fast."
+        "The backbone is the bottleneck: reading alone is 25 times as fast."
     )
 
 
-def test_numbers_are_shown_with_three_digits_and_their_unit() -> None:
+def test_numbers_have_three_digits_and_their_unit() -> None:
     assert shown(0.0421, "s") == "42.1 ms"
     assert shown(1.234, "s") == "1.23 s"
     assert shown(15112.4, "patches/s") == "15,112 patches/s"
     assert shown(0.9512, "share") == "95.1%"
 
 
-def test_the_machine_is_described() -> None:
+def test_the_machine_has_a_description() -> None:
     machine = this_machine()
     assert machine.cores >= 1
     assert machine.cpu

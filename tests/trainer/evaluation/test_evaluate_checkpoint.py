@@ -1,4 +1,4 @@
-"""An evaluated checkpoint is worth what its training said."""
+"""Evaluation of checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cascade(folder: Path) -> TrainingConfig:
 
 
 @pytest.mark.parametrize("make", [flat, hmil, cascade])
-def test_an_evaluation_says_what_metrics_json_says(make: Any, tmp_path: Path) -> None:
+def test_an_evaluation_has_the_metrics_that_the_training_wrote(make: Any, tmp_path: Path) -> None:
     config = make(tmp_path)
     metrics = train(config)
     for part, said in (("val", metrics.validation), ("test", metrics.test)):
@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> TrainingConfig:
     return config
 
 
-def test_only_the_part_that_is_evaluated_needs_features(config: TrainingConfig) -> None:
+def test_only_the_evaluated_part_needs_features(config: TrainingConfig) -> None:
     for name in ("train-0", "train-1", "val-0"):
         (config.data.features / f"{name}.h5").unlink()
     assert evaluate_checkpoint(config.out, config, resamples=10).verdict.slides == 2
@@ -66,27 +66,27 @@ def test_only_the_part_that_is_evaluated_needs_features(config: TrainingConfig) 
         evaluate_checkpoint(config.out, config, part="val", resamples=10)
 
 
-def test_slides_of_one_patient_are_one_draw(config: TrainingConfig) -> None:
+def test_slides_of_one_patient_are_drawn_together(config: TrainingConfig) -> None:
     labels = config.data.labels
     assert labels is not None
     labels.write_text(labels.read_text().replace("case-test-1", "case-test-0"))
     assert evaluate_checkpoint(config.out, config, resamples=10).verdict.patients == 1
 
 
-def test_a_slide_without_tissue_is_named_and_in_no_number(config: TrainingConfig) -> None:
+def test_a_slide_without_tissue_is_listed_and_counts_in_no_metric(config: TrainingConfig) -> None:
     write_slide(config.data.features, "test-1", 1, patches=0)
     found = evaluate_checkpoint(config.out, config, resamples=10)
     assert found.empty_slides == ("test-1",)
     assert [slide.slide_id for slide in found.slides] == ["test-0"]
 
 
-def test_a_part_without_slides_is_an_error(config: TrainingConfig) -> None:
+def test_a_part_without_slides_raises_an_error(config: TrainingConfig) -> None:
     write_split(config.data.split, {"train": ["train-0"], "val": ["val-0"], "test": []})
     with pytest.raises(DataError, match="no slide in its test part"):
         evaluate_checkpoint(config.out, config)
 
 
-def test_a_label_that_the_model_does_not_know_is_an_error(config: TrainingConfig) -> None:
+def test_a_label_unknown_to_the_model_raises_an_error(config: TrainingConfig) -> None:
     labels = config.data.labels
     assert labels is not None
     labels.write_text(labels.read_text().replace("case-test-1,tumour", "case-test-1,lymphoma"))
@@ -94,19 +94,19 @@ def test_a_label_that_the_model_does_not_know_is_an_error(config: TrainingConfig
         evaluate_checkpoint(config.out, config)
 
 
-def test_features_that_are_not_finite_are_blamed(config: TrainingConfig) -> None:
+def test_features_that_are_not_finite_raise_an_error_that_names_the_slide(config: TrainingConfig) -> None:
     write_slide(config.data.features, "test-1", 1, value=float("nan"))
-    with pytest.raises(DataError, match=r'slide "test-1".*not finite; extract it again'):
+    with pytest.raises(DataError, match=r'slide "test-1".*not finite; extract the slide again'):
         evaluate_checkpoint(config.out, config)
 
 
-def test_features_of_other_stages_are_refused(config: TrainingConfig) -> None:
+def test_features_of_other_stages_are_rejected(config: TrainingConfig) -> None:
     for name in ("test-0", "test-1"):
         write_slide(config.data.features, name, 0, stages=THREE_STAGES)
     with pytest.raises(DataError, match="stages of the features"):
         evaluate_checkpoint(config.out, config)
 
 
-def test_no_checkpoint_is_an_error(config: TrainingConfig, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_raises_an_error(config: TrainingConfig, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no checkpoint"):
         evaluate_checkpoint(tmp_path / "features", config)

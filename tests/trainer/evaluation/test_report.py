@@ -1,4 +1,4 @@
-"""evaluation.json and evaluation.html."""
+"""``evaluation.json`` and ``evaluation.html``."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ def table(slides: int, labels: list[int], classes: int, seed: int) -> tuple[Scor
 
 @pytest.fixture
 def report() -> EvaluationReport:
-    """Of a model with a hierarchy."""
+    """A report of a model with a hierarchy."""
     labels = [place % 4 for place in range(24)]
     scores = Scores(table(24, labels, 4, 0), table(24, [label // 2 for label in labels], 2, 1))
     return make_report(scores, FINE, MODEL, "test", empty_slides=["white"], resamples=50)
 
 
-def test_the_published_schema_is_the_code_s_and_accepts_a_report(report: EvaluationReport) -> None:
+def test_the_published_schema_equals_the_generated_one_and_accepts_a_report(report: EvaluationReport) -> None:
     published = REPOSITORY / "docs" / "schemas" / "evaluation.schema.json"
     assert published.read_text() == evaluation_schema()
     jsonschema.validate(json.loads(report.model_dump_json()), json.loads(published.read_text()))
 
 
-def test_a_hierarchy_gives_both_layers_and_how_often_they_agree(report: EvaluationReport) -> None:
+def test_a_hierarchy_gives_metrics_of_both_layers_and_their_agreement(report: EvaluationReport) -> None:
     assert report.coarse is not None
     assert report.coarse.classes == ("benign", "malignant")
     assert report.agreement is not None
@@ -79,14 +79,14 @@ def test_a_hierarchy_gives_both_layers_and_how_often_they_agree(report: Evaluati
     assert all(parents[slide.label] == slide.coarse_label for slide in report.slides)
 
 
-def test_both_files_are_written_and_the_json_reads_back(report: EvaluationReport, tmp_path: Path) -> None:
+def test_both_files_are_written_and_the_json_can_be_read(report: EvaluationReport, tmp_path: Path) -> None:
     write_report(tmp_path / "report", report)
     assert EvaluationReport.model_validate_json((tmp_path / "report" / JSON_NAME).read_bytes()) == report
     assert "<!doctype html>" in (tmp_path / "report" / HTML_NAME).read_text()
 
 
 class Page(HTMLParser):
-    """The tags of a page and whether each is closed."""
+    """Collects the tags of a page and checks that each is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_loads_nothing_and_holds_three_pictures_a_layer(report: EvaluationReport) -> None:
+def test_the_page_loads_nothing_and_contains_three_pictures_for_each_layer(report: EvaluationReport) -> None:
     text = render_html(report)
     page = Page(text)
     assert page.open == []
@@ -118,7 +118,7 @@ def test_the_page_loads_nothing_and_holds_three_pictures_a_layer(report: Evaluat
     assert page.seen.count("polyline") == 4 + 2
 
 
-def test_names_from_outside_are_escaped() -> None:
+def test_names_are_escaped() -> None:
     scores = Scores(
         tuple(
             ScoredSlide(f"<script>{place}", f"case-{place}", place % 2, (0.5 + 0.1 * place, 0.5 - 0.1 * place))
@@ -140,14 +140,14 @@ def test_the_page_says_whether_probabilities_are_calibrated(report: EvaluationRe
     assert "calibrated with temperature 1.500, coarse 0.750" in text
 
 
-def test_what_is_undefined_is_said_and_drawn_around() -> None:
+def test_undefined_metrics_are_marked_and_not_drawn() -> None:
     scores = Scores(table(4, [0, 0, 0, 0], 2, 0))
     text = render_html(make_report(scores, FLAT, MODEL, "test", resamples=10))
     assert "undefined" in text
     assert "<polyline" not in text
 
 
-def test_a_temperature_changes_probabilities_and_no_order() -> None:
+def test_a_temperature_changes_probabilities_but_not_their_order() -> None:
     scores = Scores(table(12, [place % 4 for place in range(12)], 4, 0), table(12, [0, 1] * 6, 2, 1))
     cooler = scores.at(0.5, None)
     assert cooler.coarse == scores.coarse
@@ -158,12 +158,12 @@ def test_a_temperature_changes_probabilities_and_no_order() -> None:
         assert other.probabilities == pytest.approx(squares / squares.sum())
 
 
-def test_a_part_without_slides_is_an_error() -> None:
+def test_a_part_without_slides_raises_an_error() -> None:
     with pytest.raises(DataError, match="no slide with tissue in its val part"):
         make_report(Scores(()), FLAT, MODEL, "val")
 
 
-def test_a_roc_curve_has_a_corner_for_each_turn_and_a_slope_for_ties() -> None:
+def test_a_roc_curve_has_corners_at_its_turns_and_a_slope_for_ties() -> None:
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.1])
     positive = np.array([True, True, False, True, False, False])
     points = roc_points(scores, positive)
@@ -173,5 +173,5 @@ def test_a_roc_curve_has_a_corner_for_each_turn_and_a_slope_for_ties() -> None:
     assert area == pytest.approx((3 + 3 + 1.5 + 0) / 9 + 0, abs=1e-12)
 
 
-def test_a_class_alone_has_no_roc_curve() -> None:
+def test_a_single_class_has_no_roc_curve() -> None:
     assert roc_points(np.array([0.1, 0.2]), np.array([True, True])) == []
