@@ -57,7 +57,7 @@ def test_two_reports_stand_side_by_side(reported: Path, tmp_path: Path) -> None:
     done = hagmil("bench", "--compare", report, report, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "reading alone" in done.stdout
-    assert "alike" in done.stdout
+    assert "similar" in done.stdout
     assert list(tmp_path.iterdir()) == []
     done = hagmil("bench", "--compare", report, report, "--out", tmp_path / "page")
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_two_reports_stand_side_by_side(reported: Path, tmp_path: Path) -> None:
 def test_what_is_no_report_is_exit_2(reported: Path, bundle: Path) -> None:
     done = hagmil("bench", "--compare", reported / "report.json", bundle / "bundle.json")
     assert done.returncode == 2
-    assert "no report of hagmil bench" in done.stderr
+    assert "not a report of hagmil bench" in done.stderr
 
 
 def test_a_bad_slide_is_exit_3_and_leaves_no_report(slide: Path, bundle: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def change_in_words(pair: Pair) -> tuple[str, str]:
     if gain is None:
         return "", "neutral"
     if not pair.is_clear:
-        return "about equal", "neutral"
+        return "similar", "neutral"
     if gain >= 1:
         return f"{gain:.2f} times better", "better"
     return f"{1 / gain:.2f} times worse", "worse"
@@ -90,5 +90,5 @@ def _table(first: BenchReport, second: BenchReport) -> str:
         '<h2>All measurements</h2><div class="wide"><table><thead><tr><th>measurement</th><th class="number">A</th>'
         f'<th class="number">B</th><th>B is</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         "<p>B is better or worse where the ranges of all runs do not overlap and the values differ by at least 5 %; "
-        "otherwise both are about equal.</p>"
+        "otherwise both are similar.</p>"
     )

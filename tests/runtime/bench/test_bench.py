@@ -408,13 +408,13 @@ def test_a_comparison_gives_the_factor_of_gain_or_loss(report: BenchReport) -> N
 def test_figures_with_overlapping_ranges_are_equal() -> None:
     one = Figure("a", "b", "s", 1.0, "lower", 0.9, 1.3)
     other = Figure("a", "b", "s", 1.2, "lower", 1.1, 1.4)
-    assert change_in_words(Pair(one, other)) == ("about equal", "neutral")
+    assert change_in_words(Pair(one, other)) == ("similar", "neutral")
     assert change_in_words(Pair(one, Figure("a", "b", "s", 1.5, "lower", 1.4, 1.6))) == ("1.50 times worse", "worse")
 
 
 def test_single_runs_that_differ_by_less_than_five_percent_are_equal() -> None:
     one, other = (Figure("memory", "peak", "MB", value, "lower", value, value) for value in (200.0, 208.0))
-    assert change_in_words(Pair(one, other)) == ("about equal", "neutral")
+    assert change_in_words(Pair(one, other)) == ("similar", "neutral")
 
 
 def test_figures_of_a_provider_in_one_report_only_have_no_counterpart(report: BenchReport) -> None:
