@@ -1,1 +1,1 @@
-"""Process memory: pooled buffers and the settings of malloc."""
+"""Process memory: pooled buffers and settings of malloc."""

@@ -1,4 +1,4 @@
-"""Settings of glibc's malloc; they do nothing with another C library."""
+"""Settings of glibc's malloc that keep a process from growing. They have no effect with other C libraries."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import ctypes
 import functools
 from typing import Any
 
-_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
-
-
-_OWN_MEMORY_BYTES = 8 << 20
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # from malloc.h
+_MMAP_THRESHOLD_BYTES = 8 << 20
 
 
 @functools.cache
 def configure_malloc() -> None:
-    """Let all threads of this process share one heap, and large arrays have memory of their own.
+    """Use one heap for all threads of this process, and separate mappings for arrays of 8 MB and more.
 
-    glibc gives threads heaps of their own, and a run of a graph is left to a thread; what one run freed the next may
-    not find. Eleven batches of 16 patches through resnet50-trunc took up to 610 to 770 MB above the loaded model with
-    glibc's default, and take 180 MB with one heap, in the same time.
+    One heap: by default, glibc gives each thread its own heap (arena), and memory freed by one run of a graph is not
+    available to the next one in another thread. Above the loaded model, eleven batches of 16 patches through
+    resnet50-trunc took 610 to 770 MB with the default, and take 180 MB with one heap, in the same time.
 
-    Once an array of up to 32 MB is freed, glibc also puts others of its size into the heap, where gaps are left between
-    those of a stage's model. With a bag of 2,341 patches the full-size one took 335 to 349 MB. When 8 MB and more
-    always have memory of their own, which goes back at once, it takes 271 to 294, in 1.0 to 1.3 times the time: 217,000
-    pages are cleared anew in a run, where it were 35,000. From 4 MB on it would be 202 MB and 1.3 times.
+    Mappings: by default, once an array of up to 32 MB has been freed, glibc allocates arrays of this size on the heap,
+    which leaves gaps between the tensors of a stage model. Arrays of 8 MB and more now always have a mapping of their
+    own, which is returned to the system when it is freed. For a bag of 2,341 patches, the full-size model took 335 to
+    349 MB with the default; it takes 271 to 294 MB, in 1.0 to 1.3 times the time, since a run clears 217,000 pages
+    instead of 35,000. A threshold of 4 MB gives 202 MB and 1.3 times the time.
     """
     mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, _OWN_MEMORY_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 def trim_heap() -> None:
-    """Let the system have what is free in this process's heap.
+    """Return the free memory of this process's heap to the system. Takes milliseconds.
 
-    A backbone's and a stage model's tensors differ in size, so the heap comes to hold what either freed, until the
-    process ends; so do a model's file when it is loaded and a large slide's overview. Takes milliseconds.
+    The tensors of a backbone and of a stage model differ in size, so the heap would otherwise keep the memory that
+    either has freed until the process ends. The same applies to the file of a model and to a large slide's overview.
     """
     malloc_trim = getattr(_c_library(), "malloc_trim", None)
     if malloc_trim is not None:

@@ -1,1 +1,1 @@
-"""Patches of a slide: which squares are read at each stage, and their pixels."""
+"""Patches of a slide: their coordinates at each stage, and their pixels."""

@@ -1,11 +1,11 @@
-"""Patches from a slide: whole pixels where the level fits, else resampled from the nearest finer level.
+"""Read patches from a slide, resampled from the nearest finer level where necessary.
 
-1. Where the geometry says that the level's pixels are the patch's, they are taken as they are.
-2. Where a whole number of the level's pixels makes one of the patch's, their mean is taken.
-3. Else the region is resampled by an antialiasing linear filter, from where exactly it lies, fractions of a
-   pixel included; a margin is read with it, so that patches side by side meet without a seam.
-4. A region of many pixels is reduced by whole numbers first, band by band: memory is bounded on a file that
-   has one huge level only.
+1. If the spacing of the level equals the stage's, the pixels are used as they are.
+2. If a pixel of the patch covers a whole number of the level's pixels along each axis, it is their mean.
+3. Otherwise the region is resampled by an antialiasing linear filter at its exact position, including fractions of a
+   pixel. A margin is read as well, so that adjacent patches have no seam.
+4. Large regions are first reduced by whole factors, band by band, so that memory is bounded even for a file with a
+   single, huge level.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _SHRINK_LEAVES = 2.0
 _WHOLE_WITHIN_PX = 0.5
 
 
-class Regions(Protocol):
-    """What patches are cut from: a slide, or whatever else gives its pixels."""
+class RegionReader(Protocol):
+    """A source of pixels that patches are read from, such as a slide."""
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a rectangle of one level, white where it has no pixels: uint8 (height, width, 3)."""
+        """Read a rectangle of a level, white outside the image: uint8 (height, width, 3)."""
 
 
 class PatchReader(Protocol):
-    """Something that fills an array with patches; not for two threads at once."""
+    """Reads patches into an array. Each thread needs a reader of its own."""
 
     def read_into(self, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Read patches at ``coords`` (int64 (n, 2)) into ``out`` (uint8 (n, patch_px, patch_px, 3))."""
 
     def close(self) -> None:
-        """Let go of what the reader holds; not of the slide it was given."""
+        """Release the reader's resources, but not its slide."""
 
 
 class SlidePatchReader:
-    """Reads each patch by itself; the slide's own tile cache serves neighbours.
+    """Reads each patch on its own; tiles shared by neighbours come from the slide's tile cache.
 
     Args:
-        slide: an open slide, for this reader alone.
-        geometry: the stage's geometry on it.
+        slide: an open slide that no other reader uses.
+        geometry: geometry of the stage on this slide.
     """
 
     def __init__(self, slide: Slide, geometry: StageGeometry) -> None:
@@ -60,16 +60,16 @@ class SlidePatchReader:
         """Read patches into an array.
 
         Args:
-            coords: int64 (n, 2), level-0 top-left corners (x, y); they may lie outside of the slide.
+            coords: int64 (n, 2), level-0 top-left corners (x, y); may lie outside the slide.
             out: uint8 (n, patch_px, patch_px, 3), RGB; overwritten.
 
         Raises:
-            SlideFailed: pixels cannot be decoded (code ``unreadable``).
+            SlideFailed: the pixels cannot be decoded (code ``unreadable``).
         """
         read_into(self._slide, self._geometry, coords, out)
 
     def close(self) -> None:
-        """Nothing is held beside the slide."""
+        """Do nothing: the reader has no resources of its own."""
 
 
 def read_into(slide: Slide, geometry: StageGeometry, coords: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -77,44 +77,45 @@ def read_into(slide: Slide, geometry: StageGeometry, coords: NDArray[np.int64], 
 
     Args:
         slide: an open slide.
-        geometry: a stage's geometry on it.
-        coords: int64 (n, 2), level-0 top-left corners (x, y); they may lie outside of the slide.
+        geometry: geometry of a stage on this slide.
+        coords: int64 (n, 2), level-0 top-left corners (x, y); may lie outside the slide.
         out: uint8 (n, patch_px, patch_px, 3), RGB; overwritten.
 
     Raises:
-        ValueError: ``out`` has not the shape of the patches.
-        SlideFailed: pixels cannot be decoded (code ``unreadable``).
+        ValueError: ``out`` does not have the shape of the patches.
+        SlideFailed: the pixels cannot be decoded (code ``unreadable``).
     """
     wanted = (len(coords), geometry.patch_px, geometry.patch_px, 3)
     if out.shape != wanted:
-        raise ValueError(f"out has the shape {out.shape}, the patches have {wanted}")
+        raise ValueError(f"out has the shape {out.shape}, but the patches have {wanted}")
     for row, (x, y) in enumerate(coords.tolist()):
         out[row] = read_patch(slide, geometry, x, y)
 
 
-def read_patch(slide: Regions, geometry: StageGeometry, x: int, y: int) -> NDArray[np.uint8]:
+def read_patch(slide: RegionReader, geometry: StageGeometry, x: int, y: int) -> NDArray[np.uint8]:
     """Read one patch.
 
     Args:
         slide: an open slide.
-        geometry: a stage's geometry on it.
-        x: left edge in level-0 pixels; it may lie outside of the slide.
-        y: upper edge in level-0 pixels.
+        geometry: geometry of a stage on this slide.
+        x: left edge in level-0 pixels; may lie outside the slide.
+        y: upper edge in level-0 pixels; may lie outside the slide.
 
     Returns:
-        uint8 (patch_px, patch_px, 3), RGB; white where the slide has no pixels.
+        uint8 (patch_px, patch_px, 3), RGB; white outside the slide.
 
     Raises:
-        SlideFailed: pixels cannot be decoded (code ``unreadable``).
+        SlideFailed: the pixels cannot be decoded (code ``unreadable``).
     """
-    seen = footprint(geometry)
-    ((corner_x, corner_y),) = seen.corners(np.array([[x, y]], np.int64)).tolist()
-    pixels = _read_reduced(slide, geometry.level, corner_x, corner_y, seen.side_px // seen.shrink, seen.shrink)
-    if not seen.resized:
+    footprint = footprint_of(geometry)
+    ((corner_x, corner_y),) = footprint.corners(np.array([[x, y]], np.int64)).tolist()
+    shrink = footprint.shrink
+    pixels = _read_reduced(slide, geometry.level, corner_x, corner_y, footprint.side_px // shrink, shrink)
+    if not footprint.resized:
         return pixels  # steps 1 and 2
     left, upper = x / geometry.downsample, y / geometry.downsample  # in the level's pixels
-    box_left, box_upper = (left - corner_x) / seen.shrink, (upper - corner_y) / seen.shrink
-    box_side = geometry.region_px / seen.shrink
+    box_left, box_upper = (left - corner_x) / shrink, (upper - corner_y) / shrink
+    box_side = geometry.region_px / shrink
     patch = np.empty((geometry.patch_px, geometry.patch_px, 3), np.uint8)
     resample_pixels(pixels, (box_left, box_upper, box_left + box_side, box_upper + box_side), patch)  # step 3
     return patch
@@ -122,14 +123,14 @@ def read_patch(slide: Regions, geometry: StageGeometry, x: int, y: int) -> NDArr
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Which pixels of its level a stage reads for a patch.
+    """The pixels of a level that are read for a patch.
 
     Args:
         downsample: level-0 pixels per pixel of the level.
-        side_px: side of the square that is read, in the level's pixels.
-        shrink: pixels of the level, each way, that are averaged into one.
-        margin_px: how far the square reaches beyond the patch.
-        resized: whether what is left is resampled to the patch's size.
+        side_px: side of the square that is read, in pixels of the level.
+        shrink: pixels of the level along each axis that are averaged into one pixel.
+        margin_px: width of the margin around the patch, in pixels of the level.
+        resized: whether the averaged pixels are resampled to the size of the patch.
     """
 
     downsample: float
@@ -139,13 +140,14 @@ class Footprint:
     resized: bool
 
     def corners(self, coords: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the squares begin, in the level's pixels.
+        """Return the top-left corners of the squares in pixels of the level.
 
         Args:
             coords: int64 (n, 2), level-0 top-left corners (x, y) of the patches.
 
         Returns:
-            int64 (n, 2), (x, y); whole numbers of ``shrink`` where patches are resampled: one lattice for all.
+            int64 (n, 2), (x, y); multiples of ``shrink`` if the patches are resampled, so that all patches average the
+            same groups of pixels.
         """
         edges = coords / self.downsample
         if not self.resized:
@@ -153,8 +155,8 @@ class Footprint:
         return (np.floor(edges).astype(np.int64) - self.margin_px) // self.shrink * self.shrink
 
 
-def footprint(geometry: StageGeometry) -> Footprint:
-    """Which pixels of its level a stage reads for a patch: the same for every patch, but for where it lies."""
+def footprint_of(geometry: StageGeometry) -> Footprint:
+    """Return the footprint of a stage's patches, which is the same for all of them."""
     if not geometry.resample:
         return Footprint(geometry.downsample, geometry.patch_px, 1, 0, resized=False)  # step 1
     ratio = geometry.region_px / geometry.patch_px
@@ -167,13 +169,13 @@ def footprint(geometry: StageGeometry) -> Footprint:
     return Footprint(geometry.downsample, side, shrink, margin, resized=True)  # step 3
 
 
-def _read_reduced(slide: Regions, level: int, x: int, y: int, side: int, shrink: int) -> NDArray[np.uint8]:
-    """Means of ``shrink`` x ``shrink`` pixels, ``side`` of them each way: uint8 (side, side, 3)."""
+def _read_reduced(slide: RegionReader, level: int, x: int, y: int, side: int, shrink: int) -> NDArray[np.uint8]:
+    """Average ``shrink`` x ``shrink`` pixels into each pixel of a square: uint8 (side, side, 3)."""
     if shrink == 1:
         return slide.read_region(level, x, y, side, side)
     reduced = np.empty((side, side, 3), np.uint8)
     width = side * shrink
-    band = max(1, _BAND_PIXELS // (width * shrink))  # rows of the result read at once
+    band = max(1, _BAND_PIXELS // (width * shrink))  # rows of the result per band
     for row in range(0, side, band):
         rows = min(band, side - row)
         pixels = slide.read_region(level, x, y + row * shrink, width, rows * shrink)

@@ -1,14 +1,14 @@
-"""Patches in order from several threads, through a bounded number of buffers that are used again and again.
+"""Read patches by several threads and yield them in order, through a bounded number of reused buffers.
 
-1. Rows are cut to chunks of neighbours; threads take chunks in order. Large chunks share fewer tiles with others, and
-   spread over more rows what a chunk costs beside decoding. But there are as many as keep all threads busy in the
-   batches that can be read at once, and towards the end they get smaller: threads end together.
-2. The buffers lie behind one another, as a ring of rows: row r is read to place r modulo their length, once the
-   consumer has let go of what was there. So a chunk may reach from one batch to the next.
-3. The consumer gets batch after batch, each when all of its chunks are read; so neither order nor content
-   depends on which thread was faster.
-4. The first error stops all threads and is raised in the consumer. However the consumer leaves, the threads
-   are ended and their slides closed before the generator is.
+1. The rows are divided into chunks of neighbours, which the threads take in order. Larger chunks share fewer tiles with
+   other chunks and have less overhead per row. Chunks are small enough for all threads to work on the batches that fit
+   into the buffers, and become smaller towards the end, so that the threads finish together.
+2. The buffers form one ring of rows. Row r is stored at position r modulo the ring's length, once the consumer has
+   released the row stored there before. A chunk may therefore extend over several batches.
+3. A batch is yielded when all of its rows have been read, so the timing of the threads affects neither order nor
+   content.
+4. The first error stops all threads and is raised in the consumer. The threads end and their slides are closed before
+   the generator ends, for whatever reason it ends.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from numpy.typing import NDArray
 from hagmil.errors import UsageError
 from hagmil.runtime.memory.buffers import batch_buffer
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.patches.reader import PatchReader, SlidePatchReader, footprint
+from hagmil.runtime.patches.reader import PatchReader, SlidePatchReader, footprint_of
 from hagmil.runtime.slides.slide import Slide
 
-_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 128  # of patches that are the level's own pixels
-_FEWEST_BUFFERS = 3  # one with the consumer, one that is ready, one that is being filled
-_RESAMPLED_CHUNK_ROWS = 4  # each may take many pixels, and a thread hears that it shall stop after a chunk
+_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS = 16, 128  # for patches that are not resampled
+_FEWEST_BUFFERS = 3  # one held by the consumer, one ready, one being filled
+_RESAMPLED_CHUNK_ROWS = 4  # a patch may cover many pixels, and a thread can stop only between chunks
 _THREAD_NAME = "hagmil-reader"
 
 
 @dataclass(frozen=True, slots=True)
 class PatchBatch:
-    """Some consecutive rows, read.
+    """A batch of patches.
 
     Args:
-        rows: which rows of the coordinates.
-        patches: uint8 (rows, patch_px, patch_px, 3), RGB; its memory is used again once the next batch is
-            asked for.
+        rows: the rows of ``coords`` in this batch.
+        patches: uint8 (rows, patch_px, patch_px, 3), RGB. The memory is reused when the next batch is requested.
     """
 
     rows: slice
@@ -49,10 +48,10 @@ class PatchBatch:
 
 @dataclass(slots=True)
 class StreamStalls:
-    """Counts while a stream is read.
+    """Waiting time of reader threads.
 
     Args:
-        seconds: how long reader threads waited for a buffer to be free, summed over them.
+        seconds: time that reader threads waited for a free buffer, summed over the threads.
     """
 
     seconds: float = 0.0
@@ -70,29 +69,29 @@ def stream_patches(
     allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = batch_buffer,
     stalls: StreamStalls | None = None,
 ) -> Generator[PatchBatch, None, None]:
-    """Read patches by several threads and give them in order, batch after batch.
+    """Read patches by several threads and yield them in order, in batches.
 
-    Memory is ``buffers`` batches and what ``threads`` forks of the slide hold, however many patches there
-    are. Close the generator (``contextlib.closing``) where the loop may end early: that ends the threads.
+    Memory is bounded by ``buffers`` batches and ``threads`` forks of the slide, whatever the number of patches. Close
+    the generator (``contextlib.closing``) if the loop may end early, so that the threads end.
 
     Args:
-        slide: an open slide; each thread reads through a fork of it, and closes that.
-        geometry: the stage's geometry on it.
+        slide: an open slide. Each thread reads from a fork of it, and closes the fork.
+        geometry: geometry of the stage on this slide.
         coords: int64 (n, 2), level-0 top-left corners (x, y).
-        batch_size: rows of a batch; the last may have fewer.
-        threads: reader threads.
-        buffers: batches held at once, the one with the consumer included; None for three, or as many as let
-            every thread have a chunk.
-        make_reader: makes a thread's reader from its fork.
-        allocate: makes the memory of all buffers, uint8 of the shape that it is given.
-        stalls: gets the seconds that reader threads waited for a free buffer.
+        batch_size: rows per batch; the last batch may have fewer.
+        threads: number of reader threads.
+        buffers: number of batches in memory, including the one held by the consumer. None uses three, or more if
+            necessary for every thread to have a chunk.
+        make_reader: makes a thread's patch reader from its fork.
+        allocate: allocates the memory of all buffers: uint8 of the given shape.
+        stalls: receives the time that reader threads wait for a free buffer.
 
     Yields:
-        Batches that cover all rows once, in order; none where there is no row.
+        Batches that cover all rows once, in order; none if there are no rows.
 
     Raises:
         UsageError: ``batch_size``, ``threads`` or ``buffers`` is below 1, or ``coords`` is not (n, 2).
-        SlideFailed: pixels cannot be decoded (code ``unreadable``).
+        SlideFailed: the pixels cannot be decoded (code ``unreadable``).
     """
     for name, value in (("batch_size", batch_size), ("threads", threads), ("buffers", buffers)):
         if value is not None and value < 1:
@@ -101,21 +100,21 @@ def stream_patches(
         raise UsageError(f"coords must have the shape (patches, 2), not {coords.shape}")
     if buffers is None:
         buffers = max(_FEWEST_BUFFERS, 1 - (-threads * _chunk_rows(geometry)[0] // batch_size))
-    work = _Work(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
-    return _stream(work, slide, geometry, threads, make_reader)
+    schedule = _Schedule(geometry, coords, batch_size, buffers, threads, allocate, stalls or StreamStalls())
+    return _stream(schedule, slide, geometry, threads, make_reader)
 
 
 def _chunk_rows(geometry: StageGeometry) -> tuple[int, int]:
-    """Fewest and most rows of a chunk, where so many are left: fewer where each takes more of the level's pixels."""
-    seen = footprint(geometry)
-    if seen.resized:
+    """Return the fewest and most rows of a chunk. Chunks are smaller if a patch covers more pixels of the level."""
+    footprint = footprint_of(geometry)
+    if footprint.resized:
         return _RESAMPLED_CHUNK_ROWS, _RESAMPLED_CHUNK_ROWS
-    fewest, most = (max(rows // seen.shrink**2, 1) for rows in (_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS))
+    fewest, most = (max(rows // footprint.shrink**2, 1) for rows in (_FEWEST_CHUNK_ROWS, _MOST_CHUNK_ROWS))
     return fewest, most
 
 
 def _stream(
-    work: _Work,
+    schedule: _Schedule,
     slide: Slide,
     geometry: StageGeometry,
     threads: int,
@@ -124,48 +123,48 @@ def _stream(
     readers = [
         threading.Thread(
             target=_read,
-            args=(work, slide, geometry, make_reader),
+            args=(schedule, slide, geometry, make_reader),
             name=f"{_THREAD_NAME}-{index}",
             daemon=True,
         )
-        for index in range(min(threads, work.chunks))
+        for index in range(min(threads, schedule.chunks))
     ]
     started = []
     try:
         for reader in readers:
             reader.start()
             started.append(reader)
-        for batch in range(work.batches):
-            yield work.wait_for(batch)
-            work.release(batch)
+        for batch in range(schedule.batches):
+            yield schedule.wait_for(batch)
+            schedule.release(batch)
     finally:  # step 4
-        work.stop()
+        schedule.stop()
         for reader in started:
             reader.join()
 
 
 def _read(
-    work: _Work,
+    schedule: _Schedule,
     slide: Slide,
     geometry: StageGeometry,
     make_reader: Callable[[Slide, StageGeometry], PatchReader],
 ) -> None:
-    """What each thread does."""
+    """Read chunks until there are none left; the target of each thread."""
     try:
         with slide.fork() as fork:
             reader = make_reader(fork, geometry)
             try:
-                while (rows := work.take()) is not None:
-                    reader.read_into(work.coords[rows], work.place_of(rows))
-                    work.done(rows)
+                while (rows := schedule.take()) is not None:
+                    reader.read_into(schedule.coords[rows], schedule.buffer_of(rows))
+                    schedule.done(rows)
             finally:
                 reader.close()
-    except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer
-        work.stop(error)
+    except BaseException as error:  # noqa: BLE001 - raised again in the consumer
+        schedule.stop(error)
 
 
-class _Work:
-    """What is to be read, what is read, and whose turn it is; all of it behind one lock."""
+class _Schedule:
+    """The chunks still to be read and the state of the buffers, protected by one lock."""
 
     def __init__(
         self,
@@ -183,7 +182,7 @@ class _Work:
         self.batches = -(-len(coords) // self._batch_size)
         self._threads = threads
         self._fewest, most = _chunk_rows(geometry)
-        each = self._batch_size * max(buffers - 1, 1) // threads  # one buffer is the consumer's
+        each = self._batch_size * max(buffers - 1, 1) // threads  # the consumer holds one buffer
         self._most = min(each, most)
         self.chunks = -(-len(coords) // self._fewest)
         side = geometry.patch_px
@@ -197,7 +196,7 @@ class _Work:
         self._changed = threading.Condition()
 
     def take(self) -> slice | None:
-        """The next chunk, as soon as there is place for some of it; None when there is nothing more to do."""
+        """Return the next chunk when part of the ring is free for it; None if there is nothing left to read."""
         with self._changed:
             while not self._stopped and self._next_row < len(self.coords):
                 start = self._next_row
@@ -212,43 +211,43 @@ class _Work:
                 self._stalls.seconds += perf_counter() - waiting_since
             return None
 
-    def place_of(self, rows: slice) -> NDArray[np.uint8]:
-        """Where the patches of some rows go: uint8 (rows, patch_px, patch_px, 3)."""
+    def buffer_of(self, rows: slice) -> NDArray[np.uint8]:
+        """Return the part of the ring for some rows: uint8 (rows, patch_px, patch_px, 3)."""
         start = rows.start % self._ring
         return self._buffers[start : start + rows.stop - rows.start]
 
     def done(self, rows: slice) -> None:
-        """Count a chunk as read; the consumer is woken for whole batches only."""
+        """Mark a chunk as read, and wake the consumer if this completes a batch."""
         with self._changed:
             for batch in range(rows.start // self._batch_size, -(-rows.stop // self._batch_size)):
-                its = self._rows_of(batch)
-                self._unread[batch] -= min(rows.stop, its.stop) - max(rows.start, its.start)
+                span = self._rows_of(batch)
+                self._unread[batch] -= min(rows.stop, span.stop) - max(rows.start, span.start)
                 if not self._unread[batch]:
                     self._changed.notify_all()
 
     def wait_for(self, batch: int) -> PatchBatch:
-        """The batch, when all of it is read; raises the first error of any thread."""
+        """Wait until a batch has been read and return it. Raises the first error of any thread."""
         with self._changed:
             while self._error is None and self._unread[batch]:
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
-        its = self._rows_of(batch)
-        rows = slice(its.start, its.stop)
-        return PatchBatch(rows, self.place_of(rows))
+        span = self._rows_of(batch)
+        rows = slice(span.start, span.stop)
+        return PatchBatch(rows, self.buffer_of(rows))
 
     def _rows_of(self, batch: int) -> range:
         start = batch * self._batch_size
         return range(start, min(start + self._batch_size, len(self.coords)))
 
     def release(self, batch: int) -> None:
-        """Let the batch's rows be filled again."""
+        """Allow the rows of a batch to be overwritten."""
         with self._changed:
             self._released = batch + 1
             self._changed.notify_all()
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Let no thread take another chunk; the first error is kept."""
+        """Stop handing out chunks, and keep the first error."""
         with self._changed:
             if self._error is None and not self._stopped:
                 self._error = error

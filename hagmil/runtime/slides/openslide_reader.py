@@ -1,4 +1,4 @@
-"""Slides through OpenSlide: what libvips cannot open (NDPI, MRXS, DICOM, ...) or must not (JPEG 2000)."""
+"""Reader for slides that libvips cannot open (NDPI, MRXS, DICOM, ...) or does not decode correctly (JPEG 2000)."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _SERIES = "dicom.SeriesInstanceUID"
 
 
 class _SharedHandle:
-    """One OpenSlide handle for a reader and all its forks; the last one to let go closes it.
+    """A reference-counted OpenSlide handle, shared by a reader and all its forks.
 
-    OpenSlide is safe to call from many threads. One handle means one tile cache, so that memory does not grow
-    with the threads, and one reading of indices that take seconds in some formats.
+    OpenSlide is thread-safe. With one handle there is one tile cache, so memory does not grow with the number of
+    threads, and the file's index, which takes seconds to read in some formats, is read once.
     """
 
     def __init__(self, path: Path) -> None:
         self.slide = openslide.OpenSlide(path)
         self.slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         self._lock = threading.Lock()
-        self._users = 1
+        self._references = 1
 
     def share(self) -> Self:
         with self._lock:
-            self._users += 1
+            self._references += 1
         return self
 
     def release(self) -> None:
         with self._lock:
-            self._users -= 1
-            last = self._users == 0
+            self._references -= 1
+            last = self._references == 0
         if last:
             self.slide.close()
 
@@ -55,15 +55,15 @@ class OpenSlideReader(Slide):
 
     @classmethod
     def open(cls, path: Path, spacing_um: float | None) -> OpenSlideReader:
-        """Open a file that OpenSlide knows.
+        """Open a file.
 
         Args:
             path: the file.
-            spacing_um: micrometres per level-0 pixel that overrides the file's.
+            spacing_um: micrometres per level-0 pixel; overrides the file's.
 
         Raises:
-            SlideFailed: OpenSlide cannot open it (code ``unreadable``).
-            SlideRejected: its pixels are not square (code ``spacing_anisotropic``).
+            SlideFailed: OpenSlide cannot open the file (code ``unreadable``).
+            SlideRejected: the pixels are not square (code ``spacing_anisotropic``).
         """
         try:
             handle = _SharedHandle(path)
@@ -82,7 +82,7 @@ class OpenSlideReader(Slide):
         if self._handle is None:
             raise ValueError(f'slide "{self.path.name}" is closed')
         downsample = self.levels[level].downsample
-        origin = (round(x * downsample), round(y * downsample))  # OpenSlide wants level-0 pixels
+        origin = (round(x * downsample), round(y * downsample))  # OpenSlide takes level-0 pixels
         try:
             rgba = np.asarray(self._handle.slide.read_region(origin, level, (width, height)))
         except openslide.OpenSlideError as error:
@@ -90,32 +90,32 @@ class OpenSlideReader(Slide):
         return over_white(rgba)
 
     def fork(self) -> OpenSlideReader:
-        """A reader of the same file for another thread; the file stays open until the last one is closed."""
+        """Return a reader of the same file, for another thread. The file stays open until all readers are closed."""
         if self._handle is None:
             raise ValueError(f'slide "{self.path.name}" is closed')
         return OpenSlideReader(self.path, self.metadata, self.spacing, self._handle.share())
 
     def close(self) -> None:
-        """Let go of the file; closing twice does nothing."""
+        """Close the reader. Closing twice has no effect."""
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.release()
 
 
 def detect_vendor(path: Path) -> str | None:
-    """OpenSlide's word for a file's format, from what is in the file; None where it knows none."""
+    """Return OpenSlide's name of a file's format, detected from the content; None if the format is unknown."""
     vendor: str | None = openslide.OpenSlide.detect_format(path)
     return vendor
 
 
 def dicom_series(path: Path) -> str | None:
-    """The series that a DICOM file belongs to; all files of one series are one slide.
+    """Return the DICOM series of a file. All files of one series belong to one slide.
 
     Args:
         path: a file.
 
     Returns:
-        The SeriesInstanceUID; None for a file that OpenSlide does not open as DICOM.
+        The SeriesInstanceUID; None if OpenSlide cannot open the file as DICOM.
     """
     try:
         with openslide.OpenSlide(path) as slide:

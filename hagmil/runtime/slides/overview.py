@@ -1,8 +1,9 @@
-"""A whole slide at low resolution, read in blocks: memory holds one block and the overview, whatever the file.
+"""The overview: a whole slide at low resolution.
 
-1. Choose the level nearest to the wanted spacing that is not coarser, and how many of its pixels, along each axis,
-   make one pixel of the overview.
-2. Read that level in blocks and average each down.
+1. Choose the coarsest level that is not coarser than the wanted spacing, and the number of its pixels along each axis
+   that are averaged into one pixel of the overview.
+2. Read this level block by block and average each block. Memory holds one block and the overview, whatever the size of
+   the slide.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from hagmil.runtime.slides.slide import Slide, require_spacing
 from hagmil.units import Level
 
 PANEL_PX = 720
+"""Longer side of the slide's image in a heatmap, in pixels."""
 
 BLOCK_PX = 2048
-"""Side of the blocks that a level is read in: 12 MB each; a multiple of common tiles, so few are decoded twice."""
+"""Side of the blocks, in pixels of the level: 12 MB each, and a multiple of common tile sizes, so that few tiles are
+decoded twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overview:
-    """The whole slide, small.
+    """A whole slide at low resolution.
 
     Args:
         slide_name: the slide's file name, for messages.
         slide_spacing_um: micrometres per level-0 pixel.
         pixels: uint8 (height, width, 3), RGB.
-        column_edges: int64 (width + 1,), the level-0 x at which each column begins, rising from 0; last comes the
-            slide's width.
-        row_edges: int64 (height + 1,), likewise y and the slide's height.
-        downsample: level-0 pixels per pixel, the mean of both axes.
+        column_edges: int64 (width + 1,), level-0 x of the left edge of each column, ascending from 0, and the slide's
+            width.
+        row_edges: int64 (height + 1,), level-0 y of the upper edge of each row, and the slide's height.
+        downsample: level-0 pixels per pixel of the overview, the mean of both axes.
     """
 
     slide_name: str
@@ -52,12 +55,13 @@ def read_overview(slide: Slide, wanted_um: float) -> Overview:
     """Read a whole slide near a spacing.
 
     Args:
-        slide: an open slide that gives a spacing.
-        wanted_um: um per pixel of the overview, to be met as nearly as whole numbers allow.
+        slide: an open slide.
+        wanted_um: micrometres per pixel of the overview. The overview has the nearest spacing that a whole number of
+            pixels of a level gives.
 
     Raises:
-        SlideRejected: the slide has no spacing (``spacing_missing``).
-        SlideFailed: it cannot be read.
+        SlideRejected: the slide gives no spacing (code ``spacing_missing``).
+        SlideFailed: the slide cannot be read.
     """
     slide_spacing_um = require_spacing(slide)
     level, group_px = plan_overview(slide.levels, slide_spacing_um, wanted_um)  # step 1
@@ -72,16 +76,16 @@ def read_overview(slide: Slide, wanted_um: float) -> Overview:
 
 
 def plan_overview(levels: tuple[Level, ...], slide_spacing_um: float, wanted_um: float) -> tuple[Level, int]:
-    """Step 1: the level to read, and how many of its pixels make one of the overview along each axis.
+    """Choose the level to read, and how many of its pixels along each axis make one pixel of the overview (step 1).
 
     Args:
-        levels: the slide's, finest first.
-        slide_spacing_um: um per level-0 pixel.
-        wanted_um: um per pixel of the overview, to be met as nearly as whole numbers allow.
+        levels: levels of the slide, finest first.
+        slide_spacing_um: micrometres per level-0 pixel.
+        wanted_um: micrometres per pixel of the overview.
 
     Returns:
-        The coarsest level that is at most 2 % coarser than wanted (level 0 where all are coarser), and the
-        number of its pixels, 1 or more.
+        The coarsest level that is at most 2 % coarser than wanted (level 0 if all are coarser), and the number of its
+        pixels, at least 1.
     """
     fine_enough = [level for level in levels if slide_spacing_um * level.downsample <= wanted_um * 1.02]
     level = max(fine_enough, key=lambda level: level.downsample, default=levels[0])
@@ -89,11 +93,11 @@ def plan_overview(levels: tuple[Level, ...], slide_spacing_um: float, wanted_um:
 
 
 def shrink_overview(overview: Overview, group_px: int) -> Overview:
-    """An overview whose pixels are means of squares of another's.
+    """Average squares of an overview's pixels into one pixel each.
 
     Args:
-        overview: the larger one.
-        group_px: side of the squares, in its pixels.
+        overview: the overview.
+        group_px: side of the squares, in pixels of the overview.
     """
     return replace(
         overview,
@@ -105,11 +109,13 @@ def shrink_overview(overview: Overview, group_px: int) -> Overview:
 
 
 def average_blocks(rgb: NDArray[np.uint8], group_px: int) -> NDArray[np.uint8]:
-    """Average each square of pixels into one, rounding half up; squares at the edges average what they have.
+    """Average each square of pixels into one pixel, rounding half up.
+
+    Squares that reach beyond the right or lower edge are averaged over their part inside.
 
     Args:
         rgb: uint8 (height, width, 3).
-        group_px: the squares' side.
+        group_px: side of the squares in pixels.
 
     Returns:
         uint8 (ceil(height / group_px), ceil(width / group_px), 3).
@@ -132,7 +138,7 @@ def average_blocks(rgb: NDArray[np.uint8], group_px: int) -> NDArray[np.uint8]:
 
 
 def _read_averaged(slide: Slide, level: Level, group_px: int) -> NDArray[np.uint8]:
-    """Step 2: uint8 (height, width, 3) of the overview."""
+    """Read a level in blocks and average each (step 2): uint8 (height, width, 3)."""
     pixels = np.empty((-(-level.height // group_px), -(-level.width // group_px), 3), np.uint8)
     step = max(1, BLOCK_PX // group_px) * group_px
     for top in range(0, level.height, step):
@@ -145,15 +151,15 @@ def _read_averaged(slide: Slide, level: Level, group_px: int) -> NDArray[np.uint
 
 
 def pixel_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:
-    """Where the mask's pixels begin in level 0, along one axis.
+    """Return the level-0 coordinates of the overview's pixel edges along one axis.
 
     Args:
-        level0_px: the slide's extent at level 0.
-        level_px: its extent at the level that was read.
-        group_px: pixels of that level that make one of the mask; the last one has what is left.
+        level0_px: extent of the slide at level 0.
+        level_px: extent of the level that was read.
+        group_px: pixels of this level per pixel of the overview; the last pixel may cover fewer.
 
     Returns:
-        int64 (n + 1,), rising from 0 to ``level0_px``.
+        int64 (n + 1,), ascending from 0 to ``level0_px``.
     """
     starts = np.append(np.arange(0, level_px, group_px), level_px)
     return np.rint(starts * (level0_px / level_px)).astype(np.int64)

@@ -1,14 +1,13 @@
-"""Which images of a TIFF file are levels of its pyramid, and what its tags say of spacing and objective.
+"""Find the levels of a TIFF pyramid, its spacing and its objective power from the TIFF tags.
 
-The rules are OpenSlide's, so that both agree on every file that both open, with two differences that are
-meant: SubIFDs are levels too (OpenSlide sees level 0 alone), and an image of another shape than level 0 never
-is one.
+The rules are those of OpenSlide, with two intended differences: SubIFDs are levels as well (OpenSlide finds level 0
+only), and an image whose shape differs from level 0 is never a level.
 
-1. Aperio: the tiled pages, in file order; thumbnail, label and macro are stored in strips.
-2. Other files whose first page is tiled: the first page, and each tiled page marked as reduced, widest first.
-3. Where that leaves one level: its SubIFDs under the same conditions.
-4. A first page in strips is the only level.
-5. A level must be smaller than the one before, and of level 0's shape.
+1. Aperio: the levels are the tiled pages in file order. Thumbnail, label and macro are stored in strips.
+2. Other files with a tiled first page: the first page, and all tiled pages marked as reduced, widest first.
+3. If rule 2 finds one level only: the SubIFDs of the first page that are tiled and marked as reduced.
+4. A first page that is stored in strips is the only level.
+5. A level must be smaller than the previous one and have the shape of level 0.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ APERIO, GENERIC_TIFF = "aperio", "generic-tiff"
 _SHAPE_TOLERANCE = 0.01
 _MICRONS_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
 _UNSIGNED, _UNDEFINED = 1, 4
-_COLOURS = (0, 1, 2, 6)  # grey, white is 0; grey, black is 0; RGB; YCbCr
-_SIDE_BY_SIDE = 1
+_COLOURS = (0, 1, 2, 6)  # grey with white as 0, grey with black as 0, RGB, YCbCr
+_INTERLEAVED = 1
 _CHANNELS = (1, 3, 4)
 _LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50000, 50001})
 """None, LZW, JPEG, Deflate (two numbers), PackBits, Zstandard, WebP."""
 
 
 def pyramid_levels(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[TiffDirectory, ...]:
-    """The images that are levels, finest first.
+    """Select the images that are levels, finest first.
 
     Args:
         directories: the pages of the file, at least one.
@@ -51,7 +50,7 @@ def pyramid_levels(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple
 
 
 def read_metadata(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideMetadata:
-    """What the tags say about a slide, in the numbers that OpenSlide would report.
+    """Read the metadata of a slide from its tags, with the values that OpenSlide would report.
 
     Args:
         levels: the images that are levels, finest first.
@@ -60,30 +59,34 @@ def read_metadata(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideMetada
     finest = levels[0]
     properties = _aperio_properties(finest.description) if vendor == APERIO else {}
     spacing_um = _number(properties.get("MPP"))
-    along_both = None if spacing_um is None else (spacing_um, spacing_um)
+    both_axes = None if spacing_um is None else (spacing_um, spacing_um)
     return SlideMetadata(
         vendor=vendor,
         levels=tuple(
             Level(index, level.width, level.height, _downsample(finest, level)) for index, level in enumerate(levels)
         ),
-        spacing_xy_um=along_both if vendor == APERIO else _resolution_um(finest),
+        spacing_xy_um=both_axes if vendor == APERIO else _resolution_um(finest),
         objective_power=_number(properties.get("AppMag")),
     )
 
 
 def check_pixels(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
-    """Refuse pixels that are not 8-bit grey, RGB or RGBA.
+    """Check that the pixels are 8-bit grey, RGB or RGBA.
+
+    Args:
+        path: the file, for messages.
+        directories: the pages of the file, at least one.
 
     Raises:
-        SlideRejected: the pixels are of another kind (code ``pixel_format``).
-        SlideFailed: the first page is a small image beside larger ones (code ``unreadable``).
+        SlideRejected: the pixels have another format (code ``pixel_format``).
+        SlideFailed: the first page is a small image before larger ones (code ``unreadable``).
     """
     first, others = directories[0], directories[1:]
     name = path.name
     if set(first.bits) != {8} or first.sample_format not in (_UNSIGNED, _UNDEFINED):
         bits = "/".join(str(bits) for bits in sorted(set(first.bits)))
         raise SlideRejected(
-            f'slide "{name}" has {bits}-bit pixels; convert it to 8 bits a channel', code="pixel_format"
+            f'slide "{name}" has {bits}-bit pixels; convert it to 8 bits per channel', code="pixel_format"
         )
     if first.photometric not in _COLOURS or first.samples not in _CHANNELS:
         raise SlideRejected(
@@ -94,7 +97,7 @@ def check_pixels(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
     size = (first.width, first.height)
     if first.samples == 1 and any((page.width, page.height) == size and not page.reduced for page in others):
         raise SlideRejected(
-            f'slide "{name}" keeps its channels or planes in pages of their own; convert it to RGB',
+            f'slide "{name}" stores its channels or focal planes in separate pages; convert it to RGB',
             code="pixel_format",
         )
     if not first.tiled and any(page.width > first.width and page.height > first.height for page in others):
@@ -105,13 +108,12 @@ def check_pixels(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
 
 
 def libvips_can_read(levels: tuple[TiffDirectory, ...]) -> bool:
-    """Whether libvips decodes all levels as they are: known compressions, channels side by side, no gaps.
+    """Return whether libvips decodes all levels: supported compression, interleaved channels, no missing tiles.
 
-    Tiles without bytes stand for glass that was not scanned; libvips fails on them, OpenSlide makes them
-    transparent.
+    Tiles without bytes are glass that was not scanned. libvips fails on them; OpenSlide returns transparent pixels.
     """
     return all(
-        level.compression in _LIBVIPS_COMPRESSIONS and level.planar == _SIDE_BY_SIDE and not level.missing_tiles
+        level.compression in _LIBVIPS_COMPRESSIONS and level.planar == _INTERLEAVED and not level.missing_tiles
         for level in levels
     )
 
@@ -125,7 +127,7 @@ def _widest_first(directories: list[TiffDirectory]) -> list[TiffDirectory]:
 
 
 def _decreasing(candidates: list[TiffDirectory]) -> tuple[TiffDirectory, ...]:
-    """Rule 5: each smaller than the one before; a rounded width or height may be one pixel off."""
+    """Apply rule 5. Rounded widths and heights may be off by one pixel."""
     levels = candidates[:1]
     for candidate in candidates[1:]:
         across, down = levels[0].width / candidate.width, levels[0].height / candidate.height
@@ -149,7 +151,7 @@ def _resolution_um(directory: TiffDirectory) -> tuple[float, float] | None:
 
 
 def _aperio_properties(description: str) -> dict[str, str]:
-    """The ``key = value`` fields of an Aperio description, which are parted by bars."""
+    """Parse the ``key = value`` fields of an Aperio description, which are separated by ``|``."""
     fields = (field.partition("=") for field in description.split("|")[1:])
     return {key.strip(): value.strip() for key, sign, value in fields if sign}
 

@@ -1,8 +1,9 @@
-"""libvips's error buffer, one for the whole process, made to tell which read it was that met a damaged tile.
+"""Detect damaged tiles by the text in libvips's error buffer.
 
-A tile that is decoded with a warning leaves text in the buffer and raises nothing. With several threads the
-text may be another's, and another may take it away. So a read is under suspicion when the buffer holds text
-after it, or when anybody took text meanwhile; it is then done again alone.
+libvips has one error buffer per process. Decoding a damaged tile may leave a warning in the buffer without raising an
+error. With several threads, the text may come from another thread's read, and another thread may clear it. A read is
+therefore suspect if the buffer contains text afterwards, or if any thread took text from it in the meantime. The caller
+repeats a suspect read while no other thread decodes.
 """
 
 from __future__ import annotations
@@ -15,82 +16,82 @@ import pyvips
 
 
 class ErrorBuffer:
-    """libvips's error buffer, which all threads share: what stood in it, and whether anybody took from it."""
+    """The error buffer of libvips, and how often any thread has taken text from it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.disturbances = 0
+        self.taken = 0
 
     def take(self) -> str:
-        """Empty the buffer and return its text."""
+        """Clear the buffer and return its text."""
         with self._lock:
             text: bytes = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
             if text:
                 pyvips.vips_lib.vips_error_clear()
-                self.disturbances += 1
+                self.taken += 1
             return text.decode("utf-8", "replace")
 
-    def was_taken(self) -> None:
-        """Count a text that pyvips took when it raised an error."""
+    def count_taken(self) -> None:
+        """Count text that pyvips took from the buffer when it raised an error."""
         with self._lock:
-            self.disturbances += 1
+            self.taken += 1
 
 
-class Gate:
-    """Lets many threads decode at once, or one alone."""
+class DecodeLock:
+    """Allows either many threads or one exclusive thread to decode."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
-        self._closed = False
+        self._decoding = 0
+        self._exclusive = False
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Decode beside others."""
+        """Decode in parallel with other threads."""
         with self._changed:
-            while self._closed:
+            while self._exclusive:
                 self._changed.wait()
-            self._inside += 1
+            self._decoding += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._decoding -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Decode when nobody else does, so that what stands in the error buffer is one's own."""
+    def exclusive(self) -> Iterator[None]:
+        """Decode while no other thread decodes, so that any text in the error buffer is this thread's."""
         with self._changed:
-            while self._closed:
+            while self._exclusive:
                 self._changed.wait()
-            self._closed = True
+            self._exclusive = True
         try:
             with self._changed:
-                while self._inside:
+                while self._decoding:
                     self._changed.wait()
             yield
         finally:
             with self._changed:
-                self._closed = False
+                self._exclusive = False
                 self._changed.notify_all()
 
 
-errors = ErrorBuffer()
-gate = Gate()
+error_buffer = ErrorBuffer()
+decode_lock = DecodeLock()
 
 
 def fetch_region(region: pyvips.Region, x: int, y: int, width: int, height: int) -> pyvips.ffi.buffer:
-    """The bytes of a rectangle, as ``Region.fetch`` gives them.
+    """Return the bytes of a rectangle, as ``Region.fetch`` does.
 
-    pyvips empties the error buffer by itself when it raises, unseen by others; here the text is taken in one
-    step with counting it.
+    When pyvips raises an error it clears the error buffer, and other threads cannot notice. This function takes and
+    counts the text in one step.
 
     Raises:
-        pyvips.Error: libvips says that the rectangle cannot be decoded.
+        pyvips.Error: libvips cannot decode the rectangle.
     """
     size = pyvips.ffi.new("size_t *")
     pixels = pyvips.vips_lib.vips_region_fetch(region.pointer, x, y, width, height, size)
     if pixels == pyvips.ffi.NULL:
-        raise pyvips.Error("unable to fetch from region", errors.take() or "no reason given")
+        raise pyvips.Error("unable to fetch from region", error_buffer.take() or "no reason given")
     return pyvips.ffi.buffer(pyvips.ffi.gc(pixels, pyvips.glib_lib.g_free), size[0])

@@ -1,4 +1,4 @@
-"""The quadtree: what nests, what is covered, and in which order rows stand."""
+"""The quadtree: nesting, coverage and the order of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hagmil.units import Size
 
 
 def mask_of(tissue: NDArray[np.bool_], size: Size) -> TissueMask:
-    """A mask that covers a slide evenly."""
+    """Make a mask whose pixels cover a slide evenly."""
     return TissueMask(
         mask=tissue,
         column_edges=pixel_edges(size.width, tissue.shape[1], 1),
@@ -29,7 +29,7 @@ def mask_of(tissue: NDArray[np.bool_], size: Size) -> TissueMask:
 
 
 def covered(coords: NDArray[np.int64], side: int, size: Size) -> NDArray[np.int64]:
-    """How many of the squares lie over each level-0 pixel."""
+    """Count the squares that cover each level-0 pixel."""
     count = np.zeros((size.height, size.width), dtype=np.int64)
     for x, y in coords:
         count[y : y + side, x : x + side] += 1
@@ -37,7 +37,7 @@ def covered(coords: NDArray[np.int64], side: int, size: Size) -> NDArray[np.int6
 
 
 def at_level0(mask: TissueMask) -> NDArray[np.bool_]:
-    """The mask with one pixel for each level-0 pixel."""
+    """Resize the mask to one pixel per level-0 pixel."""
     rows = np.repeat(mask.mask, np.diff(mask.row_edges), axis=0)
     return np.repeat(rows, np.diff(mask.column_edges), axis=1)
 
@@ -72,7 +72,7 @@ def test_children_tile_their_parent_once(side: int, factor: int) -> None:
 
 
 @given(slide=slides(), side=patch_sides, factor=factors)
-def test_the_areas_of_two_generations_add_up_to_the_grids(
+def test_children_and_grandchildren_cover_the_same_area_as_the_grid(
     slide: tuple[Size, TissueMask], side: int, factor: int
 ) -> None:
     size, mask = slide
@@ -85,7 +85,7 @@ def test_the_areas_of_two_generations_add_up_to_the_grids(
     assert covered(fine, side, size).max(initial=0) <= 1
 
 
-def test_four_children_stand_in_column_order() -> None:
+def test_four_children_are_in_column_order() -> None:
     assert children(np.array([[512, 1024]]), 256, 2).tolist() == [
         [512, 1024],
         [512, 1152],
@@ -112,9 +112,7 @@ def test_child_rows_of_patch_i_are_four_i_and_the_next_three() -> None:
 
 
 @given(slide=slides(), side=st.integers(1, 30))
-def test_the_grid_covers_every_pixel_of_tissue_and_holds_no_empty_square(
-    slide: tuple[Size, TissueMask], side: int
-) -> None:
+def test_the_grid_covers_all_tissue_and_has_no_empty_patch(slide: tuple[Size, TissueMask], side: int) -> None:
     size, mask = slide
     coords = coarse_grid(size, side, mask, 0.0)
     tissue = at_level0(mask)
@@ -123,7 +121,7 @@ def test_the_grid_covers_every_pixel_of_tissue_and_holds_no_empty_square(
 
 
 @given(slide=slides(), side=st.integers(1, 30), min_share=st.floats(0.0, 1.0))
-def test_a_square_is_in_the_grid_if_enough_of_its_part_inside_the_slide_is_tissue(
+def test_a_patch_is_in_the_grid_if_enough_of_its_part_inside_the_slide_is_tissue(
     slide: tuple[Size, TissueMask], side: int, min_share: float
 ) -> None:
     size, mask = slide
@@ -137,7 +135,7 @@ def test_a_square_is_in_the_grid_if_enough_of_its_part_inside_the_slide_is_tissu
     assert coarse_grid(size, side, mask, min_share).tolist() == expected
 
 
-def test_a_square_that_reaches_beyond_the_edge_is_judged_by_what_is_inside() -> None:
+def test_only_the_part_inside_the_slide_counts_for_a_patch_across_the_edge() -> None:
     size = Size(110, 100)
     mask = mask_of(np.ones((10, 11), dtype=np.bool_), size)
     assert coarse_grid(size, 100, mask, 1.0).tolist() == [[0, 0], [100, 0]]
@@ -154,6 +152,6 @@ def test_a_slide_without_tissue_has_no_rows_in_any_stage(min_share: float) -> No
     assert child_rows(np.zeros(0, dtype=np.int64), 2).shape == (0,)
 
 
-def test_a_side_that_does_not_divide_is_an_error() -> None:
-    with pytest.raises(UsageError, match="257 level-0 pixels does not divide into 2"):
+def test_a_side_that_is_not_divisible_by_the_factor_is_an_error() -> None:
+    with pytest.raises(UsageError, match="257 level-0 pixels is not divisible into 2"):
         children(np.array([[0, 0]]), 257, 2)

@@ -1,4 +1,4 @@
-"""Patches: native pixels, exact means, resampling without a seam, and white beyond the edge."""
+"""Reading patches: unchanged pixels, exact means, resampling without seams, and white outside the slide."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def geometry_of(slide: Slide, stage_um: float, patch_px: int = PATCH_PX) -> Stag
 
 
 def padded(pixels: NDArray[np.uint8], x: int, y: int, side: int) -> NDArray[np.uint8]:
-    """A square of the picture, white around it."""
+    """Cut a square from a picture, white outside it."""
     frame = np.pad(pixels, ((3000, 3000), (3000, 3000), (0, 0)), constant_values=255)
     return frame[y + 3000 : y + 3000 + side, x + 3000 : x + 3000 + side]
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (64, 32), (-16, 8), (400, 290), (2000, -50)])
-def test_a_patch_at_the_slides_spacing_has_its_pixels(
+def test_a_patch_at_the_slides_spacing_has_the_slides_pixels(
     exact_path: Path, pixels: NDArray[np.uint8], x: int, y: int
 ) -> None:
     with open_slide(exact_path) as slide:
@@ -41,7 +41,7 @@ def test_a_patch_at_the_slides_spacing_has_its_pixels(
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (96, 64), (-40, 200), (390, 10)])
-def test_a_whole_ratio_gives_the_mean_of_its_pixels(
+def test_a_patch_at_a_whole_ratio_of_spacings_is_the_mean_of_the_slides_pixels(
     exact_path: Path, pixels: NDArray[np.uint8], factor: int, x: int, y: int
 ) -> None:
     with open_slide(exact_path) as slide:
@@ -58,7 +58,7 @@ def test_a_slide_in_strips_has_the_same_patches(
     path = save_pyramid(tmp_path / "strips.tif", pixels, compression="lzw", tiled=False, pyramid=False)
     with open_slide(path) as strips, open_slide(exact_path) as tiled:
         geometry = geometry_of(strips, stage_um)
-        patch = read_patch(strips, geometry, 64, 32)  # all of it inside: a part of what is decoded already
+        patch = read_patch(strips, geometry, 64, 32)  # entirely inside the slide: a view of the decoded pixels
         assert (patch == read_patch(tiled, geometry, 64, 32)).all()
 
 
@@ -73,7 +73,7 @@ def test_reading_in_bands_changes_nothing(exact_path: Path, monkeypatch: pytest.
         assert (read_patch(slide, geometry, 30, 20) == whole).all()
 
 
-def test_a_level_of_the_stages_spacing_is_read_as_it_is(pyramid_path: Path) -> None:
+def test_a_level_at_the_stages_spacing_is_read_without_resampling(pyramid_path: Path) -> None:
     with open_slide(pyramid_path) as slide:
         geometry = geometry_of(slide, 2.0)
         assert (geometry.level, geometry.resample) == (2, False)
@@ -82,7 +82,9 @@ def test_a_level_of_the_stages_spacing_is_read_as_it_is(pyramid_path: Path) -> N
 
 
 @pytest.mark.parametrize("stage_um", [0.7, 0.8, 1.1, 1.7, 2.3, 3.3])
-def test_any_other_ratio_is_an_antialiased_resize(exact_path: Path, pixels: NDArray[np.uint8], stage_um: float) -> None:
+def test_other_ratios_are_resampled_with_antialiasing(
+    exact_path: Path, pixels: NDArray[np.uint8], stage_um: float
+) -> None:
     with open_slide(exact_path) as slide:
         geometry = geometry_of(slide, stage_um)
         patch = read_patch(slide, geometry, 64, 32)
@@ -92,11 +94,11 @@ def test_any_other_ratio_is_an_antialiased_resize(exact_path: Path, pixels: NDAr
         (PATCH_PX, PATCH_PX), Image.Resampling.BILINEAR, box=(64, 32, 64 + side, 32 + side)
     )
     difference = np.abs(patch.astype(int) - np.asarray(expected))
-    assert difference.max() <= (1 if stage_um < 2 else 6)  # above a ratio of 4 it is reduced first
+    assert difference.max() <= (1 if stage_um < 2 else 6)  # above a ratio of 4, pixels are averaged first
 
 
 @pytest.mark.parametrize("stage_um", [0.8, 1.7, 2.3, 3.3])
-def test_patches_side_by_side_meet_without_a_seam(exact_path: Path, stage_um: float) -> None:
+def test_adjacent_patches_have_no_seam(exact_path: Path, stage_um: float) -> None:
     with open_slide(exact_path) as slide:
         single, double = geometry_of(slide, stage_um), geometry_of(slide, stage_um, 2 * PATCH_PX)
         side = single.patch_level0
@@ -110,7 +112,7 @@ def test_patches_side_by_side_meet_without_a_seam(exact_path: Path, stage_um: fl
                 assert np.abs(part - there).max() <= 1
 
 
-def test_a_flat_colour_stays_that_colour_at_every_spacing(tmp_path: Path) -> None:
+def test_a_uniform_colour_is_unchanged_at_every_spacing(tmp_path: Path) -> None:
     flat = np.full((400, 500, 3), (200, 90, 150), np.uint8)
     path = save_pyramid(tmp_path / "a.tif", flat, compression="deflate", tile_px=64)
     with open_slide(path) as slide:
@@ -120,12 +122,12 @@ def test_a_flat_colour_stays_that_colour_at_every_spacing(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("stage_um", [0.5, 0.8, 1.0, 1.7, 2.3, 4.0])
 @pytest.mark.parametrize(("x", "y"), [(-100_000, 0), (0, 100_000), (5000, 5000)])
-def test_a_patch_beyond_the_edge_is_white(pyramid_path: Path, stage_um: float, x: int, y: int) -> None:
+def test_a_patch_outside_the_slide_is_white(pyramid_path: Path, stage_um: float, x: int, y: int) -> None:
     with open_slide(pyramid_path) as slide:
         assert (read_patch(slide, geometry_of(slide, stage_um), x, y) == 255).all()
 
 
-def test_the_same_place_looks_the_same_from_every_level(tmp_path: Path) -> None:
+def test_a_patch_is_nearly_the_same_from_any_level(tmp_path: Path) -> None:
     picture_px = picture(640, 640, seed=2)
     many = save_pyramid(tmp_path / "many.tif", picture_px, compression="deflate")
     one = save_pyramid(tmp_path / "one.tif", picture_px, compression="deflate", pyramid=False)
@@ -151,11 +153,11 @@ def test_patches_are_read_in_the_order_of_their_coordinates(exact_path: Path) ->
     assert (again == out).all()
 
 
-def test_no_coordinates_read_nothing(exact_path: Path) -> None:
+def test_reading_no_patches_is_allowed(exact_path: Path) -> None:
     with open_slide(exact_path) as slide:
         read_into(slide, geometry_of(slide, 1.0), np.empty((0, 2), np.int64), np.empty((0, 32, 32, 3), np.uint8))
 
 
-def test_an_array_of_another_shape_is_refused(exact_path: Path) -> None:
+def test_an_array_of_another_shape_is_an_error(exact_path: Path) -> None:
     with open_slide(exact_path) as slide, pytest.raises(ValueError, match="shape"):
         read_into(slide, geometry_of(slide, 1.0), np.zeros((2, 2), np.int64), np.empty((2, 16, 16, 3), np.uint8))

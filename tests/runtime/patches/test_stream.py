@@ -1,4 +1,4 @@
-"""The stream of patches: order, bounds, errors, and threads that end."""
+"""The stream of patches: order, bounded memory, errors, and the end of its threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -20,8 +19,9 @@ from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patches.reader import SlidePatchReader, read_into
 from hagmil.runtime.patches.stream import StreamStalls, stream_patches
 from hagmil.runtime.slides.open import open_slide
-from hagmil.runtime.slides.slide import Slide
-from hagmil.units import Level, Size
+from hagmil.runtime.slides.slide import Slide, SlideMetadata
+from hagmil.runtime.slides.spacing import Spacing
+from hagmil.units import Level
 from tests.runtime.slide_files import JPEG, TiffPage, picture, write_tiff
 
 GEOMETRY = StageGeometry("only", 0.5, 4, 4, 0, 1.0, False)
@@ -31,7 +31,7 @@ RESIZED = replace(GEOMETRY, patch_level0=6, resample=True)
 
 @dataclass
 class Tally:
-    """What all forks of a slide did."""
+    """Counts over all forks of a slide."""
 
     opened: int = 0
     closed: int = 0
@@ -39,24 +39,18 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class CountingSlide:
-    """A slide whose pixel (x, y) says where it is, and that takes its time; it may fail at one place."""
-
-    path = Path("counting.svs")
-    size = Size(100_000, 100_000)
-    levels = (Level(0, 100_000, 100_000, 1.0),)
-    spacing_um = 0.5
-    spacing_source = "metadata"
-    objective_power = None
-    vendor = "test"
+class CountingSlide(Slide):
+    """A slow slide whose pixels encode their position. Reading at x = ``fails_at`` raises an error."""
 
     def __init__(self, tally: Tally, fails_at: int | None = None, error: BaseException | None = None) -> None:
+        metadata = SlideMetadata("test", (Level(0, 100_000, 100_000, 1.0),), (0.5, 0.5), None)
+        super().__init__(Path("counting.svs"), metadata, Spacing(0.5, "metadata"))
         self.tally = tally
         self.fails_at = fails_at
         self.error = error
         self._random = Random(tally.opened)
 
-    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         assert level == 0
         with self.tally.lock:
             self.tally.reads += 1
@@ -64,9 +58,6 @@ class CountingSlide:
         if x == self.fails_at and self.error is not None:
             raise self.error
         return np.full((height, width, 3), (x % 251, y % 251, x // 251 % 251), np.uint8)
-
-    def encoded_tiles(self, level: int) -> None:
-        assert level == 0
 
     def fork(self) -> Self:
         with self.tally.lock:
@@ -76,14 +67,6 @@ class CountingSlide:
     def close(self) -> None:
         with self.tally.lock:
             self.tally.closed += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def column(rows: int) -> NDArray[np.int64]:
@@ -95,7 +78,7 @@ def reader_threads() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> object:
+def no_reader_thread_is_left() -> object:
     yield
     assert reader_threads() == []
 
@@ -103,7 +86,9 @@ def no_thread_is_left() -> object:
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("buffers", [1, 2, 5])
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 1), (5, 64), (64, 64), (100, 7), (133, 40)])
-def test_rows_come_in_order_whatever_the_threads_do(threads: int, buffers: int, rows: int, batch_size: int) -> None:
+def test_rows_are_in_order_for_any_number_of_threads_and_buffers(
+    threads: int, buffers: int, rows: int, batch_size: int
+) -> None:
     tally = Tally()
     coords = column(rows)
     seen: list[list[int]] = []
@@ -119,14 +104,14 @@ def test_rows_come_in_order_whatever_the_threads_do(threads: int, buffers: int, 
     assert tally.opened == tally.closed <= threads
 
 
-def test_no_coordinates_give_no_batch_and_open_nothing() -> None:
+def test_without_patches_there_is_no_batch_and_no_fork() -> None:
     tally = Tally()
     stream = stream_patches(CountingSlide(tally), GEOMETRY, np.empty((0, 2), np.int64), batch_size=8, threads=4)
     assert list(stream) == []
     assert tally.opened == 0
 
 
-def test_nothing_starts_before_the_first_batch_is_asked_for() -> None:
+def test_no_thread_starts_before_the_first_batch_is_requested() -> None:
     tally = Tally()
     stream = stream_patches(CountingSlide(tally), GEOMETRY, column(10), batch_size=4, threads=2)
     assert (tally.opened, reader_threads()) == (0, [])
@@ -135,7 +120,7 @@ def test_nothing_starts_before_the_first_batch_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("buffers", [1, 3])
-def test_reading_runs_ahead_by_the_buffers_and_no_further(buffers: int) -> None:
+def test_reading_ahead_is_limited_by_the_buffers(buffers: int) -> None:
     tally = Tally()
     with closing(
         stream_patches(CountingSlide(tally), GEOMETRY, column(400), batch_size=10, threads=3, buffers=buffers)
@@ -151,7 +136,7 @@ def test_reading_runs_ahead_by_the_buffers_and_no_further(buffers: int) -> None:
     assert len(addresses) == buffers
 
 
-def test_a_batch_is_not_overwritten_while_the_consumer_has_it() -> None:
+def test_a_batch_is_not_overwritten_while_the_consumer_uses_it() -> None:
     for batch in stream_patches(CountingSlide(Tally()), GEOMETRY, column(60), batch_size=6, threads=3, buffers=2):
         before = batch.patches.copy()
         time.sleep(0.01)
@@ -159,7 +144,7 @@ def test_a_batch_is_not_overwritten_while_the_consumer_has_it() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_the_first_error_stops_all_and_reaches_the_consumer(threads: int) -> None:
+def test_the_first_error_stops_all_threads_and_is_raised_in_the_consumer(threads: int) -> None:
     tally = Tally()
     error = SlideFailed("tile 37 is damaged", code="unreadable")
     slide = CountingSlide(tally, fails_at=37, error=error)
@@ -173,13 +158,13 @@ def test_the_first_error_stops_all_and_reaches_the_consumer(threads: int) -> Non
     assert tally.opened == tally.closed
 
 
-def test_an_error_of_any_kind_reaches_the_consumer() -> None:
+def test_errors_of_any_type_are_raised_in_the_consumer() -> None:
     slide = CountingSlide(Tally(), fails_at=3, error=MemoryError("no room"))
     with pytest.raises(MemoryError, match="no room"):
         list(stream_patches(slide, GEOMETRY, column(20), batch_size=4, threads=2))
 
 
-def test_a_slide_that_cannot_be_forked_is_an_error_in_the_consumer() -> None:
+def test_an_error_of_fork_is_raised_in_the_consumer() -> None:
     class Vanished(CountingSlide):
         def fork(self) -> Self:
             raise SlideFailed("gone", code="not_found")
@@ -188,7 +173,7 @@ def test_a_slide_that_cannot_be_forked_is_an_error_in_the_consumer() -> None:
         list(stream_patches(Vanished(Tally()), GEOMETRY, column(20), batch_size=4, threads=2))
 
 
-def test_closing_early_ends_the_threads_and_closes_their_slides() -> None:
+def test_closing_the_stream_early_ends_the_threads_and_closes_their_slides() -> None:
     tally = Tally()
     stream = stream_patches(CountingSlide(tally), GEOMETRY, column(5000), batch_size=10, threads=4)
     next(stream)
@@ -224,7 +209,7 @@ def test_an_interrupt_while_waiting_for_a_batch_ends_the_threads() -> None:
     assert tally.opened == tally.closed
 
 
-def test_each_threads_reader_is_closed_and_may_be_another_one() -> None:
+def test_each_thread_has_a_reader_of_its_own_which_is_closed() -> None:
     made: list[Recorder] = []
 
     class Recorder:
@@ -245,7 +230,7 @@ def test_each_threads_reader_is_closed_and_may_be_another_one() -> None:
     assert 1 <= len({id(reader.slide) for reader in made}) == len(made) <= 3
 
 
-def test_a_chunk_may_reach_from_one_batch_to_the_next_and_ends_with_the_buffers() -> None:
+def test_a_chunk_may_extend_over_several_batches_but_not_beyond_the_ring() -> None:
     taken: list[list[int]] = []
 
     class Recorder:
@@ -266,11 +251,11 @@ def test_a_chunk_may_reach_from_one_batch_to_the_next_and_ends_with_the_buffers(
     assert [rows for rows, _ in found] == [slice(start, start + 20) for start in range(0, 200, 20)]
     assert [value for _, values in found for value in values] == list(range(200))
     assert [row for chunk in taken for row in chunk] == list(range(200))
-    assert len(taken[0]) == 40  # two of the three batches, since one is for the consumer
+    assert len(taken[0]) == 40  # two of the three batches, since the consumer holds one
     assert all(chunk[0] // 60 == chunk[-1] // 60 for chunk in taken)
 
 
-def test_all_buffers_are_in_the_memory_that_the_caller_gives() -> None:
+def test_batches_use_the_memory_that_the_caller_allocates() -> None:
     given: list[NDArray[np.uint8]] = []
 
     def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -285,7 +270,7 @@ def test_all_buffers_are_in_the_memory_that_the_caller_gives() -> None:
 
 
 @pytest.mark.parametrize(("geometry", "rows"), [(GEOMETRY, 128), (HALF, 32), (SIXTEENTH, 1), (RESIZED, 4)])
-def test_a_chunk_has_fewer_rows_where_each_takes_more_pixels(geometry: StageGeometry, rows: int) -> None:
+def test_a_chunk_has_fewer_rows_if_a_patch_covers_more_pixels(geometry: StageGeometry, rows: int) -> None:
     chunks: list[int] = []
 
     class Counting:
@@ -309,7 +294,7 @@ def test_a_chunk_has_fewer_rows_where_each_takes_more_pixels(geometry: StageGeom
 
 @pytest.mark.parametrize("geometry", [GEOMETRY, HALF, SIXTEENTH, RESIZED])
 @pytest.mark.parametrize(("threads", "batch_size"), [(8, 16), (7, 20), (3, 4), (9, 1), (2, 64)])
-def test_where_nobody_says_there_are_buffers_for_every_thread(
+def test_by_default_there_are_enough_buffers_for_every_thread(
     threads: int, batch_size: int, geometry: StageGeometry
 ) -> None:
     together = threading.Barrier(threads)
@@ -321,7 +306,7 @@ def test_where_nobody_says_there_are_buffers_for_every_thread(
 
         def read_into(self, _: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
             if threading.get_ident() not in met:
-                together.wait(timeout=30)  # broken, so an error, where a thread has no chunk
+                together.wait(timeout=30)  # raises an error if a thread has no chunk
                 met.add(threading.get_ident())
             out[:] = 0
 
@@ -335,16 +320,16 @@ def test_where_nobody_says_there_are_buffers_for_every_thread(
     assert len(met) == threads
 
 
-def test_readers_that_wait_for_a_buffer_are_counted() -> None:
+def test_the_time_that_readers_wait_for_a_buffer_is_counted() -> None:
     stalls = StreamStalls()
     for _ in stream_patches(
         CountingSlide(Tally()), GEOMETRY, column(64), batch_size=16, threads=2, buffers=1, stalls=stalls
     ):
-        time.sleep(0.01)  # there is no second buffer to read into
+        time.sleep(0.01)  # the only buffer is in use
     assert stalls.seconds > 0
 
 
-def test_readers_with_a_buffer_for_every_batch_never_wait() -> None:
+def test_readers_do_not_wait_if_there_is_a_buffer_for_every_batch() -> None:
     stalls = StreamStalls()
     for _ in stream_patches(
         CountingSlide(Tally()), GEOMETRY, column(64), batch_size=16, threads=2, buffers=4, stalls=stalls
@@ -354,7 +339,7 @@ def test_readers_with_a_buffer_for_every_batch_never_wait() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"threads": 0}, {"buffers": 0}])
-def test_sizes_below_one_are_a_usage_error_at_once(wrong: dict[str, int]) -> None:
+def test_sizes_below_one_are_a_usage_error_before_the_first_batch(wrong: dict[str, int]) -> None:
     sizes = {"batch_size": 4, "threads": 2, "buffers": 2} | wrong
     with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be at least 1"):
         stream_patches(
@@ -373,7 +358,7 @@ def test_coordinates_of_another_shape_are_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize("stage_um", [0.5, 1.0, 1.3])
-def test_a_real_slide_streams_what_it_reads_patch_by_patch(pyramid_path: Path, stage_um: float) -> None:
+def test_streamed_patches_equal_those_read_one_by_one(pyramid_path: Path, stage_um: float) -> None:
     with open_slide(pyramid_path) as slide:
         (geometry,) = plan_stages(slide.levels, 0.5, [("only", stage_um)], 32)
         side = geometry.patch_level0
@@ -384,7 +369,7 @@ def test_a_real_slide_streams_what_it_reads_patch_by_patch(pyramid_path: Path, s
             assert (batch.patches == expected[batch.rows]).all()
 
 
-def test_a_damaged_tile_ends_the_stream_with_its_place(tmp_path: Path) -> None:
+def test_a_damaged_tile_is_an_error_that_gives_its_position(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [TiffPage(picture(420, 300), 64, JPEG, cut=[17])])
     with open_slide(path, spacing_um=0.5) as slide:
         (geometry,) = plan_stages(slide.levels, 0.5, [("only", 0.5)], 64)
