@@ -1,4 +1,4 @@
-"""Tiny slide files for tests: pyramids as pyvips writes them, and TIFFs of any make, tag by tag."""
+"""Tiny slide files for tests: pyramids written by pyvips, and TIFF files with arbitrary tags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JPEG, RAW, JPEG_2000_RGB = 7, 1, 33005
 
 
 def picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Soft coloured blots, uint8 (height, width, 3), that survive JPEG and differ everywhere."""
+    """Make smooth colours, uint8 (height, width, 3), that survive JPEG and differ from place to place."""
     rng = np.random.default_rng(seed)
     blots = rng.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC))
@@ -37,7 +37,7 @@ def save_pyramid(
     subifd: bool = False,
     tiled: bool = True,
 ) -> Path:
-    """Write a TIFF by pyvips; without a spacing it carries libvips's default of one pixel a millimetre."""
+    """Write a TIFF file by pyvips. Without a spacing it has libvips's default of one pixel per millimetre."""
     colours = {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"}[pixels.shape[2]]
     per_mm = 1.0 if spacing_um is None else 1000 / spacing_um
     pyvips.Image.new_from_array(pixels).copy(interpretation=colours).tiffsave(
@@ -57,19 +57,19 @@ def save_pyramid(
 
 @dataclass(frozen=True)
 class TiffPage:
-    """One page for ``write_tiff``.
+    """A page for ``write_tiff``.
 
     Args:
-        pixels: (height, width, channels); written in the byte order of the file.
-        tile_px: side of a tile, a multiple of 16; None stores one strip.
+        pixels: (height, width, channels).
+        tile_px: side of a tile, a multiple of 16; None for one strip.
         compression: ``RAW``, ``JPEG`` or ``JPEG_2000_RGB``.
-        photometric: TIFF's number; by default what fits the pixels.
-        reduced: whether to mark it as a smaller version.
+        photometric: PhotometricInterpretation; None for the one that fits the pixels.
+        reduced: whether to mark the page as a smaller version of another.
         description: ImageDescription.
         resolution: pixels per unit along x and y.
-        unit: ResolutionUnit; None leaves the tag out.
-        missing: indices of tiles that get no bytes.
-        cut: indices of tiles that lose the second half of their bytes.
+        unit: ResolutionUnit; None to omit the tag.
+        missing: indices of tiles without bytes.
+        cut: indices of tiles without the second half of their bytes.
     """
 
     pixels: NDArray[Any]
@@ -85,7 +85,7 @@ class TiffPage:
 
 
 def write_tiff(path: Path, pages: Sequence[TiffPage], *, big: bool = False, order: ByteOrder = "<") -> Path:
-    """Write a classic TIFF or a BigTIFF, in either byte order."""
+    """Write a classic TIFF or BigTIFF file in either byte order."""
     body = bytearray((b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42))
     body += struct.pack(f"{order}HHQ", 8, 0, 0) if big else struct.pack(f"{order}I", 0)
     link = len(body) - (8 if big else 4)
@@ -98,7 +98,7 @@ def write_tiff(path: Path, pages: Sequence[TiffPage], *, big: bool = False, orde
 
 
 def aperio_pages(pixels: NDArray[np.uint8], text: str = "|AppMag = 20|MPP = 0.4990") -> list[TiffPage]:
-    """The pages of an Aperio file: level 0, thumbnail, a level of a quarter, label and macro."""
+    """Make the pages of an Aperio file: level 0, thumbnail, a level of a quarter of the size, label and macro."""
     height, width = pixels.shape[:2]
     small = np.asarray(Image.fromarray(pixels).resize((width // 4, height // 4), Image.Resampling.BOX))
     thumbnail = np.asarray(Image.fromarray(pixels).resize((width // 8, height // 8), Image.Resampling.BOX))
@@ -112,15 +112,15 @@ def aperio_pages(pixels: NDArray[np.uint8], text: str = "|AppMag = 20|MPP = 0.49
 
 
 def _append_page(body: bytearray, page: TiffPage, big: bool, order: ByteOrder) -> tuple[int, int]:
-    """Append the data, then the directory: where it lies, and where the link to the next one does."""
+    """Append a page; return the offsets of its directory and of the link to the next directory."""
     height, width, channels = page.pixels.shape
     blocks = [_encode(block, page.compression, order) for block in _blocks(page)]
     offsets, sizes = [], []
     for index, block in enumerate(blocks):
-        kept = b"" if index in page.missing else block[: len(block) // 2] if index in page.cut else block
-        offsets.append(len(body) if kept else 0)
-        sizes.append(len(kept))
-        body += kept
+        data = b"" if index in page.missing else block[: len(block) // 2] if index in page.cut else block
+        offsets.append(len(body) if data else 0)
+        sizes.append(len(data))
+        body += data
     default = 6 if page.compression == JPEG and channels == 3 else 2 if channels >= 3 else 1
     photometric = default if page.photometric is None else page.photometric
     bits = [page.pixels.dtype.itemsize * 8] * channels
@@ -202,11 +202,11 @@ def _encode(block: NDArray[Any], compression: int, order: ByteOrder) -> bytes:
 
 
 DARKEST_XY = (640, 384)
-"""Where the darkest square of ``tissue_picture`` lies: 128 pixels wide, in level-0 pixels."""
+"""Top-left corner (x, y) of the darkest square in ``tissue_picture``, which is 128 pixels wide."""
 
 
 def tissue_picture(width: int = 1200, height: int = 900) -> NDArray[np.uint8]:
-    """Stained tissue on glass, uint8 (height, width, 3): green falls towards one square of 128 pixels."""
+    """Draw stained tissue on glass, uint8 (height, width, 3). Green decreases towards a square of 128 pixels."""
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     pixels = np.full((height, width, 3), 243.0)
     inside = ((columns - 600) / 450) ** 2 + ((rows - 450) / 330) ** 2 < 1

@@ -1,7 +1,7 @@
-"""A real bundle whose numbers can be checked by hand: no torch, a few ONNX nodes a graph.
+"""A bundle whose outputs can be computed by hand, made of a few ONNX nodes per graph, without torch.
 
-The backbone gives the mean red, green and blue of a patch, in 0 .. 1. A stage's attention is how little green a patch
-has, its logits are (mean green of the bag, 1 - mean green).
+The features of a patch are its mean red, green and blue, from 0 to 1. A stage's attention is the negative green of each
+patch; its logits are (mean green of the bag, 1 - mean green).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPSET = 20
 
 
 def backbone_graph(side: int | str = "side") -> onnx.ModelProto:
-    """Mean of each channel: uint8 (batch, side, side, 3) to float32 (batch, 3)."""
+    """Make the graph of the backbone: uint8 (batch, side, side, 3) to the mean of each channel, float32 (batch, 3)."""
     nodes = [
         helper.make_node("Cast", ["patches"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["floats", "top"], ["unit"]),
@@ -38,7 +38,7 @@ def backbone_graph(side: int | str = "side") -> onnx.ModelProto:
 
 
 def stage_graph(sign: float = -1.0) -> onnx.ModelProto:
-    """Attention ``sign`` times green, and logits (green, 1 - green) of the mean: float32 (patches, 3) in."""
+    """Make the graph of a stage model: attention is ``sign`` times green; logits are (green, 1 - green) of the mean."""
     nodes = [
         helper.make_node("MatMul", ["features", "pick"], ["attention"]),
         helper.make_node("ReduceMean", ["features", "axes"], ["bag"], keepdims=0),
@@ -69,7 +69,7 @@ def write_small_bundle(
     keep: int = 2,
     tissue: TissueParameters | None = None,
 ) -> Path:
-    """Write the bundle; stages are named ``<spacing>um``."""
+    """Write the bundle. The stages are named ``<spacing>um``."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(backbone_graph(), folder / "backbone.onnx")
     stages = []

@@ -22,9 +22,9 @@ from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.tiles.kernel import reduce_pixels, resample_pixels
 
 _BAND_PIXELS = 4 << 20
-_SHRINK_FIRST_ABOVE = 4.0
+_SHRINK_FIRST_ABOVE = 4.0  # level pixels per patch pixel
 _SHRINK_LEAVES = 2.0
-_WHOLE_WITHIN_PX = 0.5
+_WHOLE_WITHIN_PX = 0.5  # difference in the side of a patch, in pixels of the level
 
 
 class RegionReader(Protocol):
@@ -113,7 +113,7 @@ def read_patch(slide: RegionReader, geometry: StageGeometry, x: int, y: int) -> 
     pixels = _read_reduced(slide, geometry.level, corner_x, corner_y, footprint.side_px // shrink, shrink)
     if not footprint.resized:
         return pixels  # steps 1 and 2
-    left, upper = x / geometry.downsample, y / geometry.downsample  # in the level's pixels
+    left, upper = x / geometry.downsample, y / geometry.downsample  # in pixels of the level
     box_left, box_upper = (left - corner_x) / shrink, (upper - corner_y) / shrink
     box_side = geometry.region_px / shrink
     patch = np.empty((geometry.patch_px, geometry.patch_px, 3), np.uint8)
