@@ -20,7 +20,7 @@ from hagmil.bundle import Manifest
 from hagmil.features import SlideFeatures, read_features
 from hagmil.phantom import write_cohort
 from hagmil.runtime.extract import Extractor, extract_many
-from hagmil.runtime.inference.cascade import highest, run_stage
+from hagmil.runtime.inference.cascade import highest_rows, run_stage
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.verdict import patch_attention, verdict_of
 from hagmil.runtime.inputs import slide_requests
@@ -109,7 +109,7 @@ def _one_slide(model: LoadedModel, slide: SlideFeatures, keep: int) -> tuple[NDA
         outputs = run_stage(session, np.asarray(bag.features, np.float32)[rows], bag.name)
         read.append(len(rows))
         if index < len(slide.stages) - 1:
-            kept = rows[highest(patch_attention(outputs), keep)]
+            kept = rows[highest_rows(patch_attention(outputs), keep)]
             rows = child_rows(kept, bag.patch_level0 // slide.stages[index + 1].patch_level0)
     return _probabilities(model.bundle.manifest, outputs), read
 

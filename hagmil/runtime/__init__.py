@@ -1,1 +1,1 @@
-"""The runtime: slides, tissue, quadtree, patches, sessions, the cascade and its results. No torch, no onnx."""
+"""The runtime: slides, tissue, patches, sessions, the cascade and its results, without torch and onnx."""

@@ -1,4 +1,4 @@
-"""What this machine has and lacks, found without importing anything heavy but ONNX Runtime."""
+"""Report what is installed on this machine and what is missing; imports only ONNX Runtime of the large packages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FindingState = Literal["ok", "missing", "optional"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked for.
+    """One line of the report.
 
     Args:
-        name: what.
-        state: ``ok``; ``missing`` where ``hagmil infer`` needs it; ``optional`` where only some commands do.
-        detail: its version or kind, or what it is for and how to get it.
+        name: a package, provider or property of the machine.
+        state: ``ok``; ``missing`` if ``hagmil infer`` needs it; ``optional`` if only some commands need it.
+        detail: the version or kind; for a missing package its purpose and how to install it.
     """
 
     name: str
@@ -36,13 +36,13 @@ _PACKAGES: tuple[tuple[str, str, str, bool], ...] = (
         "pip install openslide-python openslide-bin",
         True,
     ),
-    ("numba", "masks tissue on the CPU", "pip install numba", True),
+    ("numba", "computes tissue masks on the CPU", "pip install numba", True),
     ("h5py", "feature and attention files", "pip install h5py", True),
     ("cupy-cuda13x", "arrays on an NVIDIA GPU", 'pip install "hagmil[gpu]"', False),
     ("tensorrt", "TensorRT engines", 'pip install "hagmil[tensorrt]"', False),
     (
         "tensorrt_rtx_cu13_bindings",
-        "TensorRT-RTX engines, built without a GPU too",
+        "TensorRT-RTX engines, which can also be built without a GPU",
         'pip install "hagmil[tensorrt-rtx]"',
         False,
     ),
@@ -53,10 +53,10 @@ _PACKAGES: tuple[tuple[str, str, str, bool], ...] = (
 
 
 def examine() -> tuple[Finding, ...]:
-    """Look at this machine.
+    """Examine this machine.
 
     Returns:
-        Findings in the order in which a person would ask.
+        Findings about hagmil, Python, cores, ONNX Runtime and its providers, packages, and the tile kernel.
     """
     from hagmil._version import __version__
 
@@ -79,35 +79,41 @@ def _package(name: str, purpose: str, remedy: str, needed: bool) -> Finding:
 def _tile_kernel() -> Finding:
     try:
         from hagmil.runtime.tiles.kernel import REMEDY, kernel_name, why_not_compiled
-    except ImportError as error:  # simplejpeg or NumPy, which inference needs
-        return Finding("tile kernel", "missing", f"{error}; reads JPEG tiles: pip install simplejpeg")
+    except ImportError as error:  # of simplejpeg or NumPy, which inference needs
+        return Finding("tile kernel", "missing", f"{error}; decodes JPEG tiles: pip install simplejpeg")
     if why_not_compiled is None:
-        return Finding("tile kernel", "ok", f"{kernel_name()} (reads JPEG tiles)")
-    return Finding("tile kernel", "optional", f"{why_not_compiled}; tiles are read more slowly: {REMEDY}")
+        return Finding("tile kernel", "ok", f"{kernel_name()} (decodes JPEG tiles)")
+    return Finding("tile kernel", "optional", f"{why_not_compiled}; tiles are decoded more slowly: {REMEDY}")
 
 
 def _onnxruntime() -> tuple[Finding, ...]:
     from hagmil.runtime.sessions.onnx import available_providers
 
-    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     try:
         providers = available_providers()
     except EnvironmentLacks:
         remedy = 'pip install "hagmil[cpu]", or "hagmil[gpu]" on a machine with an NVIDIA GPU'
         return (Finding("onnxruntime", "missing", f"not installed; runs the models: {remedy}"),)
-    findings = [Finding(name, "ok", f"{installed_version(name)} (runs the models)") for name in both]
-    if len(both) > 1:
+    findings = [Finding(name, "ok", f"{installed_version(name)} (runs the models)") for name in installed]
+    if len(installed) > 1:
         findings.append(
             Finding(
                 "onnxruntime",
                 "missing",
-                "both kinds are installed and hide one another; uninstall one of them",
+                "onnxruntime and onnxruntime-gpu are both installed and conflict; uninstall one of them",
             )
         )
     findings.append(Finding("provider cpu", "ok" if "cpu" in providers else "missing", "ONNX Runtime on the CPU"))
     for name in ("cuda", "tensorrt"):
         if name in providers:
-            findings.append(Finding(f"provider {name}", "ok", "in this ONNX Runtime; a device is tried at use"))
+            findings.append(
+                Finding(
+                    f"provider {name}",
+                    "ok",
+                    "available in this ONNX Runtime; the device is tested when a model is loaded",
+                )
+            )
         else:
             findings.append(
                 Finding(f"provider {name}", "optional", 'needs an NVIDIA GPU and: pip install "hagmil[gpu]"')

@@ -1,4 +1,4 @@
-"""Features of every stage of a slide, through the same steps and the same backbone session as inference."""
+"""Extract the features of every stage of a slide, with the same steps and the same backbone session as inference."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
-    """What is extracted, and how.
+    """What to extract, and how.
 
     Args:
         stages: name and spacing in micrometres per pixel of every stage, coarse to fine.
-        patch_px: side of a patch in pixels; None takes the backbone's.
+        patch_px: side of a patch in pixels; None uses the backbone's.
         tissue: parameters of the tissue mask.
         half: store features as float16.
-        overwrite: extract again what is there already.
+        overwrite: replace existing feature files.
         encode: batch size and reader threads.
-        mask_kernels: what makes tissue masks (``hagmil.runtime.tissue.kernels.kernels_on``); None
+        mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
             chooses by the mask's size.
     """
 
@@ -60,14 +60,14 @@ class ExtractOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExtractOutcome:
-    """What became of one slide.
+    """The outcome of one slide.
 
     Args:
-        slide_id: its id; the feature file's stem.
+        slide_id: the slide's id, which is the stem of the feature file.
         status: ``ok``, ``rejected`` or ``failed``.
-        code: why not, in one stable word; empty where it is ok.
-        message: why not, for a person; empty where it is ok.
-        patches: rows of all stages together.
+        code: the reason as one stable word; empty if the status is ok.
+        message: the reason for a person; empty if the status is ok.
+        patches: number of patches of all stages together; 0 if the file existed.
     """
 
     slide_id: str
@@ -226,17 +226,20 @@ def extract_many(
     on_outcome: Callable[[ExtractOutcome], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[ExtractOutcome, ...]:
-    """Extract slides one after the other; a bad one is told of and does not stop the rest.
+    """Extract slides one after the other. A slide that fails does not stop the others.
 
     Args:
         requests: the slides.
-        extractor: the backbone and what to extract.
+        extractor: the loaded backbone.
         out: folder of the feature files, ``<slide_id>.h5``.
         on_outcome: called after each slide.
         progress: called after every batch of patches.
 
     Returns:
-        One outcome a slide, in the order asked for.
+        One outcome for each slide, in the order of the requests.
+
+    Raises:
+        DataError: ``out`` has a feature file of a slide from another backbone or with other stages (code ``exists``).
     """
     outcomes = []
     for request in requests:
@@ -248,18 +251,18 @@ def extract_many(
 
 
 def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Progress | None = None) -> SlideFeatures:
-    """Features of every stage of one slide, the whole quadtree over its tissue.
+    """Extract the features of every stage of one slide: the whole quadtree over its tissue.
 
     Args:
         request: the slide.
-        extractor: the backbone and what to extract.
+        extractor: the loaded backbone.
         progress: called after every batch of patches.
 
     Returns:
-        The bags, coarse to fine; of zero rows where the slide shows no tissue.
+        The bags, coarse to fine, with zero rows if the slide has no tissue.
 
     Raises:
-        SlideError: the slide cannot be read, gives no spacing, is too coarse, or is no brightfield slide.
+        SlideError: the slide cannot be read, gives no spacing, is too coarse, or is not a brightfield slide.
     """
     options = extractor.options
     with open_slide(request.path, spacing_um=request.spacing_um) as slide:
@@ -293,7 +296,7 @@ def _check_same(path: Path, extractor: Extractor) -> None:
     stages = tuple(name for name, _ in extractor.options.stages)
     if (header.backbone_sha256, header.stages) != (extractor.backbone_sha256, stages):
         raise DataError(
-            f'features "{path}" are there already, of backbone {header.backbone_name} and stages '
+            f'features "{path}" exist already, from backbone {header.backbone_name} with stages '
             f"{', '.join(header.stages)}; choose another folder or pass --overwrite",
             code="exists",
         )

@@ -1,4 +1,4 @@
-"""Which slides were meant: files, folders, globs or a CSV, each with a unique id."""
+"""Resolve files, folders, globs or a CSV to slides with unique ids."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hagmil.errors import UsageError
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm"}
 )
-"""Endings that are taken for slides when a folder is searched; a file named outright may end in anything."""
+"""Suffixes of slides in a folder; a file that is given by its path may have any suffix."""
 
-_GLOB_SIGNS = frozenset("*?[")
+_GLOB_CHARACTERS = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
 class SlideRequest:
-    """One slide that was asked for.
+    """One slide of a run.
 
     Args:
-        slide_id: unique in its run: the file's stem, with a digest of the path where two files share it.
+        slide_id: unique in the run: the file's stem, with a digest of the path if several files have the same stem.
         given: the path as it was given.
-        path: where to read.
-        spacing_um: micrometres per level-0 pixel that overrides the file's; None takes the file's.
+        path: the file to read.
+        spacing_um: micrometres per level-0 pixel, which overrides the file's; None uses the file's.
     """
 
     slide_id: str
@@ -76,7 +76,7 @@ def slide_requests(
         unique.setdefault(path.absolute(), (given, path))
     files = list(unique.values())
     stems = Counter(path.stem for _, path in files)
-    requests = [SlideRequest(_identity(path, stems[path.stem] > 1), given, path, spacing_um) for given, path in files]
+    requests = [SlideRequest(_slide_id(path, stems[path.stem] > 1), given, path, spacing_um) for given, path in files]
     if table is not None:
         requests += _read_table(Path(table), spacing_um)
     _check_unique(requests)
@@ -97,23 +97,24 @@ def _expand(argument: str) -> list[tuple[str, Path]]:
         slides = _one_of_each_series(inside)
         if not slides:
             raise UsageError(
-                f'folder "{argument}" holds no slide ({", ".join(sorted(SLIDE_SUFFIXES))}); '
-                f'its subfolders are read where a glob asks for it: "{path / "**" / "*.svs"}"'
+                f'folder "{argument}" contains no slide ({", ".join(sorted(SLIDE_SUFFIXES))}); '
+                f'to search its subfolders, pass the glob "{path / "**" / "*.svs"}"'
             )
         return [(str(slide), slide) for slide in slides]
-    if _GLOB_SIGNS & set(argument) and not path.exists():
+    if _GLOB_CHARACTERS & set(argument) and not path.exists():
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - the pattern may be absolute
         if not matches:
-            raise UsageError(f'nothing matches "{argument}"')
+            raise UsageError(f'no file matches "{argument}"')
         return [(match, Path(match)) for match in matches if Path(match).is_file()]
     return [(argument, path)]
 
 
 def _one_of_each_series(paths: list[Path]) -> list[Path]:
+    """Keep the first file of each DICOM series, and all other files."""
     dicom = [path for path in paths if path.suffix.lower() == ".dcm"]
     if not dicom:
         return paths
-    from hagmil.runtime.slides.open import dicom_series  # OpenSlide is loaded only where a folder holds DICOM
+    from hagmil.runtime.slides.open import dicom_series  # loads OpenSlide
 
     seen: set[str] = set()
     first = set()
@@ -126,8 +127,8 @@ def _one_of_each_series(paths: list[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() != ".dcm" or path in first]
 
 
-def _identity(path: Path, shared: bool) -> str:
-    if not shared:
+def _slide_id(path: Path, stem_is_shared: bool) -> str:
+    if not stem_is_shared:
         return path.stem
     return f"{path.stem}-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
 
@@ -142,17 +143,17 @@ def _table_row(table: Path, row: TableRow, spacing_um: float | None) -> SlideReq
     if not slide_id or not given:
         raise UsageError(f'"{table}", line {line}: slide_id and path must not be empty')
     if Path(slide_id).name != slide_id:
-        raise UsageError(f'"{table}", line {line}: slide_id "{slide_id}" cannot be the name of a folder')
+        raise UsageError(f'"{table}", line {line}: slide_id "{slide_id}" is not a valid folder name')
     try:
-        own = float(text) if text else None
+        row_spacing_um = float(text) if text else None
     except ValueError as error:
-        raise UsageError(f'"{table}", line {line}: spacing_um "{text}" is no number') from error
-    if own is not None and own <= 0:
-        raise UsageError(f'"{table}", line {line}: spacing_um must be above 0, not {own}')
-    return SlideRequest(slide_id, given, table.parent / given, own if own is not None else spacing_um)
+        raise UsageError(f'"{table}", line {line}: spacing_um "{text}" is not a number') from error
+    if row_spacing_um is not None and row_spacing_um <= 0:
+        raise UsageError(f'"{table}", line {line}: spacing_um must be above 0, not {row_spacing_um}')
+    return SlideRequest(slide_id, given, table.parent / given, spacing_um if row_spacing_um is None else row_spacing_um)
 
 
 def _check_unique(requests: list[SlideRequest]) -> None:
-    double = [name for name, count in Counter(request.slide_id for request in requests).items() if count > 1]
-    if double:
-        raise UsageError(f"slide_id is not unique: {', '.join(sorted(double))}")
+    repeated = [name for name, count in Counter(request.slide_id for request in requests).items() if count > 1]
+    if repeated:
+        raise UsageError(f"slide_id is not unique: {', '.join(sorted(repeated))}")

@@ -1,4 +1,4 @@
-"""Versions of everything that a result depends on."""
+"""Versions of the software that a result depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hagmil.runtime.tiles.kernel import kernel_name
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of everything that a number may depend on."""
+    """Versions of Python, the tile kernel, and the packages that may change a number."""
     return {
         "python": platform.python_version(),
         "tile kernel": kernel_name(),

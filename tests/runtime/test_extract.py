@@ -1,4 +1,4 @@
-"""Extraction gives what inference will see: the whole quadtree, through the same reading and the same session."""
+"""Extraction gives the features of inference, for the whole quadtree."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_features_of_a_gpu_are_written_from_the_host(
+def test_features_of_a_gpu_are_copied_to_the_host(
     tissue_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = Gpu()
@@ -66,7 +66,7 @@ def test_features_of_a_gpu_are_written_from_the_host(
     assert gpu.copies_to_host == 3
 
 
-def test_rows_are_the_quadtree_s_at_every_stage(tissue_path: Path, backbone: Path) -> None:
+def test_rows_are_in_quadtree_order_at_every_stage(tissue_path: Path, backbone: Path) -> None:
     features = extract_slide(slide_requests([str(tissue_path)])[0], Extractor.open(backbone, OPTIONS, threads=1))
     coarse, middle, fine = features.stages
     assert [stage.patch_level0 for stage in features.stages] == [64, 32, 16]
@@ -76,7 +76,7 @@ def test_rows_are_the_quadtree_s_at_every_stage(tissue_path: Path, backbone: Pat
     np.testing.assert_allclose(middle.features, means, atol=0.02)
 
 
-def test_a_model_is_trained_on_what_it_will_see(tissue_path: Path, backbone: Path, small_bundle: Path) -> None:
+def test_extracted_features_are_those_of_the_cascade(tissue_path: Path, backbone: Path, small_bundle: Path) -> None:
     features = extract_slide(slide_requests([str(tissue_path)])[0], Extractor.open(backbone, OPTIONS, threads=1))
     model = load_model(small_bundle, threads=1)
     with open_slide(tissue_path) as slide:
@@ -88,7 +88,7 @@ def test_a_model_is_trained_on_what_it_will_see(tissue_path: Path, backbone: Pat
         np.testing.assert_allclose(outcome.attention, -stage.features[rows, 1], atol=1e-5)
 
 
-def test_the_file_says_which_slide_and_which_backbone(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
+def test_the_feature_file_identifies_slide_and_backbone(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
     extractor = Extractor.open(backbone, replace(OPTIONS, half=True), threads=1)
     (outcome,) = extract_many(slide_requests([str(tissue_path)]), extractor, tmp_path)
     assert outcome.status == "ok"
@@ -110,13 +110,15 @@ def test_a_slide_without_tissue_has_groups_of_zero_rows(backbone: Path, tmp_path
         assert stage.features.shape == (0, 3)
 
 
-def test_a_bad_slide_is_told_of_and_the_next_is_done(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
+def test_a_failed_slide_is_reported_and_the_next_is_extracted(
+    tissue_path: Path, backbone: Path, tmp_path: Path
+) -> None:
     requests = slide_requests([str(tmp_path / "gone.svs"), str(tissue_path)])
     outcomes = extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path / "features")
     assert [(outcome.status, outcome.code) for outcome in outcomes] == [("failed", "not_found"), ("ok", "")]
 
 
-def test_what_is_there_is_left_alone_unless_it_is_something_else(
+def test_existing_features_are_kept_if_they_come_from_the_same_backbone_and_stages(
     tissue_path: Path, backbone: Path, tmp_path: Path
 ) -> None:
     requests = slide_requests([str(tissue_path)])
@@ -125,18 +127,18 @@ def test_what_is_there_is_left_alone_unless_it_is_something_else(
     extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
     assert (tmp_path / "tissue.h5").stat().st_mtime_ns == written
     other = replace(OPTIONS, stages=parse_stages("1"))
-    with pytest.raises(DataError, match=r"there already.*--overwrite"):
+    with pytest.raises(DataError, match=r"exist already.*--overwrite"):
         extract_many(requests, Extractor.open(backbone, other, threads=1), tmp_path)
     extract_many(requests, Extractor.open(backbone, replace(other, overwrite=True), threads=1), tmp_path)
     assert read_features(tmp_path / "tissue.h5").header.stages == ("1um",)
 
 
-def test_a_backbone_of_any_size_must_be_told_the_patch_size(backbone: Path) -> None:
+def test_a_backbone_for_patches_of_any_size_needs_a_patch_size(backbone: Path) -> None:
     with pytest.raises(UsageError, match="--patch-px"):
         Extractor.open(backbone, replace(OPTIONS, patch_px=None))
 
 
-def test_an_altered_backbone_is_refused(backbone: Path, tmp_path: Path) -> None:
+def test_an_altered_backbone_is_rejected(backbone: Path, tmp_path: Path) -> None:
     for name in ("backbone.json", "backbone.onnx"):
         (tmp_path / name).write_bytes((backbone / name).read_bytes())
     (tmp_path / "backbone.onnx").write_bytes(b"something else")
@@ -145,7 +147,7 @@ def test_an_altered_backbone_is_refused(backbone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2,x", "1,2", "2,0", "1,1"])
-def test_stages_that_are_no_spacings_from_coarse_to_fine_are_refused(text: str) -> None:
+def test_stages_that_are_not_spacings_from_coarse_to_fine_are_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="stages"):
         parse_stages(text)
 

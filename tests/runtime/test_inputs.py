@@ -1,4 +1,4 @@
-"""What was typed becomes slides with unique ids, in the order given."""
+"""Arguments are resolved to slides with unique ids, in the order given."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def _touch(*paths: Path) -> None:
         path.touch()
 
 
-def test_files_keep_their_order_and_come_once(tmp_path: Path) -> None:
+def test_files_keep_their_order_and_duplicates_are_removed(tmp_path: Path) -> None:
     b, a = tmp_path / "b.svs", tmp_path / "a.svs"
     requests = slide_requests([str(b), str(a), str(b)])
     assert [request.slide_id for request in requests] == ["b", "a"]
     assert [request.given for request in requests] == [str(b), str(a)]
 
 
-def test_a_missing_file_stays_in_the_list(tmp_path: Path) -> None:
+def test_a_missing_file_is_kept(tmp_path: Path) -> None:
     assert slide_requests([str(tmp_path / "gone.svs")])[0].slide_id == "gone"
 
 
-def test_a_folder_gives_its_slides_and_nothing_else(tmp_path: Path) -> None:
+def test_a_folder_gives_the_slides_directly_inside_it(tmp_path: Path) -> None:
     _touch(tmp_path / "b.SVS", tmp_path / "a.tif", tmp_path / "labels.csv", tmp_path / "deeper" / "c.svs")
     assert [request.slide_id for request in slide_requests([str(tmp_path)])] == ["a", "b"]
 
@@ -38,19 +38,19 @@ def test_a_folder_of_a_dicom_series_gives_one_slide(shared: Path) -> None:
     assert "boxes_1" not in ids
 
 
-def test_a_glob_is_resolved_and_must_match(tmp_path: Path) -> None:
+def test_a_glob_is_resolved_and_must_match_a_file(tmp_path: Path) -> None:
     _touch(tmp_path / "b.svs", tmp_path / "a.svs")
     assert [request.slide_id for request in slide_requests([str(tmp_path / "*.svs")])] == ["a", "b"]
-    with pytest.raises(UsageError, match="nothing matches"):
+    with pytest.raises(UsageError, match="no file matches"):
         slide_requests([str(tmp_path / "*.ndpi")])
 
 
-def test_a_name_with_brackets_that_exists_is_no_glob(tmp_path: Path) -> None:
+def test_an_existing_file_with_brackets_in_its_name_is_not_a_glob(tmp_path: Path) -> None:
     _touch(tmp_path / "a[1].svs")
     assert slide_requests([str(tmp_path / "a[1].svs")])[0].slide_id == "a[1]"
 
 
-def test_slides_that_share_a_stem_get_ids_of_their_own_whatever_their_order(tmp_path: Path) -> None:
+def test_slides_with_the_same_stem_get_unique_ids_that_do_not_depend_on_their_order(tmp_path: Path) -> None:
     paths = [str(tmp_path / "x" / "a.svs"), str(tmp_path / "y" / "a.svs")]
     first = {request.given: request.slide_id for request in slide_requests(paths)}
     second = {request.given: request.slide_id for request in slide_requests(paths[::-1])}
@@ -59,7 +59,7 @@ def test_slides_that_share_a_stem_get_ids_of_their_own_whatever_their_order(tmp_
     assert all(name.startswith("a-") for name in first.values())
 
 
-def test_a_table_names_slides_and_their_spacings(tmp_path: Path) -> None:
+def test_a_table_gives_slides_and_their_spacings(tmp_path: Path) -> None:
     table = tmp_path / "slides.csv"
     table.write_text("slide_id,path,spacing_um\none,a.svs,0.25\ntwo,b.svs,\n")
     one, two = slide_requests([], table=table, spacing_um=0.5)
@@ -72,23 +72,23 @@ def test_a_table_names_slides_and_their_spacings(tmp_path: Path) -> None:
     [
         ("slide_id,file\na,a.svs\n", "has no column path"),
         ("slide_id,path\n,a.svs\n", "line 2: slide_id and path must not be empty"),
-        ("slide_id,path\n../a,a.svs\n", "cannot be the name of a folder"),
-        ("slide_id,path,spacing_um\na,a.svs,wide\n", 'line 2: spacing_um "wide" is no number'),
+        ("slide_id,path\n../a,a.svs\n", "is not a valid folder name"),
+        ("slide_id,path,spacing_um\na,a.svs,wide\n", 'line 2: spacing_um "wide" is not a number'),
         ("slide_id,path,spacing_um\na,a.svs,-1\n", "above 0"),
         ("slide_id,path\na,a.svs\na,b.svs\n", "slide_id is not unique: a"),
     ],
 )
-def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+def test_an_invalid_table_is_rejected(tmp_path: Path, text: str, complaint: str) -> None:
     table = tmp_path / "slides.csv"
     table.write_text(text)
     with pytest.raises(UsageError, match=complaint):
         slide_requests([], table=table)
 
 
-def test_nothing_an_empty_folder_and_a_spacing_of_zero_are_refused(tmp_path: Path) -> None:
+def test_no_slides_an_empty_folder_and_a_spacing_of_zero_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no slides given"):
         slide_requests([])
-    with pytest.raises(UsageError, match=r"holds no slide .*\*\*.\*\.svs"):
+    with pytest.raises(UsageError, match=r"contains no slide .*\*\*.\*\.svs"):
         slide_requests([str(tmp_path)])
     with pytest.raises(UsageError, match="above 0"):
         slide_requests([str(tmp_path / "a.svs")], spacing_um=0.0)

@@ -183,7 +183,7 @@ def test_a_slide_slightly_too_coarse_is_read_as_it_is_and_says_so(model: LoadedM
     path = save_pyramid(tmp_path / "coarse.tif", tissue_picture(), spacing_um=0.52)
     result = predict_one(_request(path), model, tmp_path / "out", PredictOptions())
     assert result.status == "ok"
-    assert "own 0.52 um/px" in result.warnings[0]
+    assert "spacing of 0.52 um/px" in result.warnings[0]
 
 
 def test_bad_slides_get_a_row_and_the_good_one_is_still_done(

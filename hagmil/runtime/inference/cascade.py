@@ -1,10 +1,10 @@
-"""The cascade: coarse to fine, reading only the children of kept patches (Xiong et al. 2023, section 3.2).
+"""The cascade: stages from coarse to fine that read only the children of kept patches (Xiong et al. 2023, section 3.2).
 
-1. The coarsest stage's candidates are the quadtree's cells that hold enough tissue.
-2. A stage's candidates are read, encoded, and given to the stage's model as one bag.
-3. The patches of highest attention are kept; equal scores keep their order. Kept patches stand in order of rank,
-   as in the published code: the order of a bag matters to its model.
-4. Their children are the next stage's candidates. Back to 2, until the last stage gives the verdict.
+1. The candidates of the coarsest stage are the cells of the quadtree that contain enough tissue.
+2. The candidates of a stage are read and encoded, and the stage's model gets them as one bag.
+3. The patches with the highest attention are kept; equal scores keep their order. Kept patches are sorted by rank, as
+   in the published code, because the model depends on the order of a bag.
+4. Their children are the candidates of the next stage. Continue with step 2 until the last stage gives the verdict.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from hagmil.spec import BAG
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """What one stage saw and said.
+    """What one stage read and what its model gave.
 
     Args:
-        geometry: its spacing and patch size on this slide.
-        coords: int64 (patches, 2), level-0 corners of all patches that it read, in the order of its bag.
-        outputs: what its model gave, by the contract's tensor names.
-        attention: float32 (patches,), one score a patch; higher is more.
-        kept: int64 (kept,), rows of ``coords`` whose children the next stage read, highest first; empty on the last.
+        geometry: the stage's spacing and patch size on this slide.
+        coords: int64 (patches, 2), level-0 top-left corners (x, y) of all patches, in the order of the bag.
+        outputs: outputs of the stage's model, by the tensor names of the contract.
+        attention: float32 (patches,), one score for each patch; higher means more attention.
+        kept: int64 (kept,), row numbers of ``coords`` whose children the next stage reads, highest attention first;
+            empty for the last stage.
     """
 
     geometry: StageGeometry
@@ -62,20 +63,20 @@ def run_cascade(
     keep: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[StageOutcome, ...]:
-    """Take one slide through all stages.
+    """Run all stages on one slide.
 
     Args:
         slide: an open slide that has a spacing.
         coords: int64 (patches, 2), the coarsest stage's patches; see ``lay_out``.
         model: the loaded bundle.
-        plan: geometry of its stages on this slide; see ``lay_out``.
+        plan: geometry of the model's stages on this slide; see ``lay_out``.
         options: batch size and reader threads.
-        clock: gets the seconds by step.
-        keep: patches kept at every stage but the last; the manifest's numbers where none is given.
+        clock: adds up the seconds of each step.
+        keep: patches kept at every stage but the last; None uses the manifest's numbers.
         progress: called after every batch of patches.
 
     Returns:
-        One outcome a stage, coarse to fine; the last holds the verdict.
+        One outcome for each stage, coarse to fine; the last gives the verdict.
 
     Raises:
         SlideFailed: a patch cannot be read.
@@ -102,7 +103,7 @@ def run_cascade(
         trim_heap()
         attention = patch_attention(outputs)
         last = index == len(plan) - 1
-        kept = highest(attention, 0 if last else keep or stage.keep or 0)  # step 3
+        kept = highest_rows(attention, 0 if last else keep or stage.keep or 0)  # step 3
         outcomes.append(StageOutcome(geometry, coords, outputs, attention, kept))
         if not last:
             factor = geometry.patch_level0 // plan[index + 1].patch_level0
@@ -110,12 +111,12 @@ def run_cascade(
     return tuple(outcomes)
 
 
-def highest(attention: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Rows of the highest scores, highest first; equal scores keep their order.
+def highest_rows(attention: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Row numbers of the highest scores, highest first; equal scores keep their order.
 
     Args:
         attention: float32 (patches,).
-        count: how many; all of them where there are fewer.
+        count: number of rows; all rows if there are fewer.
 
     Returns:
         int64 (min(count, patches),).
@@ -124,15 +125,15 @@ def highest(attention: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 def run_stage(session: Session, features: Any, name: str) -> dict[str, NDArray[np.float32]]:
-    """Give a bag to a stage's model.
+    """Run a stage's model on a bag.
 
     Args:
         session: the stage's session.
-        features: float32 (patches, dim), at least one row; NumPy's array or cupy's.
-        name: the stage's name, for messages.
+        features: float32 (patches, dim), at least one row; a NumPy or cupy array.
+        name: the stage's name, for error messages.
 
     Returns:
-        Its outputs by the contract's names, NumPy's arrays of float32.
+        The outputs by the tensor names of the contract, as NumPy arrays of float32.
 
     Raises:
         BundleError: an output is not finite.
@@ -141,5 +142,5 @@ def run_stage(session: Session, features: Any, name: str) -> dict[str, NDArray[n
     outputs = {key: np.asarray(to_host(value), np.float32) for key, value in session.run({BAG.name: bag}).items()}
     bad = [key for key, value in outputs.items() if not np.isfinite(value).all()]
     if bad:
-        raise BundleError(f"stage {name}: {', '.join(bad)} hold values that are not finite", code="not_finite")
+        raise BundleError(f"stage {name}: {', '.join(bad)} contain values that are not finite", code="not_finite")
     return outputs

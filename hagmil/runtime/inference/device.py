@@ -1,14 +1,15 @@
-"""Where patches and features live: on the host, or on a GPU through cupy.
+"""Memory of patches and features: on the host, or on a GPU through cupy.
 
 On a GPU:
 
-1. Patches are read into pinned memory, from which the GPU fetches them while the processor goes on.
-2. A batch is uploaded on a stream of its own while the backbone has the batch before it. Two arrays on the GPU take
-   turns: an upload first waits for whatever was asked of the GPU before it, so also for the run that read its array.
-3. A host buffer goes back to the readers when its upload is done.
-4. Features are gathered on the GPU, and stay there for the stage's model.
+1. Patches are read into pinned memory, so that uploads run asynchronously.
+2. A batch is uploaded on a separate stream while the backbone runs on the previous batch. Two arrays on the GPU
+   alternate. An upload first waits for all earlier work of the current stream, which includes the run that reads the
+   array it overwrites.
+3. A host buffer returns to the readers when its upload is complete.
+4. Features are collected on the GPU and stay there for the stage's model.
 
-What a stage's model gives goes to the host, for results need all of it: the patches of highest attention are chosen
+Outputs of a stage's model are copied to the host, because results need all of them; the patches to keep are chosen
 there.
 """
 
@@ -32,49 +33,49 @@ Batches = Generator[PatchBatch, None, None]
 
 
 class Device(Protocol):
-    """Where the arrays of one stage live."""
+    """The device whose memory contains the arrays of one stage."""
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Memory of the host that patches are read into: uint8 of this shape."""
+        """Allocate host memory for the readers: uint8 of this shape."""
 
     def upload_batches(self, batches: Batches) -> Batches:
-        """The same batches with their patches in this place; closes ``batches`` when it is closed."""
+        """Give the same batches with their patches on this device; closing the generator closes ``batches``."""
 
     def to_device(self, array: NDArray[Any]) -> Any:
-        """The array in this place."""
+        """Copy an array to this device, unless it is there."""
 
     def empty(self, shape: tuple[int, ...]) -> Any:
-        """A float32 array in this place, to be filled."""
+        """Allocate a float32 array on this device, not initialised."""
 
     def throttle(self) -> None:
-        """Wait until everything is done that was asked of this place before the last call."""
+        """Wait until all work submitted before the previous call is complete."""
 
 
 class Host:
-    """NumPy's arrays."""
+    """NumPy arrays on the host."""
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Plain memory."""
+        """Allocate ordinary memory."""
         return batch_buffer(shape)
 
     def upload_batches(self, batches: Batches) -> Batches:
-        """They are here."""
+        """Return the batches unchanged."""
         return batches
 
     def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
-        """It is here."""
+        """Return the array unchanged."""
         return array
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A NumPy array."""
+        """Allocate a NumPy array."""
         return np.empty(shape, np.float32)
 
     def throttle(self) -> None:
-        """Everything is done when its call returns."""
+        """Return at once, because work on the host is synchronous."""
 
 
 class Gpu:
-    """cupy's arrays on its present device, in the order of the stream that is its present one in the calling thread.
+    """cupy arrays on the current CUDA device. Work is ordered by the current stream of the calling thread.
 
     Args:
         cupy: the array module.
@@ -82,16 +83,16 @@ class Gpu:
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self._asked: Any = None
+        self._submitted: Any = None
 
     def buffers(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Step 1: pinned memory, off the vectors as that of the host is."""
+        """Allocate pinned memory (step 1), unaligned like that of the host; see ``unaligned``."""
         wanted = math.prod(shape) + SPARE_BYTES
         memory = self._cupy.cuda.alloc_pinned_memory(wanted)
         return unaligned(np.frombuffer(memory, np.uint8)[:wanted]).reshape(shape)
 
     def upload_batches(self, batches: Batches) -> Batches:
-        """Steps 2 and 3; asking for the next batch may overwrite one, after what the GPU was asked by then."""
+        """Steps 2 and 3. Requesting the next batch may overwrite a batch, after all GPU work submitted until then."""
         uploads = self._cupy.cuda.Stream(non_blocking=True)
         arrays: list[Any] = []
         before: PatchBatch | None = None
@@ -100,7 +101,7 @@ class Gpu:
                 for index, batch in enumerate(batches):
                     if len(arrays) < 2:
                         arrays.append(self._cupy.empty(batch.patches.shape, np.uint8))
-                    patches = arrays[index % 2][: len(batch.patches)]  # the last batch may be a short one
+                    patches = arrays[index % 2][: len(batch.patches)]  # the last batch may be shorter
                     uploads.wait_event(self._cupy.cuda.get_current_stream().record())
                     patches.set(batch.patches, stream=uploads)
                     if before is not None:
@@ -110,33 +111,33 @@ class Gpu:
                 if before is not None:
                     yield before
             finally:
-                uploads.synchronize()  # the buffers are not freed under an upload
+                uploads.synchronize()  # buffers must not be freed during an upload
 
     def to_device(self, array: NDArray[Any]) -> Any:
-        """A copy on the GPU."""
+        """Copy an array to the GPU."""
         return self._cupy.asarray(array)
 
     def empty(self, shape: tuple[int, ...]) -> Any:
-        """A cupy array."""
+        """Allocate a cupy array."""
         return self._cupy.empty(shape, np.float32)
 
     def throttle(self) -> None:
-        """Wait for an earlier call's work, while that of the last call keeps the GPU busy."""
-        earlier, self._asked = self._asked, self._cupy.cuda.get_current_stream().record()
+        """Wait for the work before the previous call; later work keeps the GPU busy meanwhile."""
+        earlier, self._submitted = self._submitted, self._cupy.cuda.get_current_stream().record()
         if earlier is not None:
             earlier.synchronize()
 
 
 def device_of(session: Session) -> Device:
-    """Where a session's inputs and outputs live best.
+    """The device on which a session takes inputs and gives outputs without a copy.
 
     Raises:
-        EnvironmentLacks: the session runs on a GPU and cupy is not installed.
+        EnvironmentLacks: the session runs on a GPU, and cupy is not installed.
     """
     return Gpu(require("cupy", extra="gpu")) if session.on_device else Host()
 
 
 def to_host(array: Any) -> NDArray[Any]:
-    """A NumPy array, whether it is one or is on a GPU; waits until it is there."""
+    """Convert a NumPy or cupy array to a NumPy array; waits for a copy from the GPU."""
     found: NDArray[Any] = array if isinstance(array, np.ndarray) else array.get()
     return found

@@ -1,4 +1,4 @@
-"""Patches of one stage to their features: the reading stream feeds the backbone, batch after batch."""
+"""Encode the patches of one stage: reader threads prepare batches for the backbone."""
 
 from __future__ import annotations
 
@@ -26,23 +26,21 @@ from hagmil.spec import BACKBONE_FEATURES, PATCHES
 
 _DEVICE_BATCH = 64
 _CPU_PIXELS = 1 << 20
-_LEAST_CPU_BATCH, _MOST_CPU_BATCH = 16, 64
+_MIN_CPU_BATCH, _MAX_CPU_BATCH = 16, 64
 
-_FEWEST_READERS, _MOST_READERS = 2, 8
+_MIN_READERS, _MAX_READERS = 2, 8
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """How patches are read and encoded; none of it changes a number beyond rounding.
+    """Settings for reading and encoding patches; they change features by rounding at most.
 
     Args:
-        batch_size: patches given to the backbone at once; None for what suits the provider and the patches: see
-            :func:`default_batch_size`.
-        reader_threads: threads that read patches; None for what suits the provider: see
-            :func:`reader_threads`.
-        tile_cache_bytes: decoded tiles kept while further patches need them; for one slide, all threads together.
+        batch_size: patches in one run of the backbone; None uses :func:`default_batch_size`.
+        reader_threads: threads that read patches; None chooses by the provider, see :func:`reader_threads`.
+        tile_cache_bytes: size of the cache of decoded tiles, for one slide and all threads together.
     """
 
     batch_size: int | None = None
@@ -62,7 +60,7 @@ def encode_patches(
     progress: Progress | None = None,
     stalls: StreamStalls | None = None,
 ) -> Any:
-    """Read patches and run the backbone on them.
+    """Read patches and encode them with the backbone.
 
     Args:
         slide: an open slide.
@@ -71,13 +69,13 @@ def encode_patches(
         backbone: the patch encoder's session.
         feature_dim: length of its feature vector.
         options: batch size and reader threads.
-        clock: gets the seconds that were spent waiting for patches (``read``) and encoding (``backbone``).
+        clock: adds up the seconds of waiting for patches (``read``) and encoding (``backbone``).
         progress: called after every batch.
-        stalls: gets the seconds that reader threads waited for the backbone.
+        stalls: adds up the seconds that reader threads waited for the backbone.
 
     Returns:
-        float32 (patches, dim), in the order of ``coords``, where the backbone runs: NumPy's array, or cupy's where it
-        is ``on_device``.
+        float32 (patches, dim), in the order of ``coords``; a NumPy array, or a cupy array if the backbone is
+        ``on_device``.
 
     Raises:
         SlideFailed: a patch cannot be read.
@@ -123,23 +121,23 @@ def read_batches(
     device: Device | None = None,
     stalls: StreamStalls | None = None,
 ) -> Generator[tuple[NDArray[np.int64], Any], None, None]:
-    """Read patches as they are read for the backbone: in the order that needs each tile for the shortest time.
+    """Read patches in batches, in the order in which each decoded tile is needed for the shortest time.
 
-    Close the generator (``contextlib.closing``) where the loop may end early.
+    Close the generator (``contextlib.closing``) if the loop may end early.
 
     Args:
         slide: an open slide.
         geometry: the stage's spacing and patch size on this slide.
         coords: int64 (patches, 2), level-0 top-left corners (x, y).
-        batch_size: rows of a batch; the last may have fewer.
+        batch_size: patches in a batch; the last batch may have fewer.
         threads: threads that read patches.
-        tile_cache_bytes: decoded tiles kept while further patches need them, all threads together.
-        device: where the patches shall be; the host where None.
-        stalls: gets the seconds that reader threads waited for a free buffer.
+        tile_cache_bytes: size of the cache of decoded tiles, all threads together.
+        device: device of the patches; None uses the host.
+        stalls: adds up the seconds that reader threads waited for a free buffer.
 
     Yields:
-        Rows of ``coords``, int64 (n,), and their patches, uint8 (n, patch_px, patch_px, 3), whose memory is used
-        again once the next batch is asked for.
+        Row numbers of ``coords``, int64 (n,), and their patches, uint8 (n, patch_px, patch_px, 3). The memory of the
+        patches is reused when the next batch is requested.
 
     Raises:
         SlideFailed: a patch cannot be read.
@@ -163,10 +161,10 @@ def read_batches(
 
 
 def default_batch_size(backbone: Session, patch_px: int) -> int:
-    """Patches given at once to a backbone, where nobody says.
+    """The default number of patches in one run of a backbone.
 
-    On a CPU about a million pixels, whose activations its cache still holds: 16 patches of 256, but 64 of 128 and
-    smaller ones, so that what a batch costs beside its patches does not show. On a device 64.
+    On a CPU, a batch has about a million pixels, so that activations stay in the cache: 16 patches of 256 pixels, or 64
+    patches of 128 pixels and less, where the constant cost of a batch is negligible. On a GPU, a batch has 64 patches.
 
     Args:
         backbone: the patch encoder.
@@ -174,61 +172,62 @@ def default_batch_size(backbone: Session, patch_px: int) -> int:
     """
     if backbone.on_device:
         return _DEVICE_BATCH
-    return min(max(_CPU_PIXELS // patch_px**2, _LEAST_CPU_BATCH), _MOST_CPU_BATCH)
+    return min(max(_CPU_PIXELS // patch_px**2, _MIN_CPU_BATCH), _MAX_CPU_BATCH)
 
 
 def reader_threads(options: EncodeOptions, backbone: Session) -> int:
-    """Threads that read patches: as many as were asked for, else what suits the provider.
+    """The number of threads that read patches.
 
-    On a CPU two: a reader is many times as fast as the backbone, which wants the cores. A device takes more patches a
-    second than two readers give, so all cores but one read for it, two at the least and eight at the most.
+    Without a setting, a CPU gets two threads: a reader is many times as fast as the backbone, which needs the cores. A
+    GPU encodes more patches per second than two threads read, so it gets all cores but one, at least two and at most
+    eight.
 
     Args:
-        options: what was asked for.
+        options: settings; ``reader_threads`` takes precedence.
         backbone: the patch encoder.
     """
     if options.reader_threads is not None:
         return options.reader_threads
     if not backbone.on_device:
-        return _FEWEST_READERS
-    return min(max(len(os.sched_getaffinity(0)) - 1, _FEWEST_READERS), _MOST_READERS)
+        return _MIN_READERS
+    return min(max(len(os.sched_getaffinity(0)) - 1, _MIN_READERS), _MAX_READERS)
 
 
 class _Encoder:
-    """The backbone on batches of patches, in smaller parts once the device's memory was too small for one.
+    """Runs the backbone on batches. If the device runs out of memory, this and later batches are split.
 
     Args:
         backbone: the patch encoder.
-        features: float32 (patches, dim), in the backbone's device; gets a row a patch.
+        features: float32 (patches, dim), on the backbone's device; filled row by row.
     """
 
     def __init__(self, backbone: Session, features: Any) -> None:
         self.features = features
         self._backbone = backbone
-        self._most: int | None = None
+        self._largest: int | None = None
 
     def encode(self, rows: NDArray[np.int64], patches: Any, *, last: bool) -> None:
-        """Features of a batch.
+        """Encode one batch.
 
         Args:
-            rows: int64 (n,), the rows that they are for.
-            patches: uint8 (n, height, width, 3), in the backbone's device.
-            last: whether no batch comes after it.
+            rows: int64 (n,), row numbers of ``features`` to fill.
+            patches: uint8 (n, height, width, 3), on the backbone's device.
+            last: whether this is the last batch.
 
         Raises:
-            EnvironmentLacks: the device's memory is too small for one patch (code ``out_of_memory``).
+            EnvironmentLacks: not enough memory for one patch (code ``out_of_memory``).
         """
         done = 0
         while done < len(rows):
-            part = slice(done, done + (self._most or len(rows)))
+            part = slice(done, done + (self._largest or len(rows)))
             count = len(rows[part])
             try:
                 outputs = self._backbone.run({PATCHES.name: patches[part]}, last=last and done + count == len(rows))
             except EnvironmentLacks as error:
                 if error.code != "out_of_memory" or count == 1:
                     raise
-                self._most = count // 2
-                _log.warning("out of memory with a batch of %d patches; going on with %d", count, self._most)
+                self._largest = count // 2
+                _log.warning("out of memory with a batch of %d patches; retrying with %d", count, self._largest)
                 continue
             self.features[rows[part]] = outputs[BACKBONE_FEATURES.name]
             done += count

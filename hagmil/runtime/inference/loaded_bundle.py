@@ -1,4 +1,4 @@
-"""A bundle with its sessions open: what the cascade runs."""
+"""A bundle with open sessions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hagmil.spec import PATCHES
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A bundle whose graphs are loaded.
+    """A bundle whose graphs are loaded. It may be used for many slides and from several threads at once.
 
     Args:
         bundle: the bundle.
         backbone: session of the patch encoder.
-        stages: session of each stage's model, coarse to fine.
+        stages: session of each stage model, coarse to fine.
     """
 
     bundle: Bundle
@@ -60,14 +60,14 @@ def load_model(
             raise UsageError(
                 f'bundle "{bundle.path}" is quantised for CPUs; pass --provider cpu, or export it in fp16 for TensorRT'
             )
-        from hagmil.runtime.sessions.engines import open_tensorrt  # TensorRT is imported only where it is asked for
+        from hagmil.runtime.sessions.engines import open_tensorrt  # imports TensorRT
 
-        opened = open_tensorrt(bundle, threads=threads, rebuild=rebuild, flavour=trt_flavour)
+        open_graph = open_tensorrt(bundle, threads=threads, rebuild=rebuild, flavour=trt_flavour)
     else:
-        opened = partial(_open_graph, bundle, provider, threads)
-    backbone = opened(manifest.backbone.onnx)
+        open_graph = partial(_open_graph, bundle, provider, threads)
+    backbone = open_graph(manifest.backbone.onnx)
     _check_patch_size(bundle, backbone)
-    stages = tuple(opened(stage.onnx) for stage in manifest.stages)
+    stages = tuple(open_graph(stage.onnx) for stage in manifest.stages)
     trim_heap()
     return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
 
@@ -78,7 +78,7 @@ def _open_graph(bundle: Bundle, provider: str, threads: int | None, graph: str) 
 
 
 def builtin_bundle() -> Path:
-    """The folder of the built-in demonstration model, which knows phantoms only."""
+    """The folder of the built-in demonstration model, which was trained on phantoms only."""
     return Path(__file__).resolve().parents[2] / "demo_bundle"
 
 
@@ -86,7 +86,7 @@ def _check_patch_size(bundle: Bundle, backbone: Session) -> None:
     shape = backbone.input_shapes.get(PATCHES.name)
     if shape is None or len(shape) != len(PATCHES.axes):
         raise BundleError(
-            f'bundle "{bundle.path}": its backbone has no input {PATCHES.name} of four axes', code="contract"
+            f'bundle "{bundle.path}": its backbone has no input {PATCHES.name} with four axes', code="contract"
         )
     patch_px = bundle.manifest.patch_px
     if any(isinstance(side, int) and side != patch_px for side in shape[1:3]):

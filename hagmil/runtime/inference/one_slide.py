@@ -1,6 +1,6 @@
-"""One slide looked at, in two parts: what comes before its patches, and the cascade over them.
+"""Prediction of one slide in two parts: preparation, and the cascade.
 
-The first part needs the slide alone and no device, so that a run over many slides may do it ahead of time.
+Preparation needs no device, so that a run over many slides can prepare the next slide in advance.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from hagmil.runtime.tissue.kernels import MaskKernels
 
 @dataclass(frozen=True, slots=True)
 class PreparedSlide:
-    """A slide before its first patch is read.
+    """An open slide whose coarsest patches are known.
 
     Args:
-        slide: open; whoever takes it through the cascade closes it.
-        plan: geometry of the model's stages on it.
+        slide: the open slide; :func:`run_slide` closes it.
+        plan: geometry of the model's stages on the slide.
         coords: int64 (patches, 2), the coarsest stage's patches.
         thumbnail: the background of the heatmap.
     """
@@ -46,7 +46,15 @@ class PreparedSlide:
 
 @dataclass(frozen=True, slots=True)
 class SlideOutcome:
-    """What was found on a slide, before it is written."""
+    """The outcome of the cascade on one slide.
+
+    Args:
+        verdict: the verdict of the last stage.
+        stages: the outcome of each stage, coarse to fine.
+        thumbnail: the background of the heatmap.
+        spacing_source: ``metadata`` or ``override``.
+        warnings: remarks for a person.
+    """
 
     verdict: Verdict
     stages: tuple[StageOutcome, ...]
@@ -58,20 +66,20 @@ class SlideOutcome:
 def prepare_slide(
     request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels | None, clock: StepClock
 ) -> PreparedSlide:
-    """Open a slide, mask its tissue, and lay out the coarsest stage.
+    """Open a slide, find its tissue, and lay out the coarsest stage.
 
     Args:
         request: the slide.
-        manifest: of the bundle that it goes through.
-        mask_kernels: what makes the mask; None chooses by its size.
-        clock: gets the seconds of ``open``, ``tissue`` and ``picture``.
+        manifest: the manifest of the bundle.
+        mask_kernels: implementation of the tissue mask; None chooses by its size.
+        clock: adds up the seconds of ``open``, ``tissue`` and ``picture``.
 
     Returns:
-        The slide, open.
+        The prepared slide, still open.
 
     Raises:
-        SlideRejected: it gives no spacing, is too coarse, or shows no tissue.
-        SlideFailed: it cannot be read.
+        SlideRejected: the slide gives no spacing, is too coarse, or has no tissue.
+        SlideFailed: the slide cannot be read.
     """
     with clock.step("open"):
         slide = open_slide(request.path, spacing_um=request.spacing_um)
@@ -99,14 +107,14 @@ def run_slide(
     clock: StepClock,
     progress: Progress | None = None,
 ) -> SlideOutcome:
-    """Take a prepared slide through the cascade, and close it.
+    """Run the cascade on a prepared slide, and close the slide.
 
     Args:
-        prepared: the slide.
+        prepared: the prepared slide.
         model: the loaded bundle.
         options: batch size and reader threads.
-        keep: patches kept at every stage but the last; the manifest's numbers where none is given.
-        clock: gets the seconds by step.
+        keep: patches kept at every stage but the last; None uses the manifest's numbers.
+        clock: adds up the seconds of each step.
         progress: called after every batch of patches.
 
     Raises:
@@ -123,8 +131,7 @@ def run_slide(
 
 
 def _thumbnail(slide: Slide, overview: Overview) -> Overview:
-    """What the heatmap is drawn on: the overview, no larger than it needs be, or a finer one where a small slide would
-    look blurred."""
+    """The background of the heatmap: the overview, reduced to the panel, or a finer read for a small slide."""
     if max(overview.pixels.shape) >= PANEL_PX:
         return shrink_overview(overview, max(overview.pixels.shape) // PANEL_PX)
     finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
@@ -137,6 +144,6 @@ def _warnings(manifest: Manifest, slide_spacing_um: float) -> tuple[str, ...]:
         return ()
     finest = manifest.stages[-1]
     return (
-        f"stage {finest.name} was read at the slide's own {slide_spacing_um:.4g} um/px, "
+        f"stage {finest.name} was read at the slide's spacing of {slide_spacing_um:.4g} um/px, "
         f"{1 / ratio - 1:.1%} coarser than the model's {finest.spacing_um:g}",
     )

@@ -1,8 +1,8 @@
-"""The next slide is opened and masked while the device works on the present one.
+"""Prepare the next slide while a GPU works on the current one.
 
-A bag is whole before its stage's model can say which patches come next, so within a slide there is nothing to read
-ahead. Between slides there is: opening, masking and laying out need no device, which would stand idle meanwhile. On a
-CPU nothing stands idle, and slides are prepared when their turn comes.
+Within a slide, nothing can be read in advance: the patches of a stage are known only after the previous stage's model
+has run. But opening the next slide and finding its tissue need no GPU, which would be idle meanwhile. A CPU is never
+idle, so there each slide is prepared when it is needed.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from hagmil.runtime.tissue.kernels import MaskKernels
 
 
 class SlidePrefetcher:
-    """Prepares slides one ahead of the one that is taken, in a thread of its own.
+    """Prepares slides in a thread, one slide in advance.
 
-    Use it as a context: however it is left, its thread has ended and no slide stays open that nobody took.
+    Use it as a context manager. On exit, the thread ends, and a prepared slide that was not taken is closed.
 
     Args:
-        requests: the slides that will be taken, in this order.
-        manifest: of the bundle that they go through.
-        mask_kernels: what makes masks; None chooses by their size.
+        requests: the slides, in the order in which they will be taken.
+        manifest: the manifest of the bundle.
+        mask_kernels: implementation of the tissue mask; None chooses by its size.
     """
 
     def __init__(
         self, requests: Sequence[SlideRequest], manifest: Manifest, mask_kernels: MaskKernels | None = None
     ) -> None:
         self._manifest, self._mask_kernels = manifest, mask_kernels
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hagmil-ahead")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hagmil-prefetch")
         self._waiting: Iterator[SlideRequest] = iter(requests)
         self._next: tuple[SlideRequest, StepClock, Future[PreparedSlide]] | None = None
         self._start_next()
 
     def take(self, request: SlideRequest, clock: StepClock) -> PreparedSlide:
-        """The next slide, as soon as it is prepared; the one after it is begun.
+        """Wait for the next slide, and start to prepare the one after it.
 
         Args:
-            request: the slide, the next of those that were announced.
-            clock: gets the seconds that its steps took, and those of waiting for them (``wait``).
+            request: the next of the requests.
+            clock: adds up the seconds of the slide's steps, and of waiting for them (``wait``).
 
         Raises:
-            SlideRejected, SlideFailed: as ``prepare``.
+            SlideRejected, SlideFailed: see :func:`~hagmil.runtime.inference.one_slide.prepare_slide`.
         """
         assert self._next is not None
-        announced, its_clock, prepared = self._next
-        assert announced == request
+        expected, slide_clock, prepared = self._next
+        assert request == expected
         with clock.step("wait"):
             error = prepared.exception()
         self._start_next()
-        for name, seconds in its_clock.seconds.items():
+        for name, seconds in slide_clock.seconds.items():
             clock.seconds[name] = clock.seconds.get(name, 0.0) + seconds
         if error is not None:
             raise error

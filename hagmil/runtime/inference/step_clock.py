@@ -1,4 +1,4 @@
-"""Seconds by step, so that a result can say where the time went."""
+"""Wall-clock seconds of each step, for the timing in a result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import perf_counter
 
 
 class StepClock:
-    """Adds up wall-clock seconds under the names of steps."""
+    """Adds up wall-clock seconds by step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -16,7 +16,7 @@ class StepClock:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Count the block's time under a name; steps do not nest."""
+        """Measure a block and add its time to a step. Steps do not nest."""
         start = perf_counter()
         try:
             yield
@@ -25,5 +25,5 @@ class StepClock:
 
     @property
     def total(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was created."""
         return perf_counter() - self._start

@@ -1,8 +1,8 @@
-"""From a model's outputs to a verdict: probabilities of the classes, and one attention score a patch.
+"""The verdict from a model's outputs: class probabilities, and one attention score for each patch.
 
-Labels in two layers give two verdicts: the fine one is the slide's verdict; the coarse one comes from HMIL's own
-coarse logits, or from the last coarse stage of a cascade. Beside them stands what the fine probabilities come to when
-they are summed into coarse classes, and whether the two verdicts agree.
+Two layers of labels give two verdicts. The fine one is the slide's verdict. The coarse one comes from HMIL's coarse
+logits, or from the second-to-last stage of a cascade. The fine probabilities are also summed into coarse classes, and
+the two verdicts are compared.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from hagmil.softmax import softmax
 from hagmil.spec import ATTENTION, COARSE_ATTENTION, COARSE_LOGITS, FINE_ATTENTION, FINE_LOGITS, LOGITS
 
 Outputs = dict[str, NDArray[np.float32]]
-"""What a stage's model gave, by the contract's names."""
+"""Outputs of a stage model, by the tensor names of the contract."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoarseVerdict:
-    """What is said of a slide in coarse classes.
+    """The verdict in coarse classes.
 
     Args:
-        prediction: the coarse class of highest probability.
-        probabilities: every coarse class's probability.
+        prediction: the coarse class with the highest probability.
+        probabilities: the probability of each coarse class.
         from_fine: the fine probabilities summed into coarse classes.
-        agrees: whether the fine verdict belongs to ``prediction``.
+        agrees: whether the fine prediction belongs to ``prediction``.
     """
 
     prediction: str
@@ -40,13 +40,13 @@ class CoarseVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the finest stage says of a slide.
+    """The verdict on a slide.
 
     Args:
-        prediction: the class of highest probability.
-        probabilities: every class's probability, in the order of the bundle's classes; with a hierarchy those of the
-            fine classes.
-        coarse: what is said in coarse classes; None where the bundle has no hierarchy.
+        prediction: the class with the highest probability.
+        probabilities: the probability of each class, in the order of the bundle's classes; with two layers of labels,
+            of the fine classes.
+        coarse: the verdict in coarse classes; None if the bundle has no hierarchy.
     """
 
     prediction: str
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ClassAttention:
-    """Where one class looks, of a model with an attention a class.
+    """The attention of one class, for models with one attention for each class.
 
     Args:
         layer: ``coarse`` or ``fine``.
@@ -70,15 +70,16 @@ class ClassAttention:
 
 
 def verdict_of(manifest: Manifest, outputs: Outputs, coarse_outputs: Outputs | None = None) -> Verdict:
-    """Read the verdict off the last stage's outputs.
+    """Compute the verdict from the last stage's outputs.
 
     Args:
         manifest: the bundle's manifest.
-        outputs: the last stage's outputs by the contract's names.
-        coarse_outputs: those of the stage before it, whose logits are coarse classes' in a cascade with a hierarchy.
+        outputs: outputs of the last stage.
+        coarse_outputs: outputs of the stage before it, whose logits are those of the coarse classes in a cascade with a
+            hierarchy; None if there is no such stage.
 
     Raises:
-        BundleError: the model gives another number of classes than the manifest names.
+        BundleError: the number of classes differs from the manifest's.
     """
     values = softmax(stage_logits(outputs), manifest.temperature)
     probabilities = _named(values, manifest.classes, "last stage")
@@ -91,7 +92,7 @@ def verdict_of(manifest: Manifest, outputs: Outputs, coarse_outputs: Outputs | N
 
 
 def class_attentions(hierarchy: Hierarchy | None, verdict: Verdict, outputs: Outputs) -> tuple[ClassAttention, ...]:
-    """Where the predicted classes look, the fine one first; nothing of a model with one attention for all classes."""
+    """The attention of the predicted fine and coarse class; empty for models with one attention for all classes."""
     if hierarchy is None or verdict.coarse is None or FINE_ATTENTION.name not in outputs:
         return ()
     fine, coarse = hierarchy.fine.index(verdict.prediction), hierarchy.coarse.index(verdict.coarse.prediction)
@@ -102,12 +103,12 @@ def class_attentions(hierarchy: Hierarchy | None, verdict: Verdict, outputs: Out
 
 
 def stage_logits(outputs: Outputs) -> NDArray[np.float32]:
-    """The logits (classes,) that a stage decides by: HMIL's are those of its fine classes."""
+    """The logits (classes,) of a stage's prediction; for HMIL those of the fine classes."""
     return outputs[FINE_LOGITS.name] if FINE_LOGITS.name in outputs else outputs[LOGITS.name]
 
 
 def patch_attention(outputs: Outputs) -> NDArray[np.float32]:
-    """One score a patch (patches,), higher is more: what is kept is chosen by it; HMIL's is its fine verdict's."""
+    """The attention (patches,) that decides which patches are kept; for HMIL that of the predicted fine class."""
     if FINE_ATTENTION.name in outputs:
         by_class: NDArray[np.float32] = outputs[FINE_ATTENTION.name]  # (fine, patches)
         return np.asarray(by_class[int(np.argmax(outputs[FINE_LOGITS.name]))], np.float32)
@@ -123,16 +124,16 @@ def _coarse_logits(outputs: Outputs, coarse_outputs: Outputs | None) -> NDArray[
 def _coarse_verdict(hierarchy: Hierarchy, fine: NDArray[np.float64], coarse: NDArray[np.float64]) -> CoarseVerdict:
     probabilities = _named(coarse, hierarchy.coarse, "coarse logits")
     summed = np.bincount(hierarchy.fine_to_coarse, fine, len(hierarchy.coarse)).astype(np.float64)
-    place = int(np.argmax(coarse))
+    predicted = int(np.argmax(coarse))
     return CoarseVerdict(
-        prediction=hierarchy.coarse[place],
+        prediction=hierarchy.coarse[predicted],
         probabilities=probabilities,
         from_fine=_named(summed, hierarchy.coarse, "hierarchy"),
-        agrees=hierarchy.fine_to_coarse[int(np.argmax(fine))] == place,
+        agrees=hierarchy.fine_to_coarse[int(np.argmax(fine))] == predicted,
     )
 
 
-def _named(values: NDArray[np.float64], classes: tuple[str, ...], what: str) -> dict[str, float]:
+def _named(values: NDArray[np.float64], classes: tuple[str, ...], source: str) -> dict[str, float]:
     if len(values) != len(classes):
-        raise BundleError(f"{what}: {len(values)} classes, the manifest names {len(classes)}", code="contract")
+        raise BundleError(f"{source}: {len(values)} classes, the manifest names {len(classes)}", code="contract")
     return {name: float(value) for name, value in zip(classes, values, strict=True)}

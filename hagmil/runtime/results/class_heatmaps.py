@@ -1,4 +1,4 @@
-"""One heatmap for each predicted class, of models with an attention a class: ``heatmap_<layer>_<class>.png``."""
+"""``heatmap_<layer>_<class>.png``: a heatmap of each predicted class, for models with attention for each class."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hagmil.runtime.results.heatmap import Caption, draw_heatmap
 from hagmil.runtime.slides.overview import Overview
 
 CLASS_HEATMAPS = "heatmap_*.png"
-"""What their names have in common."""
+"""Glob that matches the files."""
 
 
 def draw_class_heatmaps(
-    folder: Path, picture: Overview, outcome: StageOutcome, attentions: Sequence[ClassAttention], caption: Caption
+    folder: Path, thumbnail: Overview, outcome: StageOutcome, attentions: Sequence[ClassAttention], caption: Caption
 ) -> list[Path]:
-    """Draw where each of the predicted classes looks.
+    """Draw the attention of each predicted class.
 
     Args:
-        folder: where the files go.
-        picture: the whole slide, small.
-        outcome: the model's one stage.
-        attentions: of the predicted classes.
-        caption: of the slide's heatmap; its second line becomes layer and class.
+        folder: folder of the files.
+        thumbnail: the whole slide at low resolution.
+        outcome: the only stage of the model.
+        attentions: attention of the predicted classes.
+        caption: caption of the slide's heatmap; layer and class replace its second line.
 
     Returns:
         The files.
@@ -34,11 +34,11 @@ def draw_class_heatmaps(
     paths = []
     for found in attentions:
         paths.append(folder / class_heatmap_name(found.layer, found.name))
-        words = replace(caption, verdict=f"{found.layer} class {found.name}: where it looks")
-        draw_heatmap(paths[-1], picture, [replace(outcome, attention=found.attention)], words)
+        class_caption = replace(caption, verdict=f"attention of the {found.layer} class {found.name}")
+        draw_heatmap(paths[-1], thumbnail, [replace(outcome, attention=found.attention)], class_caption)
     return paths
 
 
 def class_heatmap_name(layer: str, name: str) -> str:
-    """The file of one class's heatmap; what no file's name should hold becomes an underscore."""
+    """The file name of one class's heatmap; characters other than letters, digits, dots and hyphens become ``_``."""
     return f"heatmap_{layer}_{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.png"

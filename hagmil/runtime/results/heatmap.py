@@ -1,9 +1,10 @@
-"""heatmap.png: where the model looked, how strongly, and what it says, for a person who reads slides.
+"""heatmap.png: the slide, the regions that each stage read, the attention, and the verdict.
 
-1. Left the slide as it is, with the outline of what each stage read; right the same slide under its attention.
-2. Scores of two stages come from two models and cannot be compared. So each stage has its own part of the colour bar,
-   and within it the rank of a patch among the patches of its stage: a region that was read again at a finer stage
-   stands higher on the bar than any that was not.
+1. The left panel shows the slide with the outline of the regions that each stage read; the right panel shows the slide
+   under its attention.
+2. Attention scores of two stages come from two models and cannot be compared. Each stage therefore has its own part of
+   the colour bar, and a patch is coloured by its rank among the patches of its stage. A region that a finer stage read
+   is always higher on the bar than one that only coarser stages read.
 3. Finer stages are painted over coarser ones.
 """
 
@@ -37,13 +38,13 @@ _OUTLINES = ((90, 90, 90), (0, 92, 230), (214, 40, 40), (140, 30, 160), (0, 130,
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """The words around the picture.
+    """The text around the heatmap.
 
     Args:
         title: the slide.
-        verdict: what the model says.
-        details: the model's other probabilities, or the like; one line.
-        notice: who may use it for what.
+        verdict: the prediction and its probability.
+        details: one line with all probabilities.
+        notice: the intended use.
     """
 
     title: str
@@ -53,13 +54,13 @@ class Caption:
 
 
 def draw_heatmap(path: Path, overview: Overview, outcomes: Sequence[StageOutcome], caption: Caption) -> None:
-    """Draw the heatmap and write it as PNG, whole or not at all.
+    """Draw the heatmap and write it as PNG, atomically.
 
     Args:
         path: the file to write.
-        overview: the whole slide, small.
+        overview: the whole slide at low resolution.
         outcomes: the stages, coarse to fine.
-        caption: the words around the picture.
+        caption: the text around the heatmap.
     """
     small, scale = _fit(overview)
     width, height = small.size
@@ -75,19 +76,19 @@ def draw_heatmap(path: Path, overview: Overview, outcomes: Sequence[StageOutcome
     _draw_outline_legend(draw, left, top + height + 44, outcomes)
     _draw_colour_bar(canvas, right, top + height + 20, width, outcomes)
     with atomic_path(path) as temporary:
-        canvas.save(temporary, "PNG", compress_level=1)  # half the time of the default, and no larger
+        canvas.save(temporary, "PNG", compress_level=1)  # takes half the time of the default, and the file is no larger
 
 
-def heat_of(attention: NDArray[np.float32], stage: int, stages: int) -> NDArray[np.float64]:
-    """Where a stage's scores stand on the colour bar (step 2).
+def colour_bar_positions(attention: NDArray[np.float32], stage: int, stages: int) -> NDArray[np.float64]:
+    """Positions of a stage's scores on the colour bar (step 2).
 
     Args:
         attention: float32 (patches,), one stage's scores.
         stage: 0 is the coarsest.
-        stages: how many there are.
+        stages: the number of stages.
 
     Returns:
-        float64 (patches,), within [stage / stages, (stage + 1) / stages]; equal scores stand equal.
+        float64 (patches,), within [stage / stages, (stage + 1) / stages]; equal scores have equal positions.
     """
     if len(attention) == 1:
         return np.array([(stage + 1) / stages])
@@ -95,15 +96,15 @@ def heat_of(attention: NDArray[np.float32], stage: int, stages: int) -> NDArray[
     return np.asarray((stage + below / (len(attention) - 1)) / stages, np.float64)
 
 
-def colours_of(heat: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The colour bar's colours, uint8 (n, 3), of values in 0 .. 1."""
+def colours_of(positions: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colours, uint8 (n, 3), of positions on the colour bar in 0 .. 1."""
     stops = np.linspace(0.0, 1.0, len(_COLOUR_STOPS))
-    channels = [np.interp(heat, stops, _COLOUR_STOPS[:, channel]) for channel in range(3)]
+    channels = [np.interp(positions, stops, _COLOUR_STOPS[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def _fit(overview: Overview) -> tuple[Image.Image, float]:
-    """The overview no larger than a panel, and level-0 pixels per pixel of it."""
+    """Resize the overview to the panel; also gives the level-0 pixels per panel pixel."""
     image = Image.fromarray(overview.pixels)
     factor = PANEL_PX / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -112,7 +113,7 @@ def _fit(overview: Overview) -> tuple[Image.Image, float]:
 
 
 def _squares(outcome: StageOutcome, scale: float) -> NDArray[np.int64]:
-    """Each patch as (left, top, right, bottom) in panel pixels, int64 (patches, 4)."""
+    """Patches as (left, top, right, bottom) in panel pixels, int64 (patches, 4)."""
     corners = np.hstack((outcome.coords, outcome.coords + outcome.geometry.patch_level0))
     return np.rint(corners / scale).astype(np.int64)
 
@@ -128,7 +129,7 @@ def _outlined(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float
 
 
 def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a region that touch its outside, two pixels wide."""
+    """The border of a region, two pixels wide."""
     padded = np.pad(inside, 2)
     core = inside.copy()
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1), (-2, 0), (2, 0), (0, -2), (0, 2)):
@@ -141,7 +142,7 @@ def _heated(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float) 
     paint = np.zeros_like(pixels)
     covered = np.zeros(pixels.shape[:2], bool)
     for index, outcome in enumerate(outcomes):  # step 3
-        colours = colours_of(heat_of(outcome.attention, index, len(outcomes)))
+        colours = colours_of(colour_bar_positions(outcome.attention, index, len(outcomes)))
         for (x0, y0, x1, y1), colour in zip(_squares(outcome, scale), colours, strict=True):
             area = np.s_[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
             paint[area], covered[area] = colour, True
@@ -178,8 +179,8 @@ def _draw_outline_legend(draw: ImageDraw.ImageDraw, x: int, y: int, outcomes: Se
     for index, outcome in enumerate(outcomes):
         top = y + 22 * index
         draw.rectangle((x, top + 2, x + 14, top + 16), outline=_OUTLINES[index % len(_OUTLINES)], width=2)
-        words = f"read at {outcome.geometry.spacing_um:g} um/px: {len(outcome.coords)} patches"
-        draw.text((x + 22, top), words, fill=_INK, font=_font(14))
+        label = f"read at {outcome.geometry.spacing_um:g} um/px: {len(outcome.coords)} patches"
+        draw.text((x + 22, top), label, fill=_INK, font=_font(14))
 
 
 def _draw_colour_bar(canvas: Image.Image, x: int, y: int, width: int, outcomes: Sequence[StageOutcome]) -> None:
@@ -193,7 +194,7 @@ def _draw_colour_bar(canvas: Image.Image, x: int, y: int, width: int, outcomes: 
         draw.text((start + 2, y + 22), f"{outcome.geometry.spacing_um:g} um/px", fill=_INK, font=_font(14))
         draw.text((start + 2, y + 40), "low to high", fill=_FAINT, font=_font(12))
     draw.line((x + width - 1, y - 3, x + width - 1, y + 19), fill=_INK)
-    words = "Attention: rank of a patch among those of its stage; finer stages lie over coarser ones."
+    words = "Attention: rank of a patch among the patches of its stage; finer stages cover coarser ones."
     draw.text((x, y + 66), _shortened(draw, words, width, 13), fill=_FAINT, font=_font(13))
 
 

@@ -14,9 +14,14 @@ from hagmil.runtime.results.result import REGIONS_NAME
 
 
 def write_regions(folder: Path, outcomes: Sequence[StageOutcome]) -> None:
-    """Write ``regions.geojson``: the squares that each stage kept, for QuPath and other viewers.
+    """Write ``regions.geojson``.
 
-    Polygons are in level-0 pixels; each carries its stage, its rank there (1 is the highest) and its attention.
+    Each kept patch is a polygon in level-0 pixels with its stage, its attention, and its rank in the stage (1 is the
+    highest).
+
+    Args:
+        folder: folder of the file.
+        outcomes: the stages, coarse to fine.
     """
     features = [
         _square(outcome, int(row), rank) for outcome in outcomes for rank, row in enumerate(outcome.kept, start=1)

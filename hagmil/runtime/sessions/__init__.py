@@ -1,6 +1,6 @@
-"""Inference sessions: one protocol, and the one place that decides which engine runs a graph.
+"""Inference sessions: one protocol for all providers.
 
-A provider is what was asked for or an error; nothing here falls back to another.
+If the requested provider is missing, opening a session fails; it never uses another provider instead.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 
 class Session(Protocol):
-    """One graph, ready to run."""
+    """A loaded graph. Several threads may run it at once."""
 
     @property
     def provider(self) -> str:
-        """The execution provider that runs the graph, as its library names it."""
+        """The provider that runs the graph, as its library names it."""
 
     @property
     def input_shapes(self) -> dict[str, tuple[str | int, ...]]:
-        """The shape of every input; words are dynamic axes."""
+        """The shape of every input; a dynamic axis is given by its name."""
 
     @property
     def on_device(self) -> bool:
-        """Whether cupy's arrays go in where they are, and the outputs then are cupy's, too."""
+        """Whether the session takes cupy arrays without a copy; the outputs are then cupy arrays too."""
 
     def run(self, inputs: dict[str, NDArray[np.generic]], *, last: bool = False) -> dict[str, NDArray[np.generic]]:
         """Run the graph once.
 
         Args:
-            inputs: an array for every input, by its name; where ``on_device`` is true they may all be cupy's.
-            last: whether the next run is long in coming: memory that was kept for it is given back.
+            inputs: an array for every input, by its name; all NumPy arrays, or all cupy arrays if ``on_device``.
+            last: whether no run follows soon; memory that is kept between runs is then released.
 
         Returns:
-            An array for every output, by its name: of NumPy where the inputs are, else of cupy.
+            An array for every output, by its name; NumPy or cupy arrays like the inputs.
 
         Raises:
-            EnvironmentLacks: the device has too little memory (code ``out_of_memory``).
+            EnvironmentLacks: not enough memory on the device (code ``out_of_memory``).
             BundleError: the graph cannot run on these inputs.
         """
 
 
 def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = None, many_runs: bool = False) -> Session:
-    """Load a graph on the provider that was asked for.
+    """Load a graph on the requested provider.
 
     Args:
         onnx: the graph's file.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
-        threads: threads inside one run on the CPU; as many as there are cores where none are given.
-        many_runs: whether it will run again and again on inputs of one shape, while other threads prepare the next:
-            then memory is kept from one run to the next, up to one that is said to be the last, and no core is kept
-            busy by waiting.
+        threads: threads of one run on the CPU; None uses all cores.
+        many_runs: whether the graph runs many times on inputs of one shape while other threads prepare the next inputs.
+            The session then keeps memory between runs, until a run with ``last``, and its threads do not spin while
+            they wait.
 
     Raises:
         UsageError: no such provider.
-        EnvironmentLacks: the provider, or ONNX Runtime itself, is not on this machine.
+        EnvironmentLacks: the provider or ONNX Runtime is missing on this machine.
         BundleError: the graph cannot be loaded.
     """
     if provider not in PROVIDERS:
         raise UsageError(f'no provider "{provider}"; choose one of {", ".join(PROVIDERS)}')
-    from hagmil.runtime.sessions.onnx import OnnxSession  # onnxruntime is imported only where a graph is run
+    from hagmil.runtime.sessions.onnx import OnnxSession  # imports onnxruntime
 
     return OnnxSession(onnx, provider=provider, threads=threads, many_runs=many_runs)

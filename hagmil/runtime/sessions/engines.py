@@ -1,12 +1,12 @@
-"""Which door ``--provider tensorrt`` goes through, and rebuilding engines that do not fit.
+"""Choose how ``--provider tensorrt`` runs a bundle, and rebuild engines that do not fit.
 
-1. Engines of the bundle that fit this machine: flavour, version, compute capability, and the digest of their graph, for
-   every graph of it.
-2. Where they do not, and rebuilding was asked for: engines built here, kept in the cache under their identity.
-3. Else ONNX Runtime's own TensorRT provider, with its cache; that the bundle's engines were left aside is logged.
-4. Where there is none of these, an error that says why not.
+1. Use the engines of the bundle if there is one for every graph that fits this machine: flavour, version, compute
+   capability, and digest of the graph.
+2. Otherwise, with ``--rebuild``, build engines and keep them in the cache.
+3. Otherwise, use the TensorRT provider of ONNX Runtime with its cache, and log why the bundle's engines are not used.
+4. Otherwise, raise an error with the reasons.
 
-One door serves all graphs of a bundle, and the result names it.
+All graphs of a bundle run in the same way, and the result names it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class EngineSet:
     """An engine for every graph of a bundle.
 
     Args:
-        flavour: the TensorRT that loads them.
-        entries: what they are bound to, by the graph's file name.
-        paths: where they are, by the graph's file name.
+        flavour: the TensorRT that loads the engines.
+        entries: manifest entries of the engines, by the graph's file name.
+        paths: files of the engines, by the graph's file name.
     """
 
     flavour: Flavour
@@ -54,19 +54,19 @@ class EngineSet:
 
 
 class CachedEngine(FrozenModel):
-    """What lies beside an engine in the cache."""
+    """The JSON file beside an engine in the cache."""
 
     entry: EngineEntry
     file: FileEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What was found for ``--provider tensorrt``.
+class EngineChoice:
+    """The engines for ``--provider tensorrt``.
 
     Args:
-        engines: an engine for every graph; None where there is none that fits.
-        reasons: why the bundle's engines were left aside; empty where it has none.
+        engines: an engine for every graph; None if no engines fit.
+        reasons: why the bundle's engines do not fit; empty if it has none.
     """
 
     engines: EngineSet | None
@@ -74,40 +74,40 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitness:
-    """Whether one engine of a bundle may be used on this machine.
+class EngineFitness:
+    """Whether one engine of a bundle fits this machine.
 
     Args:
         entry: the engine.
-        problem: why it may not; None where it may.
+        problem: why it does not fit; None if it fits.
     """
 
     entry: EngineEntry
     problem: str | None
 
 
-def engine_fitness(bundle: Bundle) -> tuple[Fitness, ...]:
-    """Hold every engine of a bundle against this machine, without loading any.
+def engine_fitness(bundle: Bundle) -> tuple[EngineFitness, ...]:
+    """Check whether each engine of a bundle fits this machine, without loading it.
 
     Args:
         bundle: an open bundle.
 
     Returns:
-        One answer an engine, in the manifest's order.
+        One entry for each engine, in the manifest's order.
     """
     if not bundle.manifest.engines:
         return ()
     try:
         capability = device_capability()
     except EnvironmentLacks as error:
-        return tuple(Fitness(entry, error.message) for entry in bundle.manifest.engines)
+        return tuple(EngineFitness(entry, error.message) for entry in bundle.manifest.engines)
     flavours = {flavour.name: flavour for flavour in installed_flavours()}
     return tuple(
-        Fitness(
+        EngineFitness(
             entry,
             engine_mismatch(entry, flavours[entry.flavour], capability, bundle.manifest.files[entry.graph].sha256)
             if entry.flavour in flavours
-            else f'it is of {entry.flavour}, which is not installed; run: pip install "hagmil[{entry.flavour}]"',
+            else f'it needs {entry.flavour}, which is not installed; run: pip install "hagmil[{entry.flavour}]"',
         )
         for entry in bundle.manifest.engines
     )
@@ -121,21 +121,21 @@ def open_tensorrt(
     flavour: str | None = None,
     cache: Path | None = None,
 ) -> Opener:
-    """Choose the door for a bundle's graphs.
+    """Choose how to run a bundle's graphs.
 
     Args:
-        bundle: an open bundle, whose files were verified.
+        bundle: an open bundle with verified files.
         threads: threads of ONNX Runtime on the CPU.
-        rebuild: build the engines that do not fit; those built before are taken from the cache.
-        flavour: ``tensorrt`` or ``tensorrt-rtx``; whichever is installed where None.
-        cache: folder of engines that are built here.
+        rebuild: build engines if the bundle's do not fit; engines that were built before come from the cache.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``; None uses the installed one.
+        cache: folder of the engines that are built; None uses the default folder.
 
     Returns:
         A function that opens the session of a graph, by the graph's file name.
 
     Raises:
-        EnvironmentLacks: neither engines that fit nor ONNX Runtime's TensorRT provider; the message says why.
-        UsageError: no such flavour, or both are installed and one must be chosen to rebuild.
+        EnvironmentLacks: no engines fit and ONNX Runtime has no TensorRT provider; the message gives the reasons.
+        UsageError: no such flavour, or both are installed and ``rebuild`` needs a choice.
         BundleError: an engine cannot be built.
     """
     cache = cache or default_cache()
@@ -143,44 +143,46 @@ def open_tensorrt(
     if choice.engines is not None:
         engines = choice.engines
         return lambda graph: _engine_session(bundle, engines, graph)
-    aside = f"the bundle's TensorRT engines do not fit: {'; '.join(choice.reasons)}" if choice.reasons else ""
+    misfit_reason = f"the bundle's TensorRT engines do not fit: {'; '.join(choice.reasons)}" if choice.reasons else ""
     if "tensorrt" not in available_providers():  # step 4
         raise EnvironmentLacks(
-            f'provider "tensorrt" was asked for, but {aside or "the bundle has no TensorRT engines"}, and this '
+            f'provider "tensorrt" cannot be used: {misfit_reason or "the bundle has no TensorRT engines"}, and this '
             "machine's ONNX Runtime has no TensorRT provider; pass --rebuild, or export the bundle with --trt",
             code="provider_missing",
         )
-    if aside:
-        _log.warning("%s; ONNX Runtime's TensorRT provider runs instead; --rebuild builds engines that fit", aside)
+    if misfit_reason:
+        _log.warning(
+            "%s; using ONNX Runtime's TensorRT provider instead; --rebuild builds engines that fit", misfit_reason
+        )
     return lambda graph: _onnx_session(bundle, graph, threads, cache)
 
 
-def choose_engines(bundle: Bundle, *, rebuild: bool, flavour: str | None, cache: Path) -> Choice:
+def choose_engines(bundle: Bundle, *, rebuild: bool, flavour: str | None, cache: Path) -> EngineChoice:
     """Steps 1 and 2; the arguments are those of :func:`open_tensorrt`."""
     if rebuild:
         builder, capability = choose_flavour(flavour), device_capability()
         fitting = fitting_engines(bundle, builder, capability)
-        return fitting if fitting.engines else Choice(_rebuild(bundle, builder, capability, cache))
+        return fitting if fitting.engines else EngineChoice(_rebuild(bundle, builder, capability, cache))
     if not bundle.manifest.engines:
-        return Choice(None)
+        return EngineChoice(None)
     try:
         flavours = (choose_flavour(flavour),) if flavour else installed_flavours()
         capability = device_capability()
     except EnvironmentLacks as error:
-        return Choice(None, (error.message,))
-    choices = [fitting_engines(bundle, one, capability) for one in flavours]
+        return EngineChoice(None, (error.message,))
+    choices = [fitting_engines(bundle, each, capability) for each in flavours]
     reasons = tuple(reason for choice in choices for reason in choice.reasons)
     fits = next((choice for choice in choices if choice.engines is not None), None)
-    return fits or Choice(None, reasons or ("no TensorRT is installed",))
+    return fits or EngineChoice(None, reasons or ("no TensorRT is installed",))
 
 
-def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> Choice:
-    """Step 1: an engine of the bundle's for every graph, or why there is none.
+def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> EngineChoice:
+    """Step 1: choose an engine of the bundle for every graph, or give the reasons why none fits.
 
     Args:
         bundle: an open bundle.
-        flavour: the TensorRT that would load them.
-        capability: compute capability of the GPU that would run them.
+        flavour: the TensorRT to load the engines with.
+        capability: compute capability of the GPU.
     """
     entries: dict[str, EngineEntry] = {}
     reasons: list[str] = []
@@ -190,12 +192,14 @@ def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> Choice
         problems = [engine_mismatch(entry, flavour, capability, onnx_sha256) for entry in candidates]
         fits = [entry for entry, problem in zip(candidates, problems, strict=True) if problem is None]
         if fits:
-            entries[graph] = fits[-1]  # the one that was added last
+            entries[graph] = fits[-1]  # the one added last
         else:
             reasons.append(f"{graph}: {problems[-1] if problems else 'it has no engine'}")
     if reasons:
-        return Choice(None, tuple(reasons))
-    return Choice(EngineSet(flavour, entries, {graph: bundle.file(entry.file) for graph, entry in entries.items()}))
+        return EngineChoice(None, tuple(reasons))
+    return EngineChoice(
+        EngineSet(flavour, entries, {graph: bundle.file(entry.file) for graph, entry in entries.items()})
+    )
 
 
 def _onnx_session(bundle: Bundle, graph: str, threads: int | None, cache: Path) -> OnnxSession:
@@ -210,9 +214,9 @@ def provider_options(folder: Path, precision: Precision, profiles: tuple[Profile
     """Options of ONNX Runtime's TensorRT provider.
 
     Args:
-        folder: its cache of engines and timings, for one graph.
-        precision: of the graph; the provider computes in half precision only where it is told so.
-        profiles: the shapes that it shall expect; it has one profile, which spans them all.
+        folder: cache of engines and timings for one graph.
+        precision: precision of the graph; the provider uses half precision only with an option.
+        profiles: profiles of the input shapes; the provider gets a single profile that spans them all.
     """
     first, last = profiles[0], profiles[-1]
     return {
@@ -221,13 +225,13 @@ def provider_options(folder: Path, precision: Precision, profiles: tuple[Profile
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
-        "trt_profile_min_shapes": ",".join(f"{name}:{_by(shapes.minimum)}" for name, shapes in first.items()),
-        "trt_profile_opt_shapes": ",".join(f"{name}:{_by(shapes.optimum)}" for name, shapes in first.items()),
-        "trt_profile_max_shapes": ",".join(f"{name}:{_by(shapes.maximum)}" for name, shapes in last.items()),
+        "trt_profile_min_shapes": ",".join(f"{name}:{_dimensions(shapes.minimum)}" for name, shapes in first.items()),
+        "trt_profile_opt_shapes": ",".join(f"{name}:{_dimensions(shapes.optimum)}" for name, shapes in first.items()),
+        "trt_profile_max_shapes": ",".join(f"{name}:{_dimensions(shapes.maximum)}" for name, shapes in last.items()),
     }
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _dimensions(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
@@ -248,7 +252,7 @@ def _graphs(bundle: Bundle) -> tuple[str, ...]:
 
 
 def _rebuild(bundle: Bundle, flavour: Flavour, capability: str, cache: Path) -> EngineSet:
-    """Step 2: engines for the GPU here, from the cache where they were built before."""
+    """Step 2: engines for this GPU, from the cache if they were built before."""
     profiles = bundle_profiles(bundle.manifest) | {entry.graph: entry.profiles for entry in bundle.manifest.engines}
     entries: dict[str, EngineEntry] = {}
     for graph in _graphs(bundle):
@@ -261,7 +265,7 @@ def _rebuild(bundle: Bundle, flavour: Flavour, capability: str, cache: Path) -> 
 def _cached(
     cache: Path, flavour: Flavour, capability: str, onnx_sha256: str, profiles: tuple[Profile, ...]
 ) -> EngineEntry | None:
-    """An engine of the cache that fits and is intact; None where there is none."""
+    """An intact engine of the cache that fits, or None."""
     for path in sorted(cache.glob(f"*.{onnx_sha256[:DIGEST_LETTERS]}.json")):
         try:
             known = CachedEngine.model_validate_json(path.read_bytes())

@@ -1,12 +1,13 @@
 """Sessions on TensorRT engines.
 
-1. Load: the library says whether the engine is for this machine, the engine whether it has the contract's tensors.
-2. Choose the first profile that holds the inputs' shapes; set shapes, and let the engine infer the outputs'.
-3. Arrays on the host are copied to device buffers that only grow; arrays on the device are read where they are.
-4. Run on a stream of the thread's own, after whatever the caller's stream did with that memory before.
-5. Host in, host out; device in, device out, without a copy through the host: the caller's stream waits instead.
+1. Load the engine, and check that it is valid on this machine and has the tensors of the contract.
+2. Choose the first profile that covers the input shapes, set the shapes, and infer those of the outputs.
+3. Copy host arrays to device buffers, which only grow; use device arrays without a copy.
+4. Run on a stream of the calling thread, after the earlier work of the caller's stream on that memory.
+5. Host inputs give host outputs. Device inputs give device outputs without a copy through the host; the caller's stream
+   waits for them.
 
-A context may run in one thread at a time, so each thread has its own, with its stream and buffers.
+A context may run in one thread at a time, so each thread has its own context, stream and buffers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hagmil._optional import require
 from hagmil._tensorrt.flavour import Flavour
@@ -40,15 +40,16 @@ class TensorRtSession:
     """One TensorRT engine; see :class:`hagmil.runtime.sessions.Session`.
 
     Args:
-        engine: the engine's file; that it is the one that was meant (its digest) must have been checked.
+        engine: the engine's file, whose digest the caller has checked.
         flavour: the TensorRT that built it.
-        inputs: the contract's inputs of its graph.
-        outputs: the contract's outputs of its graph.
-        version_compatible: whether to let the engine bring code for other versions of TensorRT.
+        inputs: inputs of its graph in the contract.
+        outputs: outputs of its graph in the contract.
+        version_compatible: whether to allow host code in the engine, which engines for other versions of TensorRT
+            need.
 
     Raises:
-        EnvironmentLacks: cupy is missing, or the engine is not for this machine; the message says why.
-        BundleError: the engine has not the contract's tensors.
+        EnvironmentLacks: cupy is missing, or the engine does not fit this machine; the message gives the reason.
+        BundleError: the tensors of the engine are not those of the contract.
     """
 
     def __init__(
@@ -73,44 +74,44 @@ class TensorRtSession:
 
     @property
     def provider(self) -> str:
-        """The flavour and version that run the engine."""
+        """The flavour and version of TensorRT."""
         return f"{self._flavour.title} engine"
 
     @property
     def input_shapes(self) -> dict[str, tuple[str | int, ...]]:
-        """The shape of every input; words are dynamic axes, numbers what every profile fixes."""
+        """The shape of every input; an axis that some profile leaves dynamic is given by its name."""
         return {spec.name: tuple(self._axis(spec, index) for index in range(len(spec.axes))) for spec in self._inputs}
 
     @property
     def on_device(self) -> bool:
-        """Arrays may stay on the device."""
+        """True: the session takes cupy arrays without a copy."""
         return True
 
     def run(self, inputs: dict[str, Any], *, last: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Run the engine once.
 
         Args:
-            inputs: an array for every input, by its name: all of NumPy, or all on the device (cupy's, or any others
-                with ``__cuda_array_interface__`` that cupy's present stream may read).
-            last: of no meaning here; an engine's memory stays with its context.
+            inputs: an array for every input, by its name: all NumPy arrays, or all arrays on the device (cupy arrays,
+                or others with ``__cuda_array_interface__`` that cupy's current stream may read).
+            last: not used; the memory of an engine belongs to its context.
 
         Returns:
-            An array for every output, by its name: of NumPy where the inputs are; of cupy where they are on the device,
-            to be used on the stream that is cupy's present one now.
+            An array for every output, by its name: NumPy arrays for NumPy inputs, else cupy arrays for use on cupy's
+            current stream.
 
         Raises:
-            EnvironmentLacks: the device has too little memory (code ``out_of_memory``).
+            EnvironmentLacks: not enough memory on the device (code ``out_of_memory``).
             BundleError: the engine cannot run on these inputs.
         """
         shapes = self._check_inputs(inputs)
         profile = self._profile_for(shapes)
-        with transcript() as said:
+        with transcript() as log:
             try:
-                return self._lane().run(inputs, shapes, profile)
+                return self._thread_context().run(inputs, shapes, profile)
             except self._cupy.cuda.memory.OutOfMemoryError as error:
                 raise self._out_of_memory(str(error)) from error
-            except _Refused as error:
-                reason = "; ".join((str(error), *said.errors))
+            except _TensorRtFailure as error:
+                reason = "; ".join((str(error), *log.errors))
                 if any(sign in reason.lower() for sign in _OUT_OF_MEMORY_SIGNS):
                     raise self._out_of_memory(reason) from error
                 raise BundleError(
@@ -120,29 +121,29 @@ class TensorRtSession:
     def _load(self) -> Any:
         """Step 1."""
         data = self._path.read_bytes()
-        with transcript() as said:
-            problems = self._invalidity(data)
+        with transcript() as log:
+            problems = self._invalidity_reasons(data)
             engine = None if problems else self._runtime.deserialize_cuda_engine(data)
             if engine is None:
-                why = "; ".join((*problems, *said.errors)) or "it gave no reason"
+                why = "; ".join((*problems, *log.errors)) or "no reason given"
                 raise EnvironmentLacks(
                     f'engine "{self._path.name}" cannot be loaded by {self._flavour.title} on this machine: '
-                    f"{with_remedy(why)}; build it anew with --rebuild",
+                    f"{with_remedy(why)}; build it again with --rebuild",
                     code="engine_refused",
                 )
         return engine
 
-    def _invalidity(self, data: bytes) -> tuple[str, ...]:
-        """Why the library would not load an engine, in its own words; only TensorRT-RTX can be asked."""
+    def _invalidity_reasons(self, data: bytes) -> tuple[str, ...]:
+        """Reasons why an engine is invalid on this machine; only TensorRT-RTX can check this."""
         trt = self._flavour.trt
         if self._flavour.name != "tensorrt-rtx":
             return ()
         validity, diagnostics = self._runtime.get_engine_validity(data)
         members = trt.EngineInvalidityDiagnostics.__members__.items()
-        words = tuple(name.lower() for name, flag in members if int(flag) & int(diagnostics))
+        reasons = tuple(name.lower() for name, flag in members if int(flag) & int(diagnostics))
         if validity == trt.EngineValidity.SUBOPTIMAL:
-            _log.warning('engine "%s" is not the best one for this GPU; --rebuild builds one', self._path.name)
-        return (words or ("invalid",)) if validity == trt.EngineValidity.INVALID else ()
+            _log.warning('engine "%s" is not optimal for this GPU; --rebuild builds a better one', self._path.name)
+        return (reasons or ("invalid",)) if validity == trt.EngineValidity.INVALID else ()
 
     def _check_contract(self) -> None:
         trt, engine = self._flavour.trt, self._engine
@@ -154,7 +155,10 @@ class TensorRtSession:
                 raise BundleError(f'engine "{self._path.name}" has {found}, not {wanted}', code="contract")
             for spec in specs:
                 if len(tuple(engine.get_tensor_shape(spec.name))) != len(spec.axes):
-                    raise BundleError(f'engine "{self._path.name}": {spec.name} has other axes', code="contract")
+                    raise BundleError(
+                        f'engine "{self._path.name}": {spec.name} has another number of axes',
+                        code="contract",
+                    )
 
     def _read_profile(self, index: int) -> _Profile:
         ranges = {spec.name: self._engine.get_tensor_profile_shape(spec.name, index) for spec in self._inputs}
@@ -185,29 +189,29 @@ class TensorRtSession:
         return {name: tuple(array.shape) for name, array in inputs.items()}
 
     def _profile_for(self, shapes: Shapes) -> int:
-        """Step 2: the first profile that holds these shapes."""
+        """Step 2: the first profile that covers these shapes."""
         for profile in self._profiles:
-            if profile.holds(shapes):
+            if profile.covers(shapes):
                 return profile.index
         ranges = ", ".join(
             f"{name} {profile.smallest[name]} to {profile.largest[name]}"
             for profile in self._profiles
             for name in shapes
         )
-        asked = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        requested = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise BundleError(
-            f"{self._path.name} was not built for {asked}, only for {ranges}; build it with wider --trt-batch or "
+            f"{self._path.name} was not built for {requested}, only for {ranges}; build it with wider --trt-batch or "
             "--trt-patches",
             code="profile",
         )
 
-    def _lane(self) -> _Lane:
-        """What the present thread runs the engine with."""
-        lane: _Lane | None = getattr(self._local, "lane", None)
-        if lane is None:
-            lane = _Lane(self._cupy, self._flavour.trt, self._engine, self._outputs)
-            self._local.lane = lane
-        return lane
+    def _thread_context(self) -> _ThreadContext:
+        """The context of the calling thread."""
+        context: _ThreadContext | None = getattr(self._local, "context", None)
+        if context is None:
+            context = _ThreadContext(self._cupy, self._flavour.trt, self._engine, self._outputs)
+            self._local.context = context
+        return context
 
     def _out_of_memory(self, reason: str) -> EnvironmentLacks:
         return EnvironmentLacks(f"{self._path.name}: out of GPU memory: {reason}", code="out_of_memory")
@@ -221,35 +225,37 @@ class _Profile:
     smallest: Shapes
     largest: Shapes
 
-    def holds(self, shapes: Shapes) -> bool:
+    def covers(self, shapes: Shapes) -> bool:
         return all(_within(self.smallest[name], shape, self.largest[name]) for name, shape in shapes.items())
 
 
-class _Refused(Exception):
-    """TensorRT said no; why stands in the transcript."""
+class _TensorRtFailure(Exception):
+    """A call of TensorRT failed; the transcript has the reason."""
 
 
-class _Lane:
-    """What one thread runs an engine with: a context, a stream, and device buffers."""
+class _ThreadContext:
+    """The execution context of one thread, with its stream and device buffers."""
 
     def __init__(self, cupy: ModuleType, trt: ModuleType, engine: Any, outputs: tuple[TensorSpec, ...]) -> None:
         self._cupy = cupy
         self._outputs = outputs
-        # Memory by profile: the context of a small bag does not hold what the largest one needs.
+        # Allocate memory for the current profile only: small bags do not need the memory of the largest profile.
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
         if self._context is None:
-            raise _Refused("it got no execution context")
+            raise _TensorRtFailure("no execution context")
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._profile: int | None = None
         self._buffers: dict[str, _Buffer] = {}
 
     def run(self, inputs: dict[str, Any], shapes: Shapes, profile: int) -> dict[str, Any]:
-        """Steps 2 to 5, on inputs that were checked."""
+        """Steps 2 to 5, on checked inputs."""
         on_device = all(hasattr(array, "__cuda_array_interface__") for array in inputs.values())
         caller = self._cupy.cuda.get_current_stream()
-        self._choose(profile)
+        self._set_profile(profile)
         arrays = {
-            name: self._cupy.ascontiguousarray(self._cupy.asarray(array)) if on_device else self._room(name, array)
+            name: self._cupy.ascontiguousarray(self._cupy.asarray(array))
+            if on_device
+            else self._buffer(name).view(array.shape, array.dtype)
             for name, array in inputs.items()
         }
         for name, array in arrays.items():
@@ -259,38 +265,33 @@ class _Lane:
         if not on_device:
             for name, array in arrays.items():
                 array.set(np.ascontiguousarray(inputs[name]), stream=self._stream)  # step 3
-        _must(self._context.execute_async_v3(self._stream.ptr), "it would not run")
+        _require(self._context.execute_async_v3(self._stream.ptr), "the run failed")
         if on_device:
             caller.wait_event(self._stream.record())  # step 5
             return results
         return {name: array.get(stream=self._stream) for name, array in results.items()}
 
-    def _choose(self, profile: int) -> None:
+    def _set_profile(self, profile: int) -> None:
         if profile != self._profile:
             self._profile = None
-            _must(
-                self._context.set_optimization_profile_async(profile, self._stream.ptr), f"it has no profile {profile}"
-            )
+            _require(self._context.set_optimization_profile_async(profile, self._stream.ptr), f"no profile {profile}")
             self._profile = profile
 
     def _bind(self, name: str, array: Any, shape: tuple[int, ...]) -> None:
-        _must(self._context.set_input_shape(name, shape), f"it takes no {name} {shape}")
-        _must(self._context.set_tensor_address(name, array.data.ptr), f"it has no tensor {name}")
+        _require(self._context.set_input_shape(name, shape), f"{name} cannot have shape {shape}")
+        _require(self._context.set_tensor_address(name, array.data.ptr), f"no tensor {name}")
 
     def _bind_outputs(self, *, on_device: bool) -> dict[str, Any]:
         unknown = self._context.infer_shapes()
         if unknown:
-            raise _Refused(f"the shapes of {', '.join(unknown)} are not known")
+            raise _TensorRtFailure(f"unknown shapes of {', '.join(unknown)}")
         results: dict[str, Any] = {}
         for spec in self._outputs:
             shape, dtype = tuple(self._context.get_tensor_shape(spec.name)), np.dtype(spec.dtype)
             array = self._cupy.empty(shape, dtype) if on_device else self._buffer(spec.name).view(shape, dtype)
-            _must(self._context.set_tensor_address(spec.name, array.data.ptr), f"it has no tensor {spec.name}")
+            _require(self._context.set_tensor_address(spec.name, array.data.ptr), f"no tensor {spec.name}")
             results[spec.name] = array
         return results
-
-    def _room(self, name: str, array: NDArray[Any]) -> Any:
-        return self._buffer(name).view(array.shape, array.dtype)
 
     def _buffer(self, name: str) -> _Buffer:
         return self._buffers.setdefault(name, _Buffer(self._cupy))
@@ -305,10 +306,10 @@ class _Buffer:
         self._capacity_bytes = 0
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """An array of that shape and type at the start of the buffer."""
+        """An array of this shape and type at the start of the buffer."""
         needed_bytes = math.prod(shape) * dtype.itemsize
         if needed_bytes > self._capacity_bytes:
-            self._memory, self._capacity_bytes = None, 0  # the old memory goes before the new is asked for
+            self._memory, self._capacity_bytes = None, 0  # free the old memory before allocating
             self._memory = self._cupy.cuda.alloc(needed_bytes)
             self._capacity_bytes = needed_bytes
         return self._cupy.ndarray(shape, dtype, self._memory)
@@ -320,6 +321,6 @@ def _within(smallest: tuple[int, ...], shape: tuple[int, ...], largest: tuple[in
     return all(least <= length <= most for least, length, most in zip(smallest, shape, largest, strict=True))
 
 
-def _must(done: bool, otherwise: str) -> None:
+def _require(done: bool, failure: str) -> None:
     if not done:
-        raise _Refused(otherwise)
+        raise _TensorRtFailure(failure)

@@ -10,7 +10,7 @@ import pytest
 
 from hagmil.errors import BundleError
 from hagmil.runtime.inference import cascade
-from hagmil.runtime.inference.cascade import StageOutcome, highest, run_cascade, run_stage
+from hagmil.runtime.inference.cascade import StageOutcome, highest_rows, run_cascade, run_stage
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.step_clock import StepClock
@@ -100,8 +100,8 @@ def test_keep_overrides_the_bundle_and_more_than_there_are_keeps_all(tissue_path
 
 
 def test_equal_scores_keep_their_order() -> None:
-    np.testing.assert_array_equal(highest(np.array([1, 3, 3, 2, 3], np.float32), 4), [1, 2, 4, 3])
-    np.testing.assert_array_equal(highest(np.array([1, 2], np.float32), 9), [1, 0])
+    np.testing.assert_array_equal(highest_rows(np.array([1, 3, 3, 2, 3], np.float32), 4), [1, 2, 4, 3])
+    np.testing.assert_array_equal(highest_rows(np.array([1, 2], np.float32), 9), [1, 0])
 
 
 def test_a_model_that_gives_no_numbers_is_refused(model: LoadedModel) -> None:

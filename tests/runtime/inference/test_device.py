@@ -302,7 +302,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved_where_it_is(
     session.run = small  # type: ignore[method-assign]
     features = encode(pyramid_path, session, 16)
     assert (max(sizes), sum(sizes)) == (4, 35)
-    assert "going on with 4" in caplog.text
+    assert "retrying with 4" in caplog.text
     assert gpu.copies_to_device == 3
     np.testing.assert_array_equal(features.get(), encode(pyramid_path, open_session(backbone), 16))
 

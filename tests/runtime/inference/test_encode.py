@@ -85,8 +85,8 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits(
     assert sum(backbone.batches) == 35
     assert backbone.last == [False] * (len(backbone.batches) - 1) + [True]
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory with a batch of 16 patches; going on with 8",
-        "out of memory with a batch of 8 patches; going on with 4",
+        "out of memory with a batch of 16 patches; retrying with 8",
+        "out of memory with a batch of 8 patches; retrying with 4",
     ]
 
 

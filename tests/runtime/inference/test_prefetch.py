@@ -20,7 +20,7 @@ from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.predict import PredictOptions, predict_requests
 from hagmil.runtime.slides.vips_reader import VipsReader
 
-THREAD = "hagmil-ahead"
+THREAD = "hagmil-prefetch"
 
 
 @pytest.fixture(scope="module")

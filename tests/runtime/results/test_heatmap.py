@@ -10,7 +10,7 @@ from PIL import Image
 
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.patches.geometry import StageGeometry
-from hagmil.runtime.results.heatmap import Caption, colours_of, draw_heatmap, heat_of
+from hagmil.runtime.results.heatmap import Caption, colour_bar_positions, colours_of, draw_heatmap
 from hagmil.runtime.slides.overview import PANEL_PX, Overview
 
 
@@ -32,7 +32,7 @@ CAPTION = Caption("a", "tumour  0.900", "tumour 0.900   normal 0.100", "Research
 
 def test_each_stage_has_its_own_part_of_the_bar_and_equal_scores_stand_equal() -> None:
     attention = np.array([0.5, -1.0, 3.0, 0.5], np.float32)
-    coarse, fine = heat_of(attention, 0, 2), heat_of(attention, 1, 2)
+    coarse, fine = colour_bar_positions(attention, 0, 2), colour_bar_positions(attention, 1, 2)
     assert coarse.min() == 0
     assert coarse.max() == 0.5 == fine.min()
     assert fine.max() == 1.0
@@ -41,7 +41,7 @@ def test_each_stage_has_its_own_part_of_the_bar_and_equal_scores_stand_equal() -
 
 
 def test_a_stage_of_one_patch_stands_at_the_top_of_its_part() -> None:
-    np.testing.assert_allclose(heat_of(np.array([7.0], np.float32), 0, 2), [0.5])
+    np.testing.assert_allclose(colour_bar_positions(np.array([7.0], np.float32), 0, 2), [0.5])
 
 
 def test_regions_that_were_read_are_coloured_and_others_are_left_alone(tmp_path: Path) -> None:

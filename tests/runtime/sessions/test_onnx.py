@@ -47,7 +47,7 @@ def test_several_outputs_keep_their_names(tmp_path: Path) -> None:
 def test_a_provider_that_is_absent_is_an_error_and_nothing_falls_back(backbone: Path) -> None:
     if "cuda" in available_providers():
         pytest.skip("this machine's ONNX Runtime has CUDA")
-    with pytest.raises(EnvironmentLacks, match=r'"cuda" was asked for.*hagmil\[gpu\]') as caught:
+    with pytest.raises(EnvironmentLacks, match=r'"cuda" is missing.*hagmil\[gpu\]') as caught:
         open_session(backbone, provider="cuda")
     assert caught.value.exit_code == 5
 
