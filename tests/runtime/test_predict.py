@@ -1,4 +1,4 @@
-"""One slide gives a result, whatever becomes of it; many give a row each."""
+"""Every slide gives a result, also if it fails, and every slide of a run gives a row."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_verdict_comes_with_all_its_files(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+def test_a_slide_with_a_verdict_has_all_files(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
     result = predict_one(_request(tissue_path), model, tmp_path / "tissue", PredictOptions())
     names = {path.name for path in (tmp_path / "tissue").iterdir()}
     assert names == {"result.json", "attention.h5", "heatmap.png", "regions.geojson"}
@@ -149,7 +149,7 @@ def test_a_loaded_model_gives_equal_results_in_four_threads(
             np.testing.assert_array_equal(stage.kept, wanted.kept)
 
 
-def test_the_result_fits_the_published_schema(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+def test_results_validate_against_the_published_schema(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
     published = (REPOSITORY / "docs" / "schemas" / "result.schema.json").read_text()
     assert published == result_schema()
     for path in (tissue_path, tmp_path / "gone.svs"):
@@ -157,7 +157,7 @@ def test_the_result_fits_the_published_schema(tissue_path: Path, model: LoadedMo
         jsonschema.validate(json.loads((tmp_path / "out" / "result.json").read_text()), json.loads(published))
 
 
-def test_the_counts_are_those_of_the_quadtree(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+def test_the_counts_of_each_stage_follow_the_quadtree(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
     result = predict_one(_request(tissue_path), model, tmp_path, PredictOptions(keep=3))
     first, second, third = result.stages
     assert (second.candidates, third.candidates) == (12, 12)
@@ -170,25 +170,23 @@ def test_the_counts_are_those_of_the_quadtree(tissue_path: Path, model: LoadedMo
     assert [square["properties"]["stage"] for square in squares] == ["2um"] * 3 + ["1um"] * 3
 
 
-def test_a_slide_without_spacing_is_rejected_until_it_is_told(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_slide_without_spacing_is_rejected_unless_one_is_given(model: LoadedModel, tmp_path: Path) -> None:
     path = save_pyramid(tmp_path / "bare.tif", tissue_picture(), spacing_um=None)
     refused = predict_one(_request(path), model, tmp_path / "a", PredictOptions())
     assert (refused.status, refused.code) == ("rejected", "spacing_missing")
     assert "--spacing-um" in (refused.message or "")
-    told = predict_one(_request(path, 0.5), model, tmp_path / "b", PredictOptions())
-    assert (told.status, told.spacing_source) == ("ok", "override")
+    given = predict_one(_request(path, 0.5), model, tmp_path / "b", PredictOptions())
+    assert (given.status, given.spacing_source) == ("ok", "override")
 
 
-def test_a_slide_slightly_too_coarse_is_read_as_it_is_and_says_so(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_slightly_too_coarse_slide_gives_a_warning(model: LoadedModel, tmp_path: Path) -> None:
     path = save_pyramid(tmp_path / "coarse.tif", tissue_picture(), spacing_um=0.52)
     result = predict_one(_request(path), model, tmp_path / "out", PredictOptions())
     assert result.status == "ok"
     assert "spacing of 0.52 um/px" in result.warnings[0]
 
 
-def test_bad_slides_get_a_row_and_the_good_one_is_still_done(
-    tissue_path: Path, model: LoadedModel, tmp_path: Path
-) -> None:
+def test_failed_slides_get_a_row_and_do_not_stop_the_run(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "broken.svs").write_bytes(b"not a slide")
     arguments = [str(tmp_path / "gone.svs"), str(tmp_path / "broken.svs"), str(tissue_path)]
     results = predict_requests(slide_requests(arguments), model, tmp_path / "out", PredictOptions())
@@ -200,9 +198,7 @@ def test_bad_slides_get_a_row_and_the_good_one_is_still_done(
     assert float(rows[2]["probability"]) == pytest.approx(max(float(rows[2]["p_pale"]), float(rows[2]["p_dark"])))
 
 
-def test_what_an_earlier_run_left_of_a_slide_does_not_outlive_a_failure(
-    tissue_path: Path, model: LoadedModel, tmp_path: Path
-) -> None:
+def test_a_failure_deletes_the_files_of_an_earlier_run(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
     predict_one(_request(tissue_path), model, tmp_path, PredictOptions())
     predict_one(_request(tmp_path / "gone.svs"), model, tmp_path, PredictOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
@@ -220,7 +216,7 @@ def _count_slides(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_resume_does_only_what_is_not_done(
+def test_resume_skips_slides_with_a_result(
     tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = save_pyramid(tmp_path / "other.tif", tissue_picture(700, 600))
@@ -236,7 +232,7 @@ def test_resume_does_only_what_is_not_done(
     assert seen == ["other", "tissue", "other"]
 
 
-def test_a_stopped_run_writes_what_it_has_and_says_how_to_go_on(
+def test_an_interrupted_run_writes_its_results_and_the_error_names_resume(
     tissue_path: Path, model: LoadedModel, tmp_path: Path
 ) -> None:
     def _stop(_result: Result) -> None:
@@ -266,7 +262,7 @@ def _failing(error: Exception) -> object:
         (SlideFailed("cut off", code="unreadable"), "unreadable"),
     ],
 )
-def test_what_concerns_one_slide_fails_that_slide_only(
+def test_errors_of_one_slide_do_not_stop_the_run(
     error: Exception,
     code: str,
     tissue_path: Path,
@@ -281,7 +277,7 @@ def test_what_concerns_one_slide_fails_that_slide_only(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), EnvironmentLacks("lost", code="device_lost")])
-def test_what_no_next_slide_could_do_better_stops_the_run(
+def test_errors_that_affect_all_slides_stop_the_run(
     error: Exception, tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(one_slide, "run_cascade", _failing(error))
@@ -291,7 +287,7 @@ def test_what_no_next_slide_could_do_better_stops_the_run(
     assert not (tmp_path / "tissue" / "result.json").exists()
 
 
-def test_a_full_disk_says_how_to_go_on(
+def test_the_error_of_a_full_disk_names_resume(
     tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def _full(*_args: object) -> None:

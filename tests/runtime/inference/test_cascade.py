@@ -1,4 +1,4 @@
-"""The cascade reads children of kept patches only, and keeps what has the highest attention."""
+"""The cascade reads only children of kept patches, and keeps the patches with the highest attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def _run(path: Path, model: LoadedModel, keep: int | None = None, **options: int
         )
 
 
-def test_each_stage_reads_the_children_of_what_the_one_before_kept(tissue_path: Path, model: LoadedModel) -> None:
+def test_each_stage_reads_the_children_of_the_patches_kept_by_the_previous_stage(
+    tissue_path: Path, model: LoadedModel
+) -> None:
     outcomes = _run(tissue_path, model)
     assert [outcome.geometry.patch_level0 for outcome in outcomes] == [64, 32, 16]
     for coarse, fine in pairwise(outcomes):
@@ -56,7 +58,7 @@ def test_the_coarsest_stage_reads_the_grid_over_tissue(tissue_path: Path, model:
         np.testing.assert_array_equal(outcomes[0].coords, coarse_grid(slide.size, 64, mask, parameters.min_share))
 
 
-def test_what_patches_were_read_to_is_let_go_before_a_stages_model_runs(
+def test_batch_buffers_are_released_before_a_stage_model_runs(
     tissue_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
@@ -67,13 +69,13 @@ def test_what_patches_were_read_to_is_let_go_before_a_stages_model_runs(
     assert called == 3 * ["release_buffers", "run_stage"]
 
 
-def test_it_ends_in_the_darkest_square(tissue_path: Path, model: LoadedModel) -> None:
+def test_the_last_stage_reads_the_darkest_square(tissue_path: Path, model: LoadedModel) -> None:
     corner = np.array(DARKEST_XY)
     finest = _run(tissue_path, model)[-1]
     assert ((finest.coords >= corner) & (finest.coords + 16 <= corner + 128)).all()
 
 
-def test_attention_and_logits_are_those_of_the_pixels(tissue_path: Path, model: LoadedModel) -> None:
+def test_attention_and_logits_are_computed_from_the_pixels(tissue_path: Path, model: LoadedModel) -> None:
     for outcome in _run(tissue_path, model):
         with open_slide(tissue_path) as slide:
             green = [read_patch(slide, outcome.geometry, x, y)[..., 1].mean() / 255 for x, y in outcome.coords.tolist()]
@@ -81,7 +83,9 @@ def test_attention_and_logits_are_those_of_the_pixels(tissue_path: Path, model: 
         np.testing.assert_allclose(outcome.outputs["logits"], [np.mean(green), 1 - np.mean(green)], atol=1e-6)
 
 
-def test_reader_threads_change_no_bit_and_batches_only_rounding(tissue_path: Path, model: LoadedModel) -> None:
+def test_reader_threads_do_not_change_results_and_the_batch_size_changes_only_rounding(
+    tissue_path: Path, model: LoadedModel
+) -> None:
     one = _run(tissue_path, model, batch_size=50, reader_threads=1)
     threads = _run(tissue_path, model, batch_size=50, reader_threads=3)
     batches = _run(tissue_path, model, batch_size=1, reader_threads=2)
@@ -92,7 +96,7 @@ def test_reader_threads_change_no_bit_and_batches_only_rounding(tissue_path: Pat
         np.testing.assert_allclose(left.attention, other.attention, atol=1e-5)
 
 
-def test_keep_overrides_the_bundle_and_more_than_there_are_keeps_all(tissue_path: Path, model: LoadedModel) -> None:
+def test_keep_overrides_the_bundle_and_a_large_keep_keeps_all_patches(tissue_path: Path, model: LoadedModel) -> None:
     assert [len(outcome.kept) for outcome in _run(tissue_path, model, keep=5)] == [5, 5, 0]
     outcomes = _run(tissue_path, model, keep=100_000)
     assert len(outcomes[0].kept) == len(outcomes[0].coords)
@@ -104,7 +108,7 @@ def test_equal_scores_keep_their_order() -> None:
     np.testing.assert_array_equal(highest_rows(np.array([1, 2], np.float32), 9), [1, 0])
 
 
-def test_a_model_that_gives_no_numbers_is_refused(model: LoadedModel) -> None:
+def test_outputs_that_are_not_finite_are_rejected(model: LoadedModel) -> None:
     features = np.full((2, 3), np.nan, np.float32)
     with pytest.raises(BundleError, match=r"stage 2um: .*not finite"):
         run_stage(model.stages[0], features, "2um")

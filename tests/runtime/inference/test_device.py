@@ -1,4 +1,4 @@
-"""Patches and features on a GPU: on fakes of cupy and of ONNX Runtime's CUDA provider, and on a real one."""
+"""Patches and features on a GPU: with fakes of cupy and of ONNX Runtime's CUDA provider, and on a real GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.runtime.small_bundle import backbone_graph, stage_graph
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """A machine with a GPU, cupy, and an ONNX Runtime that has CUDA."""
+    """A machine with a GPU, cupy, and an ONNX Runtime with CUDA."""
     gpu = Gpu()
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(gpu))
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
@@ -49,13 +49,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 @pytest.fixture
 def cupy(gpu: Gpu) -> ModuleType:  # noqa: ARG001
-    """The fake, as it is imported."""
+    """The fake cupy module."""
     return sys.modules["cupy"]
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """A stage's graph of features of three."""
+    """The graph of a stage with features of length three."""
     onnx.save(stage_graph(), tmp_path / "stage.onnx")
     return tmp_path / "stage.onnx"
 
@@ -66,11 +66,11 @@ def bag(patches: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def on_host(outputs: dict[str, Any]) -> dict[str, list[float]]:
-    """Numbers to compare, bit by bit."""
+    """Outputs as lists, for exact comparison."""
     return {name: to_host(array).tolist() for name, array in outputs.items()}
 
 
-def test_every_signature_of_the_fake_onnx_runtime_is_that_of_the_real_one() -> None:
+def test_signatures_of_the_fake_onnx_runtime_match_the_real_one() -> None:
     real, fake = importlib.import_module("onnxruntime"), fake_onnxruntime(Gpu())
     for path in CALLED:
         names = parameter_names(find(fake, path))
@@ -82,7 +82,7 @@ def test_every_signature_of_the_fake_onnx_runtime_is_that_of_the_real_one() -> N
 # Sessions.
 
 
-def test_arrays_on_the_gpu_go_in_and_come_out_without_the_host(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
+def test_gpu_arrays_are_not_copied_through_the_host(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
     session, wanted = open_session(stage, provider="cuda"), open_session(stage)
     assert (session.on_device, wanted.on_device) == (True, False)
     bags = [bag(4, 1), bag(9, 2)]
@@ -90,28 +90,28 @@ def test_arrays_on_the_gpu_go_in_and_come_out_without_the_host(gpu: Gpu, cupy: M
     copies = (gpu.copies_to_device, gpu.copies_to_host)
     results = [session.run({"features": array}) for array in arrays]
     assert (gpu.copies_to_device, gpu.copies_to_host) == copies
-    for one, result in zip(bags, results, strict=True):  # the second run left the first's results alone
+    for one, result in zip(bags, results, strict=True):  # the second run did not overwrite the first results
         assert all(isinstance(array, cupy.ndarray) for array in result.values())
         assert on_host(result) == on_host(wanted.run({"features": one}))
 
 
 @pytest.mark.usefixtures("gpu")
-def test_arrays_of_the_host_go_in_and_come_out_as_such(stage: Path) -> None:
+def test_host_arrays_give_host_arrays(stage: Path) -> None:
     outputs = open_session(stage, provider="cuda").run({"features": bag(5)})
     assert all(isinstance(array, np.ndarray) for array in outputs.values())
     assert on_host(outputs) == on_host(open_session(stage).run({"features": bag(5)}))
 
 
-def test_what_the_caller_s_stream_still_has_to_write_is_waited_for(cupy: ModuleType, stage: Path) -> None:
+def test_a_run_waits_for_pending_work_of_the_callers_stream(cupy: ModuleType, stage: Path) -> None:
     session = open_session(stage, provider="cuda")
-    with cupy.cuda.Stream(non_blocking=True) as stream:  # not the one of the thread that a run is left to
+    with cupy.cuda.Stream(non_blocking=True) as stream:  # not the stream of the thread that makes the run
         array = cupy.ndarray((5, 3), np.float32)
         array.set(bag(5), stream=stream)
         outputs = session.run({"features": array})
     assert on_host(outputs) == on_host(open_session(stage).run({"features": bag(5)}))
 
 
-def test_an_output_lives_as_long_as_its_array_and_no_longer(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
+def test_the_memory_of_an_output_is_freed_with_its_array(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
     array = cupy.asarray(bag(5))
     free = gpu.free_bytes()
     attention = open_session(stage, provider="cuda").run({"features": array})["attention"]
@@ -122,7 +122,7 @@ def test_an_output_lives_as_long_as_its_array_and_no_longer(gpu: Gpu, cupy: Modu
     assert gpu.free_bytes() == free
 
 
-def test_too_little_memory_of_the_gpu_is_said_so(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
+def test_insufficient_gpu_memory_is_reported(gpu: Gpu, cupy: ModuleType, stage: Path) -> None:
     session, array = open_session(stage, provider="cuda"), cupy.asarray(bag(5))
     gpu.memory_bytes = 70
     with pytest.raises(EnvironmentLacks, match="out of memory") as caught:
@@ -130,13 +130,13 @@ def test_too_little_memory_of_the_gpu_is_said_so(gpu: Gpu, cupy: ModuleType, sta
     assert caught.value.code == "out_of_memory"
 
 
-def test_inputs_on_the_gpu_that_do_not_fit_are_an_error_of_the_model(cupy: ModuleType, stage: Path) -> None:
+def test_gpu_inputs_of_a_wrong_type_raise_a_bundle_error(cupy: ModuleType, stage: Path) -> None:
     with pytest.raises(BundleError, match=r"stage\.onnx cannot run on these inputs") as caught:
         open_session(stage, provider="cuda").run({"features": cupy.asarray(np.zeros((2, 3), np.uint8))})
     assert caught.value.code == "graph_failed"
 
 
-def test_without_cupy_arrays_of_the_host_still_run_and_a_place_says_what_to_install(
+def test_host_arrays_run_without_cupy_and_device_of_names_the_package_to_install(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, stage: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
@@ -147,11 +147,11 @@ def test_without_cupy_arrays_of_the_host_still_run_and_a_place_says_what_to_inst
     assert gpu.copies_to_host == 2
 
 
-# Places.
+# Devices.
 
 
 def reused(memory: NDArray[np.uint8], count: int, rows: int, events: list[str]) -> Generator[PatchBatch, None, None]:
-    """Batches in the same memory, each overwritten when the next is asked for; the last has one row less."""
+    """Batches in the same memory, each overwritten when the next is requested; the last has one row less."""
     try:
         for index in range(count):
             start, stop = index * rows, (index + 1) * rows - (index == count - 1)
@@ -164,18 +164,16 @@ def reused(memory: NDArray[np.uint8], count: int, rows: int, events: list[str]) 
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 8])
-def test_batches_are_uploaded_ahead_and_overwritten_neither_here_nor_there(
-    count: int, gpu: Gpu, cupy: ModuleType
-) -> None:
+def test_batches_are_uploaded_in_advance_and_not_overwritten_too_early(count: int, gpu: Gpu, cupy: ModuleType) -> None:
     device = gpu_device(cupy)
     memory = device.buffers((2, 1, 1, 3))
     assert gpu.is_pinned(memory)
-    assert memory.ctypes.data % 64 == 8  # the decoder writes there without going past the cache
+    assert memory.ctypes.data % 64 == 8  # the decoder writes unaligned memory through the cache
     found = cupy.empty((2 * count, 1, 1, 3), np.uint8)
     events: list[str] = []
     for index, batch in enumerate(device.upload_batches(reused(memory, count, 2, events))):
         events.append(f"use {index}")
-        found[np.arange(batch.rows.start, batch.rows.stop)] = batch.patches  # done when somebody waits for it
+        found[np.arange(batch.rows.start, batch.rows.stop)] = batch.patches  # executed when the stream is synchronised
     values = np.repeat(np.arange(1, count + 1), 2)[: max(2 * count - 1, 0)]
     gpu.finish()
     assert found.get()[: len(values), 0, 0, 0].tolist() == values.tolist()
@@ -184,7 +182,7 @@ def test_batches_are_uploaded_ahead_and_overwritten_neither_here_nor_there(
     assert events == ["read 0", *order, "closed", f"use {count - 1}"][: 2 * count + 1] if count else ["closed"]
 
 
-def test_two_arrays_on_the_gpu_take_turns(gpu: Gpu, cupy: ModuleType) -> None:
+def test_uploads_alternate_between_two_arrays(gpu: Gpu, cupy: ModuleType) -> None:
     device = gpu_device(cupy)
     gpu.allocations.clear()
     addresses = [
@@ -194,7 +192,7 @@ def test_two_arrays_on_the_gpu_take_turns(gpu: Gpu, cupy: ModuleType) -> None:
     assert gpu.allocations == [6, 6]
 
 
-def test_whoever_stops_early_ends_the_batches_and_leaves_no_upload(gpu: Gpu, cupy: ModuleType) -> None:
+def test_closing_early_closes_the_batches_and_completes_uploads(gpu: Gpu, cupy: ModuleType) -> None:
     device, ends = gpu_device(cupy), list[bool]()
 
     def endless(memory: NDArray[np.uint8]) -> Generator[PatchBatch, None, None]:
@@ -208,11 +206,11 @@ def test_whoever_stops_early_ends_the_batches_and_leaves_no_upload(gpu: Gpu, cup
     with closing(device.upload_batches(inner)) as batches:
         next(batches)
         assert ends == []
-        assert not gpu.is_idle()  # the next batch is on its way
+        assert not gpu.is_idle()  # the next batch is being uploaded
     assert ends == [True]
 
 
-def test_a_batch_that_cannot_be_read_is_an_error_here(cupy: ModuleType) -> None:
+def test_an_error_of_the_reader_is_raised(cupy: ModuleType) -> None:
     def broken(memory: NDArray[np.uint8]) -> Generator[PatchBatch, None, None]:
         yield PatchBatch(slice(0, 2), memory)
         raise OSError("gone")
@@ -222,7 +220,7 @@ def test_a_batch_that_cannot_be_read_is_an_error_here(cupy: ModuleType) -> None:
         list(device.upload_batches(broken(device.buffers((2, 1, 1, 3)))))
 
 
-def test_pacing_waits_for_the_work_before_the_last(gpu: Gpu, cupy: ModuleType) -> None:
+def test_throttle_waits_for_the_work_before_the_previous_call(gpu: Gpu, cupy: ModuleType) -> None:
     device = gpu_device(cupy)
     stream = cupy.cuda.get_current_stream().inner
     done: list[int] = []
@@ -235,7 +233,7 @@ def test_pacing_waits_for_the_work_before_the_last(gpu: Gpu, cupy: ModuleType) -
     assert gpu.copies_to_host == 0
 
 
-def test_on_the_host_nothing_is_copied() -> None:
+def test_the_host_copies_nothing() -> None:
     device, array = Host(), np.zeros((2, 3), np.float32)
     batches = reused(device.buffers((2, 1, 1, 3)), 2, 2, [])
     assert device.upload_batches(batches) is batches
@@ -245,7 +243,7 @@ def test_on_the_host_nothing_is_copied() -> None:
 
 
 def gpu_device(cupy: ModuleType) -> GpuDevice:
-    """cupy's arrays."""
+    """The device for cupy arrays."""
     return GpuDevice(cupy)
 
 
@@ -258,13 +256,13 @@ COORDS = np.random.default_rng(5).permutation(
 
 @pytest.fixture
 def backbone(tmp_path: Path) -> Path:
-    """A backbone whose features are a patch's mean colour."""
+    """A backbone whose features are the mean colour of a patch."""
     onnx.save(backbone_graph(), tmp_path / "backbone.onnx")
     return tmp_path / "backbone.onnx"
 
 
 def encode(path: Path, session: Any, batch_size: int, rows: int = 35) -> Any:
-    """Features of patches of one slide, where the session has them."""
+    """Features of patches of one slide, on the device of the session."""
     with open_slide(path) as slide:
         (geometry,) = plan_stages(slide.levels, 0.5, [("only", 0.5)], 60)
         options = EncodeOptions(batch_size=batch_size, reader_threads=2)
@@ -272,7 +270,7 @@ def encode(path: Path, session: Any, batch_size: int, rows: int = 35) -> Any:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 35, 64])
-def test_features_are_gathered_on_the_gpu_and_are_those_of_the_host(
+def test_features_are_collected_on_the_gpu_and_equal_those_of_the_host(
     batch_size: int, gpu: Gpu, cupy: ModuleType, backbone: Path, pyramid_path: Path
 ) -> None:
     features = encode(pyramid_path, open_session(backbone, provider="cuda"), batch_size)
@@ -283,11 +281,11 @@ def test_features_are_gathered_on_the_gpu_and_are_those_of_the_host(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_no_patch_gives_no_feature_on_the_gpu_either(backbone: Path, pyramid_path: Path) -> None:
+def test_no_patches_give_no_features_on_the_gpu(backbone: Path, pyramid_path: Path) -> None:
     assert encode(pyramid_path, open_session(backbone, provider="cuda"), 8, rows=0).shape == (0, 3)
 
 
-def test_a_batch_too_large_for_the_gpu_is_halved_where_it_is(
+def test_a_batch_too_large_for_the_gpu_is_halved_on_the_gpu(
     gpu: Gpu, backbone: Path, pyramid_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = open_session(backbone, provider="cuda")
@@ -308,7 +306,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved_where_it_is(
 
 
 def cascade(path: Path, model: LoadedModel) -> tuple[StageOutcome, ...]:
-    """One slide through a bundle."""
+    """Run the cascade of a bundle on one slide."""
     manifest = model.bundle.manifest
     with open_slide(path) as slide:
         layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
@@ -316,7 +314,7 @@ def cascade(path: Path, model: LoadedModel) -> tuple[StageOutcome, ...]:
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_a_cascade_on_the_gpu_is_that_of_the_host_and_only_its_stages_outputs_come_back(
+def test_a_cascade_on_the_gpu_equals_that_of_the_host_and_copies_only_outputs_of_stages(
     provider: str,
     gpu: Gpu,
     small_bundle: Path,
@@ -340,7 +338,7 @@ def test_a_cascade_on_the_gpu_is_that_of_the_host_and_only_its_stages_outputs_co
     assert gpu.copies_to_device == sum(-(-len(outcome.coords) // 20) for outcome in found)
 
 
-def test_the_bench_measures_sessions_on_what_is_on_the_gpu(
+def test_the_bench_measures_sessions_with_arrays_on_the_gpu(
     gpu: Gpu, backbone: Path, stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "RUN_S", 0.001)
@@ -352,7 +350,7 @@ def test_the_bench_measures_sessions_on_what_is_on_the_gpu(
     assert gpu.copies_to_device == 2
 
 
-def test_a_stage_on_the_processor_takes_features_from_the_gpu(cupy: ModuleType, stage: Path) -> None:
+def test_a_stage_on_the_cpu_accepts_features_on_the_gpu(cupy: ModuleType, stage: Path) -> None:
     with pytest.raises(BundleError, match="cannot run on these inputs"):
         open_session(stage).run({"features": cupy.asarray(bag(6))})
     outputs = run_stage(open_session(stage), cupy.asarray(bag(6)), "2um")
@@ -364,7 +362,7 @@ def test_a_stage_on_the_processor_takes_features_from_the_gpu(cupy: ModuleType, 
 
 @pytest.fixture
 def real_cupy() -> ModuleType:
-    """cupy, where it finds a device and ONNX Runtime has CUDA."""
+    """cupy, if it finds a device and ONNX Runtime has CUDA."""
     try:
         found = importlib.import_module("cupy")
         usable = bool(found.cuda.is_available())
@@ -376,7 +374,7 @@ def real_cupy() -> ModuleType:
 
 
 @pytest.mark.gpu
-def test_a_real_gpu_gives_the_outputs_of_the_processor_where_they_are(real_cupy: ModuleType, stage: Path) -> None:
+def test_a_real_gpu_gives_the_outputs_of_the_cpu_as_gpu_arrays(real_cupy: ModuleType, stage: Path) -> None:
     session = open_session(stage, provider="cuda")
     array = real_cupy.asarray(bag(4000))
     outputs = [session.run({"features": array * scale}) for scale in (1, 2)]
@@ -389,14 +387,14 @@ def test_a_real_gpu_gives_the_outputs_of_the_processor_where_they_are(real_cupy:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("real_cupy")
-def test_features_of_a_real_gpu_are_those_of_the_processor(backbone: Path, pyramid_path: Path) -> None:
+def test_features_of_a_real_gpu_equal_those_of_the_cpu(backbone: Path, pyramid_path: Path) -> None:
     features = encode(pyramid_path, open_session(backbone, provider="cuda"), 8)
     np.testing.assert_allclose(to_host(features), encode(pyramid_path, open_session(backbone), 8), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("real_cupy")
-def test_a_cascade_on_a_real_gpu_keeps_what_the_processor_keeps(small_bundle: Path, tissue_path: Path) -> None:
+def test_a_cascade_on_a_real_gpu_keeps_the_patches_that_the_cpu_keeps(small_bundle: Path, tissue_path: Path) -> None:
     found, wanted = (cascade(tissue_path, load_model(small_bundle, provider=name)) for name in ("cuda", "cpu"))
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.coords, other.coords)

@@ -1,4 +1,4 @@
-"""Encoding: features stand where their patches do, and a batch too large for the device is taken in parts."""
+"""Encoding gives features in the order of the patches, and splits batches that are too large for the device."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hagmil.runtime.slides.open import open_slide
 
 
 class MeanColour:
-    """A backbone whose features are a patch's mean colour; its memory holds so many patches and no more."""
+    """A backbone whose features are the mean colour of a patch, with memory for ``room`` patches in a batch."""
 
     provider = "test"
     on_device = False
-    input_shapes = {"patches": ("batch", "height", "width", 3)}  # noqa: RUF012 - the protocol's own shape
+    input_shapes = {"patches": ("batch", "height", "width", 3)}  # noqa: RUF012 - as in the protocol
 
     def __init__(self, room: int = 1000, code: str = "out_of_memory") -> None:
         self.room, self.code = room, code
@@ -42,8 +42,8 @@ class MeanColour:
 
 
 def encode(path: Path, backbone: MeanColour, options: EncodeOptions) -> tuple[NDArray[np.float32], list[int]]:
-    """Features of 35 patches, and the numbers that progress was told."""
-    told: list[int] = []
+    """Features of 35 patches, and the numbers of encoded patches that were reported as progress."""
+    reported: list[int] = []
     with open_slide(path) as slide:
         (geometry,) = plan_stages(slide.levels, 0.5, [("only", 0.5)], 60)
         features = encode_patches(
@@ -54,11 +54,11 @@ def encode(path: Path, backbone: MeanColour, options: EncodeOptions) -> tuple[ND
             3,
             options,
             clock=StepClock(),
-            progress=lambda _, done, all_: told.append(done) if all_ == len(COORDS) else None,
+            progress=lambda _, done, all_: reported.append(done) if all_ == len(COORDS) else None,
         )
         expected = [read_patch(slide, geometry, x, y).mean(axis=(0, 1)) for x, y in COORDS.tolist()]
     np.testing.assert_allclose(features, expected, rtol=1e-6)
-    return features, told
+    return features, reported
 
 
 COORDS = np.random.default_rng(5).permutation(
@@ -67,10 +67,10 @@ COORDS = np.random.default_rng(5).permutation(
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (8, 2), (35, 3), (64, 2)])
-def test_features_stand_in_the_order_of_the_coordinates(pyramid_path: Path, batch_size: int, threads: int) -> None:
+def test_features_are_in_the_order_of_the_coordinates(pyramid_path: Path, batch_size: int, threads: int) -> None:
     backbone = MeanColour()
-    _, told = encode(pyramid_path, backbone, EncodeOptions(batch_size=batch_size, reader_threads=threads))
-    assert told == np.cumsum(backbone.batches).tolist()
+    _, reported = encode(pyramid_path, backbone, EncodeOptions(batch_size=batch_size, reader_threads=threads))
+    assert reported == np.cumsum(backbone.batches).tolist()
     assert backbone.last == [False] * (len(backbone.batches) - 1) + [True]
     assert max(backbone.batches) == min(batch_size, 35)
 
@@ -91,12 +91,12 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits(
 
 
 @pytest.mark.parametrize(("patch_px", "on_a_cpu"), [(512, 16), (256, 16), (224, 20), (128, 64), (64, 64)])
-def test_a_batch_on_a_cpu_is_about_a_million_pixels(patch_px: int, on_a_cpu: int) -> None:
+def test_a_batch_on_a_cpu_has_about_a_million_pixels(patch_px: int, on_a_cpu: int) -> None:
     assert default_batch_size(MeanColour(), patch_px) == on_a_cpu
 
 
 @pytest.mark.parametrize(("cores", "for_a_device"), [(1, 2), (2, 2), (4, 3), (8, 7), (16, 8), (96, 8)])
-def test_all_cores_but_one_read_for_a_device_and_two_for_a_cpu(
+def test_all_cores_but_one_read_for_a_gpu_and_two_threads_for_a_cpu(
     monkeypatch: pytest.MonkeyPatch, cores: int, for_a_device: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
@@ -108,7 +108,7 @@ def test_all_cores_but_one_read_for_a_device_and_two_for_a_cpu(
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, 2), (5, 5)])
-def test_as_many_threads_read_as_were_asked_for(
+def test_the_setting_determines_the_number_of_reader_threads(
     monkeypatch: pytest.MonkeyPatch, pyramid_path: Path, asked: int | None, threads: int
 ) -> None:
     found: list[object] = []
@@ -122,12 +122,12 @@ def test_as_many_threads_read_as_were_asked_for(
     assert found == [threads]
 
 
-def test_a_device_without_room_for_one_patch_is_an_error(pyramid_path: Path) -> None:
+def test_a_device_without_memory_for_one_patch_is_an_error(pyramid_path: Path) -> None:
     with pytest.raises(EnvironmentLacks, match="too large"):
         encode(pyramid_path, MeanColour(room=0), EncodeOptions(batch_size=4))
 
 
-def test_another_failure_is_not_tried_again(pyramid_path: Path) -> None:
+def test_other_errors_are_not_retried(pyramid_path: Path) -> None:
     backbone = MeanColour(room=5, code="device_lost")
     with pytest.raises(EnvironmentLacks):
         encode(pyramid_path, backbone, EncodeOptions(batch_size=16))

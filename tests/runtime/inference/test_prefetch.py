@@ -1,4 +1,4 @@
-"""The next slide is prepared while the present one is taken: same slides, same errors, nothing left open."""
+"""The next slide is prepared in a thread, with the same results and errors, and every slide is closed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 class Watched:
-    """Prepares as ever, and knows which slides, in which threads, and what became of them."""
+    """Records the slides that are prepared, the threads, and the prepared slides."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -63,46 +63,48 @@ def _requests(path: Path, *names: str) -> list[SlideRequest]:
     return [SlideRequest(name, name, path if name != "gone" else path.with_name("gone.tif"), None) for name in names]
 
 
-def test_a_slide_is_prepared_as_in_its_turn(tissue_path: Path, model: LoadedModel) -> None:
+def test_a_prefetched_slide_equals_one_prepared_directly(tissue_path: Path, model: LoadedModel) -> None:
     (request,) = _requests(tissue_path, "a")
     clock, manifest = StepClock(), model.bundle.manifest
-    with SlidePrefetcher([request], manifest) as ahead:
-        prepared = ahead.take(request, clock)
-    in_turn = prepare_slide(request, manifest, None, StepClock())
-    with prepared.slide, in_turn.slide:
-        np.testing.assert_array_equal(prepared.coords, in_turn.coords)
-        np.testing.assert_array_equal(prepared.thumbnail.pixels, in_turn.thumbnail.pixels)
+    with SlidePrefetcher([request], manifest) as prefetcher:
+        prepared = prefetcher.take(request, clock)
+    direct = prepare_slide(request, manifest, None, StepClock())
+    with prepared.slide, direct.slide:
+        np.testing.assert_array_equal(prepared.coords, direct.coords)
+        np.testing.assert_array_equal(prepared.thumbnail.pixels, direct.thumbnail.pixels)
     assert {"open", "tissue", "picture", "wait"} <= clock.seconds.keys()
 
 
-def test_one_slide_is_prepared_ahead_and_no_more(tissue_path: Path, model: LoadedModel, watched: Watched) -> None:
+def test_only_one_slide_is_prepared_in_advance(tissue_path: Path, model: LoadedModel, watched: Watched) -> None:
     first, second, third = _requests(tissue_path, "a", "b", "c")
-    with SlidePrefetcher([first, second, third], model.bundle.manifest) as ahead:
-        with ahead.take(first, StepClock()).slide:
+    with SlidePrefetcher([first, second, third], model.bundle.manifest) as prefetcher:
+        with prefetcher.take(first, StepClock()).slide:
             assert watched.started.acquire(timeout=20)
             assert watched.started.acquire(timeout=20)
             assert watched.begun == ["a", "b"]
         for request in (second, third):
-            ahead.take(request, StepClock()).slide.close()
+            prefetcher.take(request, StepClock()).slide.close()
     assert watched.begun == ["a", "b", "c"]
     assert all(name.startswith(THREAD) for name in watched.threads)
 
 
-def test_an_error_comes_when_its_slide_is_taken_and_the_next_is_prepared(tissue_path: Path, model: LoadedModel) -> None:
+def test_an_error_is_raised_when_its_slide_is_taken_and_the_next_slide_is_prepared(
+    tissue_path: Path, model: LoadedModel
+) -> None:
     gone, there = _requests(tissue_path, "gone", "there")
-    with SlidePrefetcher([gone, there], model.bundle.manifest) as ahead:
+    with SlidePrefetcher([gone, there], model.bundle.manifest) as prefetcher:
         with pytest.raises(SlideFailed, match=r"gone\.tif"):
-            ahead.take(gone, StepClock())
-        ahead.take(there, StepClock()).slide.close()
+            prefetcher.take(gone, StepClock())
+        prefetcher.take(there, StepClock()).slide.close()
 
 
-def test_a_slide_that_nobody_takes_is_closed(
+def test_a_prepared_slide_that_is_not_taken_is_closed(
     tissue_path: Path, model: LoadedModel, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[object] = []
     first, second = _requests(tissue_path, "a", "b")
-    with SlidePrefetcher([first, second], model.bundle.manifest) as ahead:
-        ahead.take(first, StepClock()).slide.close()
+    with SlidePrefetcher([first, second], model.bundle.manifest) as prefetcher:
+        prefetcher.take(first, StepClock()).slide.close()
         assert watched.started.acquire(timeout=20)
         assert watched.started.acquire(timeout=20)
         monkeypatch.setattr(VipsReader, "close", lambda reader: closed.append(reader))
@@ -110,7 +112,7 @@ def test_a_slide_that_nobody_takes_is_closed(
 
 
 class OnDevice:
-    """A session that says of itself that it is on a device, for a host's arrays."""
+    """A session with ``on_device`` set that takes NumPy arrays."""
 
     on_device = True
 
@@ -122,7 +124,7 @@ class OnDevice:
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_a_run_looks_ahead_where_a_device_works_meanwhile(
+def test_a_run_prefetches_slides_only_if_a_device_runs_the_backbone(
     tissue_path: Path,
     model: LoadedModel,
     watched: Watched,
@@ -134,12 +136,12 @@ def test_a_run_looks_ahead_where_a_device_works_meanwhile(
     expected = predict_requests(requests, model, tmp_path / "in_turn", PredictOptions())
     backbone = OnDevice(model.backbone) if on_device else model.backbone
     monkeypatch.setattr("hagmil.runtime.inference.encode.device_of", lambda _session: Host())
-    ahead = LoadedModel(model.bundle, backbone, model.stages)  # type: ignore[arg-type]
-    results = predict_requests(requests, ahead, tmp_path / "ahead", PredictOptions())
+    on_device_model = LoadedModel(model.bundle, backbone, model.stages)  # type: ignore[arg-type]
+    results = predict_requests(requests, on_device_model, tmp_path / "ahead", PredictOptions())
     assert [result.status for result in results] == ["ok", "failed", "ok"]
     assert [result.probabilities for result in results] == [result.probabilities for result in expected]
     assert watched.begun == (["a", "gone", "b"] if on_device else [])
 
-    done = predict_requests(requests, ahead, tmp_path / "ahead", PredictOptions(resume=True))
+    done = predict_requests(requests, on_device_model, tmp_path / "ahead", PredictOptions(resume=True))
     assert [result.status for result in done] == ["ok", "failed", "ok"]
     assert watched.begun == (["a", "gone", "b", "gone"] if on_device else [])

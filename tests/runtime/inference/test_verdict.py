@@ -1,4 +1,4 @@
-"""A model's outputs become a verdict, in one layer of labels or in two."""
+"""The verdict from a model's outputs, with one or two layers of labels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _hmil(coarse: list[float], fine: list[float]) -> dict[str, NDArray[np.float3
     }
 
 
-def test_two_layers_give_both_verdicts_and_the_fine_ones_summed() -> None:
+def test_two_layers_give_both_verdicts_and_the_summed_fine_probabilities() -> None:
     verdict = verdict_of(_manifest("hmil", HIERARCHY, 1), _hmil([0.8, 0.2], [0.35, 0.25, 0.4]))
     assert verdict.prediction == "c"
     assert verdict.probabilities == pytest.approx({"a": 0.35, "b": 0.25, "c": 0.4})
@@ -66,13 +66,13 @@ def test_two_layers_give_both_verdicts_and_the_fine_ones_summed() -> None:
     assert agreeing.coarse.agrees
 
 
-def test_the_attention_of_a_patch_is_that_of_the_fine_verdict() -> None:
+def test_patch_attention_is_that_of_the_predicted_fine_class() -> None:
     outputs = _hmil([0.8, 0.2], [0.1, 0.6, 0.3])
     np.testing.assert_array_equal(patch_attention(outputs), outputs["fine_attention"][1])
     np.testing.assert_array_equal(stage_logits(outputs), outputs["fine_logits"])
 
 
-def test_each_predicted_class_has_its_attention() -> None:
+def test_class_attention_is_given_for_the_predicted_fine_and_coarse_class() -> None:
     outputs = _hmil([0.2, 0.8], [0.1, 0.6, 0.3])
     verdict = verdict_of(_manifest("hmil", HIERARCHY, 1), outputs)
     fine, coarse = class_attentions(HIERARCHY, verdict, outputs)
@@ -81,7 +81,7 @@ def test_each_predicted_class_has_its_attention() -> None:
     np.testing.assert_array_equal(coarse.attention, outputs["coarse_attention"][1])
 
 
-def test_a_cascade_s_coarse_verdict_is_that_of_its_last_coarse_stage() -> None:
+def test_the_coarse_verdict_of_a_cascade_comes_from_the_stage_before_the_last() -> None:
     manifest = _manifest("hag-mil", HIERARCHY, 2)
     fine = {"logits": np.log(np.array([0.1, 0.2, 0.7], np.float32)), "attention": np.zeros(3, np.float32)}
     coarse = {"logits": np.log(np.array([0.1, 0.9], np.float32)), "attention": np.zeros(3, np.float32)}
@@ -91,12 +91,12 @@ def test_a_cascade_s_coarse_verdict_is_that_of_its_last_coarse_stage() -> None:
     assert class_attentions(HIERARCHY, verdict, fine) == ()
 
 
-def test_one_layer_of_labels_has_no_coarse_verdict() -> None:
+def test_one_layer_of_labels_gives_no_coarse_verdict() -> None:
     outputs = {"logits": np.zeros(3, np.float32), "attention": np.zeros(3, np.float32)}
     assert verdict_of(_manifest("hag-mil", None, 2), outputs, outputs).coarse is None
 
 
-def test_another_number_of_classes_than_the_manifest_s_is_refused() -> None:
+def test_a_number_of_classes_that_differs_from_the_manifest_is_rejected() -> None:
     outputs = {"logits": np.zeros(4, np.float32)}
     with pytest.raises(BundleError, match="4 classes, the manifest names 3"):
         verdict_of(_manifest("hag-mil", None, 1), outputs)

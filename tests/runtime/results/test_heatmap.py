@@ -1,4 +1,4 @@
-"""The heatmap shows what was read where, and how strongly."""
+"""The heatmap shows the regions that each stage read, and their attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _overview(width: int = 100, height: int = 60) -> Overview:
 CAPTION = Caption("a", "tumour  0.900", "tumour 0.900   normal 0.100", "Research use only.")
 
 
-def test_each_stage_has_its_own_part_of_the_bar_and_equal_scores_stand_equal() -> None:
+def test_each_stage_has_its_own_part_of_the_colour_bar_and_equal_scores_have_equal_positions() -> None:
     attention = np.array([0.5, -1.0, 3.0, 0.5], np.float32)
     coarse, fine = colour_bar_positions(attention, 0, 2), colour_bar_positions(attention, 1, 2)
     assert coarse.min() == 0
@@ -40,11 +40,11 @@ def test_each_stage_has_its_own_part_of_the_bar_and_equal_scores_stand_equal() -
     assert list(np.argsort(coarse, kind="stable")) == [1, 0, 3, 2]
 
 
-def test_a_stage_of_one_patch_stands_at_the_top_of_its_part() -> None:
+def test_the_only_patch_of_a_stage_is_at_the_top_of_its_part() -> None:
     np.testing.assert_allclose(colour_bar_positions(np.array([7.0], np.float32), 0, 2), [0.5])
 
 
-def test_regions_that_were_read_are_coloured_and_others_are_left_alone(tmp_path: Path) -> None:
+def test_only_regions_that_were_read_are_coloured(tmp_path: Path) -> None:
     path = tmp_path / "heatmap.png"
     coarse = _outcome("coarse", 200, [[0, 0], [200, 0]], [0.1, 0.9], [1])
     fine = _outcome("fine", 100, [[200, 0], [200, 100], [300, 0], [300, 100]], [0.1, 0.2, 0.3, 0.4], [])
@@ -61,7 +61,7 @@ def test_regions_that_were_read_are_coloured_and_others_are_left_alone(tmp_path:
 
 
 @pytest.mark.parametrize("size", [(100, 60), (7, 2000), (3, 2)])
-def test_slides_of_any_shape_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_slides_of_any_aspect_ratio_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
     outcome = _outcome("only", 40, [[0, 0]], [1.0], [])
     draw_heatmap(tmp_path / "heatmap.png", _overview(*size), [outcome], CAPTION)
     with Image.open(tmp_path / "heatmap.png") as picture:

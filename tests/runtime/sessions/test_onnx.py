@@ -1,4 +1,4 @@
-"""Sessions run the graph on the provider that was asked for, or say why not."""
+"""Sessions run the graph on the requested provider, or raise an error with the reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def backbone(tmp_path: Path) -> Path:
     return tmp_path / "backbone.onnx"
 
 
-def test_a_graph_gives_its_outputs_by_name(backbone: Path) -> None:
+def test_a_session_gives_outputs_by_name(backbone: Path) -> None:
     patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     session = open_session(backbone)
     (features,) = session.run({"patches": patches}).values()
@@ -44,7 +44,7 @@ def test_several_outputs_keep_their_names(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs["logits"], [0.5, 0.5])
 
 
-def test_a_provider_that_is_absent_is_an_error_and_nothing_falls_back(backbone: Path) -> None:
+def test_a_missing_provider_is_an_error_without_a_fallback(backbone: Path) -> None:
     if "cuda" in available_providers():
         pytest.skip("this machine's ONNX Runtime has CUDA")
     with pytest.raises(EnvironmentLacks, match=r'"cuda" is missing.*hagmil\[gpu\]') as caught:
@@ -52,24 +52,24 @@ def test_a_provider_that_is_absent_is_an_error_and_nothing_falls_back(backbone: 
     assert caught.value.exit_code == 5
 
 
-def test_a_provider_that_nobody_knows_is_a_usage_error(backbone: Path) -> None:
+def test_an_unknown_provider_is_a_usage_error(backbone: Path) -> None:
     with pytest.raises(UsageError, match='no provider "rocm"; choose one of cpu, cuda, tensorrt'):
         open_session(backbone, provider="rocm")
 
 
-def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
+def test_the_error_of_an_invalid_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"broken\.onnx"):
         open_session(tmp_path / "broken.onnx")
 
 
-def test_inputs_that_do_not_fit_are_an_error_of_the_model(backbone: Path) -> None:
+def test_inputs_of_a_wrong_type_raise_a_bundle_error(backbone: Path) -> None:
     with pytest.raises(BundleError, match=r"backbone\.onnx cannot run on these inputs"):
         open_session(backbone).run({"patches": np.zeros((1, 8, 8, 3), np.float32)})
 
 
 def endless_graph() -> onnx.ModelProto:
-    """A loop of so many rounds that no test waits for its end."""
+    """A loop that takes years."""
     body = helper.make_graph(
         [helper.make_node("Sin", ["state"], ["next"]), helper.make_node("Identity", ["going"], ["go_on"])],
         "round",
@@ -95,7 +95,7 @@ def endless_graph() -> onnx.ModelProto:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT as a terminal's process has it; one that a shell started in the background would never hear it."""
+    """The default SIGINT handler; a process that a shell started in the background ignores SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -103,7 +103,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("many_runs", [False, True])
-def test_an_interrupt_ends_a_run_that_would_go_on_and_leaves_no_thread(tmp_path: Path, many_runs: bool) -> None:
+def test_an_interrupt_terminates_a_run_and_its_thread(tmp_path: Path, many_runs: bool) -> None:
     onnx.save(endless_graph(), tmp_path / "endless.onnx")
     session = open_session(tmp_path / "endless.onnx", threads=1, many_runs=many_runs)
     interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -116,7 +116,7 @@ def test_an_interrupt_ends_a_run_that_would_go_on_and_leaves_no_thread(tmp_path:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of threads, as they are started."""
+    """Names of the threads that were started."""
     names: list[str] = []
     start = threading.Thread.start
 
@@ -128,9 +128,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to_be(
-    backbone: Path, started: list[str]
-) -> None:
+def test_runs_that_are_known_to_be_short_use_no_thread(backbone: Path, started: list[str]) -> None:
     patches = np.zeros((1, 8, 8, 3), np.uint8)
     often, once = open_session(backbone, threads=1, many_runs=True), open_session(backbone, threads=1)
     for session, names in ((often, ["hagmil-run"]), (once, ["hagmil-run"] * 3)):
@@ -140,10 +138,10 @@ def test_short_runs_of_one_shape_are_not_left_to_a_thread_once_they_are_known_to
         assert started == names
 
 
-def test_a_short_run_on_a_few_rows_says_nothing_of_a_run_on_many(
+def test_a_run_on_many_rows_uses_a_thread_after_short_runs_on_few_rows(
     backbone: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a stage's last batch, which may be small, says nothing of the next stage's first."""
+    """The small last batch of a stage precedes the full first batch of the next stage."""
     times = iter([0.0, 0.01, 1.0, 1.01, 2.0, 2.5])  # two runs on one row, and one on fifty
     monkeypatch.setattr("hagmil.runtime.sessions.onnx.perf_counter", lambda: next(times))
     session = open_session(backbone, threads=1, many_runs=True)
@@ -165,25 +163,25 @@ def test_a_run_in_another_thread_gives_the_same_numbers(backbone: Path) -> None:
 
 
 def resident_mb() -> float:
-    """What this process has, without what is free in its heap."""
+    """Resident memory of this process without free memory of its heap."""
     trim_heap()
     return rss_mb()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_is_kept_between_many_runs_and_given_back_after_the_last(backbone: Path) -> None:
+def test_memory_is_kept_between_many_runs_and_released_after_the_last(backbone: Path) -> None:
     patches = np.full((8, 1024, 1024, 3), 51, np.uint8)  # 96 MB as floats
     once, often = open_session(backbone), open_session(backbone, many_runs=True)
-    often.run({"patches": patches[:, :64, :64]})  # what an arena gets first it never gives back
+    often.run({"patches": patches[:, :64, :64]})  # an arena never releases its first allocation
     before = resident_mb()
     once.run({"patches": patches})
     after_once = resident_mb()
     often.run({"patches": patches})
     kept = resident_mb()
     (features,) = often.run({"patches": patches}, last=True).values()
-    given_back = resident_mb()
-    once.run({"patches": patches}, last=True)  # nothing was kept, and that is no error
+    released = resident_mb()
+    once.run({"patches": patches}, last=True)  # no error, although no memory was kept
     np.testing.assert_allclose(features, 0.2, rtol=1e-2)  # a sum of a million floats
     assert after_once - before < 30
     assert kept - after_once > 84
-    assert given_back - after_once < 30
+    assert released - after_once < 30

@@ -1,4 +1,4 @@
-"""TensorRT engines in the runtime: executed on an API-faithful fake, loaded, refused and rebuilt."""
+"""TensorRT engines in the runtime: execution on a fake of the API, loading, rejection and rebuilding."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FAKES = {"tensorrt": fake_tensorrt, "tensorrt-rtx": fake_tensorrt_rtx}
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
-    """A machine with a GPU of capability 8.9, cupy, and no TensorRT yet; its cache is empty."""
+    """A machine with a GPU of compute capability 8.9 and cupy, without TensorRT and with an empty cache."""
     gpu = Gpu()
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
     for module in MODULES.values():
@@ -62,19 +62,19 @@ def bundle_dir(tmp_path: Path) -> Path:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, flavour: str, **versions: str) -> ModuleType:
-    """Put a flavour's fake where the real one would be."""
+    """Install the fake of a flavour."""
     fake = FAKES[flavour](gpu, **versions)
     monkeypatch.setitem(sys.modules, MODULES[flavour], fake)
     return fake
 
 
 def remove(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
-    """Take a flavour away again."""
+    """Remove a flavour."""
     monkeypatch.setitem(sys.modules, MODULES[flavour], None)
 
 
 def stage_session(folder: Path, *, patches: tuple[Range, ...] = (Range(1, 30, 100),)) -> TensorRtSession:
-    """Build a stage's engine with the installed flavour, and load it."""
+    """Build the engine of a stage with the installed flavour, and load it."""
     bundle = write_small_bundle(folder)
     flavour = choose_flavour()
     request = BuildRequest(bundle / "fine.onnx", bag_profiles(FEATURES, patches), ("8.9",))
@@ -89,37 +89,37 @@ def bag(patches: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def run_onnx(graph: Path, features: Any) -> dict[str, Any]:
-    """What ONNX Runtime gives for a bag."""
+    """Run ONNX Runtime on a bag."""
     outputs: dict[str, Any] = open_session(graph).run({"features": features})
     return outputs
 
 
 def assert_same(given: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """The same tensors, to rounding."""
+    """Assert that tensors are equal up to rounding."""
     assert given.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_allclose(given[name], array, rtol=1e-5, atol=1e-6)
 
 
-# The fake is what it stands for.
+# The fake has the API of the real library.
 
 
-def test_every_name_and_signature_of_the_fake_is_that_of_the_real_tensorrt_rtx() -> None:
+def test_names_and_signatures_of_the_fake_match_the_real_tensorrt_rtx() -> None:
     real = importlib.import_module("tensorrt_rtx_bindings")
     assert differences(fake_tensorrt_rtx(Gpu()), real) == []
 
 
-def test_every_name_and_signature_of_the_fake_is_that_of_the_data_centre_s_bindings() -> None:
+def test_names_and_signatures_of_the_fake_match_the_recorded_tensorrt() -> None:
     assert differences(fake_tensorrt(Gpu()), recorded_tensorrt()) == []
 
 
-def test_a_wrong_name_argument_type_or_number_in_a_fake_is_found() -> None:
+def test_wrong_names_arguments_and_types_in_a_fake_are_found() -> None:
     real = importlib.import_module("tensorrt_rtx_bindings")
     wrong = ModuleType("wrong")
 
     class Runtime:
         def deserialize_engine(self, serialized_engine: bytes) -> None:
-            """No such name."""
+            """A name that does not exist."""
 
         def get_engine_validity(self, data: bytes) -> tuple:  # type: ignore[type-arg]  # noqa: ARG002
             """Another argument."""
@@ -131,7 +131,7 @@ def test_a_wrong_name_argument_type_or_number_in_a_fake_is_found() -> None:
 
         @property
         def get_plugin_registry(self) -> int:
-            """No property."""
+            """A property instead of a method."""
             return 0
 
     Runtime.__module__ = "tests.fakes.tensorrt"
@@ -140,7 +140,7 @@ def test_a_wrong_name_argument_type_or_number_in_a_fake_is_found() -> None:
 
 
 @pytest.mark.parametrize("source", ["recorded", "installed"])
-def test_every_signature_of_the_fake_cupy_is_cupy_s(source: str) -> None:
+def test_signatures_of_the_fake_cupy_match_cupy(source: str) -> None:
     fake = fake_cupy(Gpu())
     if source == "installed":
         cupy = pytest.importorskip("cupy", reason="needs cupy")
@@ -162,7 +162,7 @@ def test_every_signature_of_the_fake_cupy_is_cupy_s(source: str) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_engine_gives_the_numbers_of_its_graph(
+def test_an_engine_gives_the_outputs_of_its_graph(
     flavour: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, flavour)
@@ -172,7 +172,7 @@ def test_an_engine_gives_the_numbers_of_its_graph(
         assert_same(session.run({"features": features}), run_onnx(tmp_path / "fine.onnx", features))
 
 
-def test_the_backbone_takes_pixels_in_any_batch_of_its_profile(
+def test_the_backbone_accepts_all_batch_sizes_of_its_profile(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -188,16 +188,14 @@ def test_the_backbone_takes_pixels_in_any_batch_of_its_profile(
         assert_same(session.run({"patches": patches}), open_session(graph).run({"patches": patches}))
 
 
-def test_a_bag_goes_to_the_first_profile_that_holds_it(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_bag_uses_the_first_profile_that_covers_it(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
     session = stage_session(tmp_path, patches=(Range(1, 5, 10), Range(11, 20, 40)))
     for patches in (10, 11, 3, 40):
         assert_same(session.run({"features": bag(patches)}), run_onnx(tmp_path / "fine.onnx", bag(patches)))
 
 
-def test_a_bag_that_no_profile_holds_is_refused_with_the_profiles(
+def test_the_error_of_a_bag_outside_all_profiles_lists_the_profiles(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -206,7 +204,7 @@ def test_a_bag_that_no_profile_holds_is_refused_with_the_profiles(
         session.run({"features": bag(101)})
 
 
-def test_arrays_on_the_device_go_in_and_come_out_without_the_host(
+def test_device_arrays_are_not_copied_through_the_host(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -219,12 +217,14 @@ def test_arrays_on_the_device_go_in_and_come_out_without_the_host(
     results = [session.run({"features": array}) for array in on_device]
 
     assert (gpu.copies_to_device, gpu.copies_to_host) == copies
-    for host, result in zip((first, second), results, strict=True):  # the second run left the first's results alone
+    for host, result in zip(
+        (first, second), results, strict=True
+    ):  # the second run did not overwrite the first results
         assert all(isinstance(array, cupy.ndarray) for array in result.values())
         assert_same({name: array.get() for name, array in result.items()}, run_onnx(tmp_path / "fine.onnx", host))
 
 
-def test_what_another_stream_still_has_to_write_is_waited_for(
+def test_a_run_waits_for_pending_work_of_the_callers_stream(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -232,7 +232,7 @@ def test_what_another_stream_still_has_to_write_is_waited_for(
     cupy, host = sys.modules["cupy"], bag(20)
     with cupy.cuda.Stream(non_blocking=True) as stream:
         array = cupy.ndarray(host.shape, host.dtype)
-        array.set(host, stream=stream)  # not done before somebody waits for the stream
+        array.set(host, stream=stream)  # executed when the stream is synchronised
         result = session.run({"features": array})
         gpu.finish()
         logits = result["logits"].get()
@@ -248,10 +248,10 @@ def test_device_buffers_only_grow(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp
         session.run({"features": bag(patches)})
     assert len(gpu.allocations) == allocated
     session.run({"features": bag(51)})
-    assert len(gpu.allocations) == allocated + 2  # the input and the attention; the logits are as long as before
+    assert len(gpu.allocations) == allocated + 2  # the input and the attention; the logits have the same length
 
 
-def test_each_thread_has_a_context_of_its_own(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_thread_has_its_own_context(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
     session = stage_session(tmp_path)
     wanted = run_onnx(tmp_path / "fine.onnx", bag(20))
@@ -266,7 +266,7 @@ def test_each_thread_has_a_context_of_its_own(gpu: Gpu, monkeypatch: pytest.Monk
         assert_same(result, wanted)
 
 
-def test_too_little_memory_is_said_so(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_insufficient_memory_is_reported(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
     session = stage_session(tmp_path)
     gpu.memory_bytes = 100
@@ -287,7 +287,7 @@ def test_too_little_memory_is_said_so(gpu: Gpu, monkeypatch: pytest.MonkeyPatch,
         ({"features": np.zeros((3, FEATURES, 1), np.float32)}, "not built for"),
     ],
 )
-def test_inputs_that_are_not_the_contract_s_are_refused(
+def test_inputs_that_break_the_contract_are_rejected(
     inputs: dict[str, Any], words: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -295,7 +295,7 @@ def test_inputs_that_are_not_the_contract_s_are_refused(
         stage_session(tmp_path).run(inputs)
 
 
-def test_an_engine_with_other_tensors_than_the_contract_s_is_refused(
+def test_an_engine_whose_tensors_break_the_contract_is_rejected(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -304,11 +304,11 @@ def test_an_engine_with_other_tensors_than_the_contract_s_is_refused(
         TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, STAGE_OUTPUTS["hmil"])
 
 
-# Loading: fits, is refused, or is rebuilt.
+# Loading: fitting engines, rejected engines, and rebuilding.
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_engines_of_a_bundle_run_it_and_are_named(
+def test_engines_of_a_bundle_run_and_give_their_name_as_provider(
     flavour: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
 ) -> None:
     fake = install(monkeypatch, gpu, flavour)
@@ -321,7 +321,7 @@ def test_engines_of_a_bundle_run_it_and_are_named(
     assert_same(model.stages[1].run({"features": features}), run_onnx(bundle_dir / "fine.onnx", features))
 
 
-def test_a_flipped_bit_in_an_engine_closes_the_bundle(
+def test_a_bundle_with_an_altered_engine_is_rejected(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -372,7 +372,7 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("change", "why"), MISFITS)
-def test_engines_that_do_not_fit_are_refused_with_the_reason(
+def test_the_error_of_engines_that_do_not_fit_gives_the_reason(
     change: Any, why: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -385,7 +385,7 @@ def test_engines_that_do_not_fit_are_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("change", [other_version, other_gpu, other_flavour, other_graph])
-def test_rebuilding_builds_what_does_not_fit_once(
+def test_rebuild_builds_engines_that_do_not_fit_only_once(
     change: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -397,7 +397,7 @@ def test_rebuilding_builds_what_does_not_fit_once(
 
     assert model.stages[1].provider == f"{choose_flavour().title} engine"
     assert_same(model.stages[1].run({"features": bag(99)}), run_onnx(bundle_dir / "fine.onnx", bag(99)))
-    with pytest.raises(BundleError, match="not built for"):  # the profiles are those of the bundle's engines
+    with pytest.raises(BundleError, match="not built for"):  # the profiles come from the bundle's engines
         model.stages[1].run({"features": bag(100)})
     assert {path: path.read_bytes() for path in bundle_dir.rglob("*") if path.is_file()} == before
     builds = len(choose_flavour().trt.Builder.last_config)
@@ -415,9 +415,7 @@ def test_engines_that_fit_are_not_rebuilt(gpu: Gpu, monkeypatch: pytest.MonkeyPa
     assert len(fake.Builder.last_config) == builds
 
 
-def test_a_damaged_engine_of_the_cache_is_built_again(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
-) -> None:
+def test_a_damaged_engine_in_the_cache_is_rebuilt(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path) -> None:
     fake = install(monkeypatch, gpu, "tensorrt-rtx")
     load_model(bundle_dir, provider="tensorrt", rebuild=True)
     engine, sidecar = (sorted(default_cache().glob(f"fine.*.{ending}"))[0] for ending in ("engine", "json"))
@@ -431,19 +429,21 @@ def test_a_damaged_engine_of_the_cache_is_built_again(
     assert len(fake.Builder.last_config) == builds + 2
 
 
-def test_rebuilding_without_tensorrt_says_how_to_get_it(gpu: Gpu, bundle_dir: Path) -> None:
+def test_the_error_of_rebuilding_without_tensorrt_names_the_package(gpu: Gpu, bundle_dir: Path) -> None:
     assert gpu.capability
     with pytest.raises(EnvironmentLacks, match=r'pip install "hagmil\[tensorrt-rtx\]"'):
         load_model(bundle_dir, provider="tensorrt", rebuild=True)
 
 
-def test_a_bundle_without_engines_needs_onnx_runtime_s_provider(gpu: Gpu, bundle_dir: Path) -> None:
+def test_a_bundle_without_engines_needs_the_provider_of_onnx_runtime(gpu: Gpu, bundle_dir: Path) -> None:
     assert gpu.capability
     with pytest.raises(EnvironmentLacks, match=r"the bundle has no TensorRT engines, and this machine's ONNX Runtime"):
         load_model(bundle_dir, provider="tensorrt")
 
 
-def test_fitness_is_told_engine_by_engine(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path) -> None:
+def test_engine_fitness_gives_one_entry_for_each_engine(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
     assert engine_fitness(open_bundle(bundle_dir)) == ()
     install(monkeypatch, gpu, "tensorrt-rtx")
     add_engines(bundle_dir, EngineOptions(capabilities=("12.0",)))
@@ -459,29 +459,29 @@ def test_fitness_is_told_engine_by_engine(gpu: Gpu, monkeypatch: pytest.MonkeyPa
 
 
 class OnnxStandIn:
-    """ONNX Runtime as if it had a TensorRT provider: takes down how it was opened."""
+    """A session of ONNX Runtime's TensorRT provider that records its arguments."""
 
     provider = "TensorrtExecutionProvider"
     input_shapes: dict[str, tuple[str | int, ...]] = {"patches": ("batch", "height", "width", 3)}  # noqa: RUF012
 
     def __init__(self, onnx: Path, *, provider: str, threads: int | None, options: dict[str, str]) -> None:
-        self.onnx, self.asked, self.threads, self.options = onnx, provider, threads, options
+        self.onnx, self.requested, self.threads, self.options = onnx, provider, threads, options
 
 
 @pytest.fixture
 def onnx_runtime_with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime has its TensorRT provider."""
+    """An ONNX Runtime with the TensorRT provider."""
     monkeypatch.setattr(engines, "available_providers", lambda: ["cpu", "tensorrt"])
     monkeypatch.setattr(engines, "OnnxSession", OnnxStandIn)
 
 
 @pytest.mark.usefixtures("onnx_runtime_with_tensorrt", "gpu")
-def test_a_bundle_without_engines_goes_through_onnx_runtime_with_its_cache(bundle_dir: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_engines_runs_on_onnx_runtime_with_a_cache(bundle_dir: Path, tmp_path: Path) -> None:
     model: Any = load_model(bundle_dir, provider="tensorrt", threads=3)
 
     assert [session.provider for session in model.stages] == ["TensorrtExecutionProvider"] * 2
     fine = model.stages[1]
-    assert (fine.onnx, fine.asked, fine.threads) == (bundle_dir / "fine.onnx", "tensorrt", 3)
+    assert (fine.onnx, fine.requested, fine.threads) == (bundle_dir / "fine.onnx", "tensorrt", 3)
     assert fine.options["trt_engine_cache_enable"] == "1"
     assert Path(fine.options["trt_engine_cache_path"]).is_relative_to(tmp_path / "cache" / "hagmil")
     assert Path(fine.options["trt_engine_cache_path"]).is_dir()
@@ -493,7 +493,7 @@ def test_a_bundle_without_engines_goes_through_onnx_runtime_with_its_cache(bundl
 
 
 @pytest.mark.usefixtures("onnx_runtime_with_tensorrt")
-def test_that_onnx_runtime_runs_in_place_of_engines_that_do_not_fit_is_logged(
+def test_the_use_of_onnx_runtime_instead_of_engines_that_do_not_fit_is_logged(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(monkeypatch, gpu, "tensorrt-rtx")
@@ -506,14 +506,14 @@ def test_that_onnx_runtime_runs_in_place_of_engines_that_do_not_fit_is_logged(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_an_fp16_bundle_lets_onnx_runtime_compute_in_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_fp16_bundle_enables_half_precision_in_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "available_providers", lambda: ["tensorrt"])
     monkeypatch.setattr(engines, "OnnxSession", OnnxStandIn)
     model: Any = load_model(write_small_bundle(tmp_path / "half", half=True), provider="tensorrt")
     assert model.stages[0].options["trt_fp16_enable"] == "1"
 
 
-def test_of_two_installed_flavours_the_one_with_fitting_engines_runs(
+def test_the_installed_flavour_with_fitting_engines_is_used(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
 ) -> None:
     install(monkeypatch, gpu, "tensorrt")
@@ -549,7 +549,7 @@ def test_an_engine_for_ampere_and_later_runs_on_other_gpus(
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_engine_that_the_library_refuses_is_refused_in_its_words(
+def test_the_error_of_an_engine_that_cannot_be_loaded_gives_the_reason_of_the_library(
     flavour: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, gpu, flavour)
@@ -562,7 +562,7 @@ def test_an_engine_that_the_library_refuses_is_refused_in_its_words(
     assert caught.value.code == "engine_refused"
 
 
-def test_a_real_engine_on_a_machine_without_a_gpu_is_refused_in_tensorrt_s_words(
+def test_the_error_of_a_real_engine_without_a_gpu_gives_the_reason_of_tensorrt(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if has_gpu():
@@ -573,7 +573,7 @@ def test_a_real_engine_on_a_machine_without_a_gpu_is_refused_in_tensorrt_s_words
 
 
 @pytest.mark.gpu
-def test_a_real_engine_on_a_gpu_gives_the_numbers_of_its_graph(tmp_path: Path) -> None:
+def test_a_real_engine_on_a_gpu_gives_the_outputs_of_its_graph(tmp_path: Path) -> None:
     if not has_gpu():
         pytest.skip("needs a CUDA device and cupy")
     bundle_dir = write_small_bundle(tmp_path / "bundle")
@@ -589,7 +589,7 @@ def test_a_real_engine_on_a_gpu_gives_the_numbers_of_its_graph(tmp_path: Path) -
 
 
 def has_gpu() -> bool:
-    """Whether cupy finds a device here."""
+    """Whether cupy finds a device."""
     try:
         return bool(importlib.import_module("cupy").cuda.is_available())
     except ImportError:
