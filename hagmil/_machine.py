@@ -9,7 +9,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor_name() -> str:
-    """Return the processor's model name, or its architecture where the system gives no name."""
+    """Return the processor's model name, or its architecture if the system gives no name."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Reading of CSV tables in UTF-8, with or without a byte order mark."""
+"""Read CSV tables in UTF-8, with or without a byte order mark."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def read_table(
 
     Args:
         path: the file.
-        required: columns that it must have.
-        optional: columns that it may have; their cells are empty if it does not. All other columns are ignored.
+        required: columns that the file must have.
+        optional: columns that the file may have; their cells are empty if it does not. All other columns are ignored.
         error: class of the error to raise.
 
     Raises:
-        UsageError: of the given class; the file cannot be read, is no CSV in UTF-8, or lacks a required column.
+        UsageError: of the given class; the file cannot be read, is not a CSV in UTF-8, or lacks a required column.
     """
     try:
         reader = csv.DictReader(_open(path, error))
@@ -53,10 +53,10 @@ def read_table(
 
 
 def read_cells(path: Path) -> list[list[str]]:
-    """Read all rows of a CSV as they are, the first one included; rows may differ in length.
+    """Read all rows of a CSV, including the first; rows may differ in length.
 
     Raises:
-        DataError: the file cannot be read or is no CSV in UTF-8.
+        DataError: the file cannot be read or is not a CSV in UTF-8.
     """
     try:
         return [[cell.strip() for cell in row] for row in csv.reader(_open(path, DataError))]

@@ -1,4 +1,4 @@
-"""Softmax of logits, as every verdict uses it."""
+"""Softmax of logits with a temperature."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def softmax(logits: NDArray[np.floating], temperature: float | None = None) -> NDArray[np.float64]:
-    """Turn logits into probabilities, in float64.
+    """Convert logits to probabilities in float64.
 
     Args:
         logits: (..., classes).

@@ -1,4 +1,4 @@
-"""Paths, modules and links in the documentation exist."""
+"""Paths, modules, links and commands in the documentation exist."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
+from hagmil.cli.app import app
 from tests.conftest import REPOSITORY
 
 PAGES = [
@@ -61,6 +63,30 @@ def test_links_on_a_page_lead_to_files_and_headings(page: Path) -> None:
         if not path.exists() or (heading and heading[1:] not in _headings(path)):
             broken.append(target + heading)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names)
+def test_commands_on_a_page_have_these_options(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    unknown = []
+    for line in _command_lines(page.read_text()):
+        name, _, rest = line.partition(" #")[0].partition(" ")
+        known = {option for parameter in commands[name].params for option in parameter.opts} if name in commands else ()
+        unknown += [f"{name} {option}" for option in re.findall(r"--[a-z][\w-]*", rest) if option not in known]
+        unknown += [] if name in commands else [name]
+    assert unknown == []
+
+
+def _command_lines(text: str) -> list[str]:
+    """Commands of hagmil in code blocks and code spans, without the word hagmil; ``hagmil COMMAND`` is left out."""
+    text = text.replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    spans = re.findall(r"`hagmil ([a-z][^`]*)`", text.replace("\n", " "))
+    return (
+        re.findall(r"^(?:\$ )?hagmil ([a-z].+)$", blocks, flags=re.MULTILINE)
+        + spans
+        + re.findall(r"^    hagmil ([a-z].+)$", text, flags=re.MULTILINE)
+    )
 
 
 def _headings(page: Path) -> set[str]:

@@ -1,3 +1,5 @@
+"""CSV tables."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -23,7 +25,7 @@ def test_rows_have_line_numbers_and_stripped_cells(path: Path) -> None:
     assert rows[0]["a"] == "1"
 
 
-def test_cells_are_read_row_by_row_with_any_length(path: Path) -> None:
+def test_read_cells_accepts_rows_of_different_lengths(path: Path) -> None:
     path.write_text(",train\n0, a ,True\n")
     assert read_cells(path) == [["", "train"], ["0", "a", "True"]]
 
@@ -37,7 +39,7 @@ def test_a_missing_column_raises_the_given_error(path: Path, error: type[UsageEr
 
 
 @pytest.mark.parametrize("content", [None, b"a,b\n\xff\xfe,1\n", b'a,b\n"1' + b"x" * 200_000])
-def test_unreadable_tables_are_refused(path: Path, content: bytes | None) -> None:
+def test_an_unreadable_table_is_rejected(path: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
     message = "cannot be read" if content is None else "is not a CSV in UTF-8"
