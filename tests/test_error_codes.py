@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
+import typer
 
 from hagmil import errors
+from hagmil.cli.app import app
 from hagmil.errors import HagmilError
 from tests.conftest import REPOSITORY
 
@@ -70,3 +72,10 @@ def test_every_documented_code_exists_in_the_source(in_source: dict[str, set[int
 def test_documented_exit_codes_are_those_of_the_classes(in_source: dict[str, set[int]]) -> None:
     documented = _documented()
     assert {code: exits for code, exits in in_source.items() if documented.get(code) != exits} == {}
+
+
+def test_options_in_the_remedies_exist() -> None:
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
+    page = (REPOSITORY / "docs" / "errors.md").read_text()
+    assert set(re.findall(r"--[a-z][\w-]*", page)) - known - {"--help", "--verbose"} == set()
