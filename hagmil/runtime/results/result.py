@@ -76,13 +76,13 @@ class Result(FrozenModel):
 
     format: Literal["hagmil-result"] = "hagmil-result"
     format_version: Literal[1] = 1
-    slide_id: str
+    slide_id: str = Field(description="unique name of the slide in its run; name of the result's folder")
     slide: str = Field(description="the path as it was given")
-    status: Status
+    status: Status = Field(description="ok; rejected: not suitable for the model; failed: cannot be read or processed")
     code: str | None = Field(default=None, description="why there is no verdict, as one stable word")
     message: str | None = Field(default=None, description="why there is no verdict, for a person")
     prediction: str | None = Field(default=None, description="the fine class if labels have two layers")
-    probabilities: dict[str, float] = Field(default_factory=dict)
+    probabilities: dict[str, float] = Field(default_factory=dict, description="by class; they sum to 1")
     coarse: LayerResult | None = Field(
         default=None, description="null if labels have one layer, like the next three fields"
     )
@@ -94,23 +94,25 @@ class Result(FrozenModel):
     temperature: float | None = Field(
         default=None, description="the verdict's logits were divided by it; null if the bundle is not calibrated"
     )
-    stages: tuple[StageResult, ...] = ()
+    stages: tuple[StageResult, ...] = Field(default=(), description="counts and logits of each stage, coarse to fine")
     timing_s: dict[str, float] = Field(
         default_factory=dict,
         description="wall-clock seconds by step, and in total. A slide that was prepared while the previous one ran "
         "also has `wait`; the total then excludes the steps before `wait`",
     )
-    provider: str | None = None
-    precision: str | None = None
+    provider: str | None = Field(default=None, description="execution provider or engine that ran the graphs")
+    precision: str | None = Field(default=None, description="of the bundle: fp32, fp16 or int8")
     spacing_um: float | None = Field(default=None, description="micrometres per level-0 pixel")
-    spacing_source: Literal["metadata", "override"] | None = None
+    spacing_source: Literal["metadata", "override"] | None = Field(
+        default=None, description="metadata of the slide, or overridden by the user"
+    )
     keep: int | None = Field(
         default=None, description="patches kept at each stage, if the bundle's number was overridden"
     )
     bundle_sha256: str = Field(description="digest of the bundle's manifest, which contains the digest of each file")
-    versions: dict[str, str]
-    warnings: tuple[str, ...] = ()
-    intended_use: str
+    versions: dict[str, str] = Field(description="versions of the packages used")
+    warnings: tuple[str, ...] = Field(default=(), description="deviations that did not prevent a verdict")
+    intended_use: str = Field(description="intended use according to the bundle")
 
     @property
     def attention(self) -> tuple[StageAttention, ...]:
