@@ -94,7 +94,7 @@ def test_a_terminated_run_is_exit_6_and_goes_on_with_resume(slide: Path, bundle:
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 6, errors
-    assert "--resume goes on" in errors
+    assert "--resume to continue" in errors
     done_before = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
     assert 1 <= len(done_before) < 30
     resumed = hagmil(*command[3:], "--resume")

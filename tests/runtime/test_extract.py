@@ -142,7 +142,7 @@ def test_an_altered_backbone_is_rejected(backbone: Path, tmp_path: Path) -> None
     for name in ("backbone.json", "backbone.onnx"):
         (tmp_path / name).write_bytes((backbone / name).read_bytes())
     (tmp_path / "backbone.onnx").write_bytes(b"something else")
-    with pytest.raises(BundleError, match="is not the file"):
+    with pytest.raises(BundleError, match="does not match its digest"):
         Extractor.open(tmp_path, OPTIONS)
 
 
