@@ -1,4 +1,4 @@
-"""What all tests share: the folder of real slides and conformance data, and the place of the repository."""
+"""Fixtures of all tests: the folder of test data and the repository's root."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared"
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real slides and conformance data beside the repository."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the real slides and conformance data in {SHARED}")
-    return SHARED
+def data_folder() -> Path:
+    """tests/data: slides and outputs of the published implementations; its README describes each file."""
+    return REPOSITORY / "tests" / "data"

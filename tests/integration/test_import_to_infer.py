@@ -35,8 +35,8 @@ pytestmark = pytest.mark.timeout(900)  # a full-size cascade is exported
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> PublishedReference:
-    return load_reference(shared / "conformance")
+def official(data_folder: Path) -> PublishedReference:
+    return load_reference(data_folder / "conformance")
 
 
 @pytest.fixture(scope="module")

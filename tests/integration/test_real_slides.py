@@ -23,8 +23,8 @@ def test_the_built_in_bundle_is_whole_small_and_says_what_it_knows() -> None:
     assert sum(entry.bytes for entry in manifest.files.values()) < LARGEST_BYTES
 
 
-def test_a_real_slide_gets_a_verdict_and_a_heatmap(shared: Path, tmp_path: Path) -> None:
-    slide = shared / "slides" / "CMU-1-Small-Region.svs"
+def test_a_real_slide_gets_a_verdict_and_a_heatmap(data_folder: Path, tmp_path: Path) -> None:
+    slide = data_folder / "slides" / "CMU-1-Small-Region.svs"
     done = hagmil("infer", slide, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "phantoms only" in done.stderr
@@ -35,8 +35,8 @@ def test_a_real_slide_gets_a_verdict_and_a_heatmap(shared: Path, tmp_path: Path)
         assert min(picture.size) > 500
 
 
-def test_slides_that_cannot_be_judged_each_say_why_and_the_good_one_is_done(shared: Path, tmp_path: Path) -> None:
-    slides = shared / "slides"
+def test_slides_that_cannot_be_judged_each_say_why_and_the_good_one_is_done(data_folder: Path, tmp_path: Path) -> None:
+    slides = data_folder / "slides"
     wanted = {
         "fluorescence.ndpi": ("rejected", "not_brightfield", "transmitted light"),
         "broken.svs": ("failed", "unreadable", "no slide format"),

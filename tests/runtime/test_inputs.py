@@ -32,8 +32,8 @@ def test_a_folder_gives_the_slides_directly_inside_it(tmp_path: Path) -> None:
     assert [request.slide_id for request in slide_requests([str(tmp_path)])] == ["a", "b"]
 
 
-def test_a_folder_of_a_dicom_series_gives_one_slide(shared: Path) -> None:
-    ids = [request.slide_id for request in slide_requests([str(shared / "slides")])]
+def test_a_folder_of_a_dicom_series_gives_one_slide(data_folder: Path) -> None:
+    ids = [request.slide_id for request in slide_requests([str(data_folder / "slides")])]
     assert "boxes_0" in ids
     assert "boxes_1" not in ids
 

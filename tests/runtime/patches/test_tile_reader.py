@@ -188,8 +188,8 @@ def test_channels_marked_as_rgb_are_not_decoded_as_ycbcr(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("offset", [54, 55])
-def test_patches_of_a_real_aperio_slide_equal_those_of_the_plain_reader(shared: Path, offset: int) -> None:
-    with open_slide(shared / "slides" / "CMU-1-Small-Region.svs") as slide:
+def test_patches_of_a_real_aperio_slide_equal_those_of_the_plain_reader(data_folder: Path, offset: int) -> None:
+    with open_slide(data_folder / "slides" / "CMU-1-Small-Region.svs") as slide:
         geometry = plan(slide, 0.998, 128)
         coords = grid(slide, geometry, offset)
         found, decoded = by_tiles(slide, geometry, coords)

@@ -34,9 +34,9 @@ def test_the_reader_is_chosen_by_content_not_by_name(tmp_path: Path, kind: str, 
 
 
 @pytest.mark.parametrize("name", ["fluorescence.ndpi", "boxes_0.dcm"])
-def test_formats_that_libvips_would_misread_are_read_by_openslide(shared: Path, tmp_path: Path, name: str) -> None:
+def test_formats_that_libvips_would_misread_are_read_by_openslide(data_folder: Path, tmp_path: Path, name: str) -> None:
     link = tmp_path / "slide.tif"
-    link.symlink_to(shared / "slides" / name)
+    link.symlink_to(data_folder / "slides" / name)
     with open_slide(link) as slide:
         assert type(slide) is OpenSlideReader
 
@@ -62,7 +62,7 @@ def test_the_spacing_override_must_be_a_positive_number(pyramid_path: Path, spac
         open_slide(pyramid_path, spacing_um=spacing_um)
 
 
-def broken(folder: Path, shared: Path | None, kind: str) -> Path:
+def broken(folder: Path, data_folder: Path | None, kind: str) -> Path:
     path = folder / "a.svs"
     match kind:
         case "folder":
@@ -79,8 +79,8 @@ def broken(folder: Path, shared: Path | None, kind: str) -> Path:
         case "endless directories":
             path.write_bytes(b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0")
         case _:
-            assert shared is not None
-            return shared / "slides" / kind
+            assert data_folder is not None
+            return data_folder / "slides" / kind
     return path
 
 
@@ -99,9 +99,9 @@ def test_a_damaged_tiff_file_is_reported_as_cut_off_or_damaged(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", ["broken.svs", "unopenable.tiff"])
-def test_a_real_broken_file_fails_with_a_message_of_one_line(shared: Path, tmp_path: Path, kind: str) -> None:
+def test_a_real_broken_file_fails_with_a_message_of_one_line(data_folder: Path, tmp_path: Path, kind: str) -> None:
     with pytest.raises(SlideFailed, match=kind) as caught:
-        open_slide(broken(tmp_path, shared, kind))
+        open_slide(broken(tmp_path, data_folder, kind))
     assert caught.value.code == "unreadable"
     assert "\n" not in str(caught.value)
 

@@ -16,8 +16,8 @@ def test_tiles_that_were_not_scanned_are_white(tmp_path: Path) -> None:
     assert not (region[:64, :64] == 255).all()
 
 
-def test_files_of_one_dicom_series_have_the_same_series_uid(shared: Path) -> None:
-    series = {dicom_series(shared / "slides" / f"boxes_{index}.dcm") for index in (0, 1)}
+def test_files_of_one_dicom_series_have_the_same_series_uid(data_folder: Path) -> None:
+    series = {dicom_series(data_folder / "slides" / f"boxes_{index}.dcm") for index in (0, 1)}
     assert len(series) == 1
     assert None not in series
 

@@ -25,8 +25,8 @@ def any_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Each slide that both this package and OpenSlide can open."""
     if request.param in GENERATED:
         return write_slide(tmp_path, request.param)
-    shared: Path = request.getfixturevalue("shared")
-    return shared / "slides" / str(request.param)
+    data_folder: Path = request.getfixturevalue("data_folder")
+    return data_folder / "slides" / str(request.param)
 
 
 def by_openslide(

@@ -51,8 +51,8 @@ def test_the_spacing_is_the_mean_of_both_axes(tmp_path: Path) -> None:
         assert slide.spacing_um == pytest.approx((0.5 + 10_000 / 20_400) / 2)
 
 
-def test_a_default_of_72_dots_per_inch_is_ignored(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with open_slide(shared / "slides" / "boxes.tiff") as slide:
+def test_a_default_of_72_dots_per_inch_is_ignored(data_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_slide(data_folder / "slides" / "boxes.tiff") as slide:
         assert slide.metadata.spacing_xy_um == pytest.approx((352.78, 352.78), abs=0.01)
         assert slide.spacing_um is None
     assert "ignoring the spacing" in caplog.text

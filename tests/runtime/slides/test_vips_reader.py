@@ -52,8 +52,8 @@ def test_transparent_pixels_are_composited_over_white(tmp_path: Path) -> None:
     assert np.abs(region[:, 100:200] - half).max() <= 1
 
 
-def test_reading_an_undecodable_tile_fails_every_time(shared: Path) -> None:
-    with open_slide(shared / "slides" / "unreadable.svs") as slide:
+def test_reading_an_undecodable_tile_fails_every_time(data_folder: Path) -> None:
+    with open_slide(data_folder / "slides" / "unreadable.svs") as slide:
         for _ in range(3):  # libvips returns a tile that failed once as black
             with pytest.raises(SlideFailed, match="level 0, x 0, y 0, 16 x 16 px") as caught:
                 slide.read_region(0, 0, 0, 16, 16)

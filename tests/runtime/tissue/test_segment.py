@@ -207,9 +207,9 @@ def test_all_kernels_give_the_same_mask(method: Method) -> None:
 # Real slides.
 
 
-def test_the_fluorescence_slide_is_rejected(shared: Path) -> None:
+def test_the_fluorescence_slide_is_rejected(data_folder: Path) -> None:
     with (
-        open_slide(shared / "slides" / "fluorescence.ndpi") as slide,
+        open_slide(data_folder / "slides" / "fluorescence.ndpi") as slide,
         pytest.raises(SlideRejected, match=r"fluorescence\.ndpi.*transmitted light") as rejected,
     ):
         tissue_of(slide, TissueParameters())
@@ -217,8 +217,8 @@ def test_the_fluorescence_slide_is_rejected(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_third_of_the_skin_slide_is_tissue(shared: Path, method: Method) -> None:
-    with open_slide(shared / "slides" / "CMU-1-Small-Region.svs") as slide:
+def test_a_third_of_the_skin_slide_is_tissue(data_folder: Path, method: Method) -> None:
+    with open_slide(data_folder / "slides" / "CMU-1-Small-Region.svs") as slide:
         mask = tissue_of(slide, TissueParameters(method=method))
         again = tissue_of(slide, TissueParameters(method=method), NumbaKernels())
     assert mask.mask.shape == (186, 139)
@@ -230,8 +230,8 @@ def test_a_third_of_the_skin_slide_is_tissue(shared: Path, method: Method) -> No
     assert glass_left == 0.0
 
 
-def test_a_crop_of_stained_skin_only_is_brightfield_and_tissue(shared: Path) -> None:
-    with open_slide(shared / "slides" / "CMU-1-Small-Region.svs") as slide:
+def test_a_crop_of_stained_skin_only_is_brightfield_and_tissue(data_folder: Path) -> None:
+    with open_slide(data_folder / "slides" / "CMU-1-Small-Region.svs") as slide:
         pixels = slide.read_region(0, 850, 2200, 500, 500)
     mask = tissue_of(ArraySlide([pixels], spacing_um=0.499), TissueParameters())
     assert mask.mask.mean() > 0.98
@@ -257,7 +257,7 @@ LIKE_CLAM = TissueParameters(
     ids=["clams-fixed", "clams-otsu", "defaults-fixed", "defaults-otsu"],
 )
 def test_patches_agree_with_those_of_clam(
-    shared: Path, parameters: TissueParameters, method: Method, least: float
+    data_folder: Path, parameters: TissueParameters, method: Method, least: float
 ) -> None:
     """Jaccard index of our patches, on the grid of CLAM, and the patches of CLAM.
 
@@ -268,9 +268,9 @@ def test_patches_agree_with_those_of_clam(
     the defaults at 8 um/px, we miss 1 and 7 and have 8 and 3 more.
     """
     name = {"fixed": "threshold", "otsu": "otsu"}[method]
-    with h5py.File(shared / "conformance" / f"clam_coords_{name}.h5") as file:
+    with h5py.File(data_folder / "conformance" / f"clam_coords_{name}.h5") as file:
         theirs = np.asarray(file["coords"], dtype=np.int64)
-    with open_slide(shared / "slides" / "CMU-1-Small-Region.svs") as slide:
+    with open_slide(data_folder / "slides" / "CMU-1-Small-Region.svs") as slide:
         mask = tissue_of(slide, parameters.model_copy(update={"method": method}))
         size = slide.size
     first_x, first_y = theirs[0] % 128  # the grid of CLAM starts at the corner of the bounding box

@@ -41,8 +41,8 @@ NAMES = ("coarse", "fine", "bag_alignment", "instance_alignment", "contrastive")
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> PublishedReference:
-    return load_reference(shared / "conformance")
+def official(data_folder: Path) -> PublishedReference:
+    return load_reference(data_folder / "conformance")
 
 
 @pytest.fixture(scope="module")

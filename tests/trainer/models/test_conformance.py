@@ -18,8 +18,8 @@ LOSS_TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> PublishedReference:
-    return load_reference(shared / "conformance")
+def official(data_folder: Path) -> PublishedReference:
+    return load_reference(data_folder / "conformance")
 
 
 @pytest.fixture(scope="module")

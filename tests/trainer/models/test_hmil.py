@@ -31,8 +31,8 @@ SMALL = HmilConfig(bottleneck_width=6, fine_width=5, coarse_gate_width=4, fine_g
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> PublishedReference:
-    return load_reference(shared / "conformance")
+def official(data_folder: Path) -> PublishedReference:
+    return load_reference(data_folder / "conformance")
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from tests.trainer.published_models import load_reference
 
 
 @pytest.mark.parametrize(("model", "classes"), [("iat_small", 3), ("iat_full", 2)])
-def test_names_map_one_to_one_onto_our_weights_of_the_same_shape(shared: Path, model: str, classes: int) -> None:
-    published = load_reference(shared / "conformance").settings[model]
+def test_names_map_one_to_one_onto_our_weights_of_the_same_shape(data_folder: Path, model: str, classes: int) -> None:
+    published = load_reference(data_folder / "conformance").settings[model]
     widths = tuple(published["config"]["hidden_dims"])
     with torch.device("meta"):
         ours = IntegratedAttentionTransformer(published["config"]["feat_in"], classes, IatConfig(widths=widths))

@@ -29,8 +29,8 @@ _Edit = Callable[[dict[str, Tensor]], object]
 
 
 @pytest.fixture(scope="module")
-def official(shared: Path) -> PublishedReference:
-    return load_reference(shared / "conformance")
+def official(data_folder: Path) -> PublishedReference:
+    return load_reference(data_folder / "conformance")
 
 
 @pytest.fixture(scope="module")
