@@ -1,16 +1,16 @@
-"""How do the published components do on real data that fits on a page? MIL bags of handwritten digits.
+"""Accuracy of the published components on MIL bags of handwritten digits, a small real data set.
 
     nice -n 10 python -m benchmarks.digits_mil
 
-1. For each of five seeds: images shared out, bags made (:mod:`benchmarks.digits_bags`).
-2. Each model (:mod:`benchmarks.digits_models`) is trained with each learning rate of one grid, the same number of
-   epochs on the same bags in the same batches; the epoch of lowest validation cross entropy (fine) counts.
-3. For each model one learning rate is taken for all seeds: that of highest mean validation accuracy (fine), by lowest
-   cross entropy where two are equal.
-4. The table shows the test bags at that learning rate: mean and standard deviation over the seeds.
+1. For each of five seeds, split the images and make bags (:mod:`benchmarks.digits_bags`).
+2. Train each model (:mod:`benchmarks.digits_models`) with each learning rate of a grid, for the same number of epochs
+   on the same bags in the same batches. The epoch with the lowest validation cross entropy (fine) is used.
+3. Choose one learning rate for each model and all seeds: the one with the highest mean validation accuracy (fine); for
+   equal accuracies, the one with the lowest cross entropy.
+4. Report the test bags at that learning rate: mean and standard deviation over the seeds.
 
-One thread; seconds are CPU time of a training. Writes benchmarks/results/digits_mil.json and the table in
-docs/benchmarks-digits.md.
+Training uses one thread; seconds are CPU time of one training. The script writes benchmarks/results/digits_mil.json and
+the table in docs/benchmarks-digits.md.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.digits_bags import FINE_TO_COARSE, Bags, Cohort, make_cohort
-from benchmarks.digits_models import Contender, contenders
-from hagmil._files import write_text
+from benchmarks.digits_bags import FINE_TO_COARSE, Bags, DigitsCohort, make_cohort
+from benchmarks.digits_models import DigitsModel, digits_models
 from hagmil.trainer.metrics.resampled import measure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,8 +48,8 @@ _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One training: what it was, what validation said, what the test bags say, and its seconds of CPU time."""
+class TrainingRun:
+    """Settings of one training, its metrics on validation and test bags, and its CPU time in seconds."""
 
     model: str
     learning_rate: float
@@ -67,46 +66,48 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdicts:
+class _Predictions:
     fine: NDArray[np.float64]
     coarse: NDArray[np.float64]
     labels: NDArray[np.int64]
     loss: float
 
 
-def train(contender: Contender, cohort: Cohort, *, learning_rate: float, seed: int, epochs: int = EPOCHS) -> Run:
-    """Step 2, one training.
+def train(
+    model_type: DigitsModel, cohort: DigitsCohort, *, learning_rate: float, seed: int, epochs: int = EPOCHS
+) -> TrainingRun:
+    """Train one model (step 2).
 
     Args:
-        contender: the model.
+        model_type: the kind of model.
         cohort: the bags.
-        learning_rate: of Adam.
-        seed: of weights, dropout and the order of batches.
-        epochs: over all training bags.
+        learning_rate: learning rate of Adam.
+        seed: seed of weights, dropout and the order of batches.
+        epochs: number of passes over all training bags.
     """
     start = time.process_time()
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
-    model = contender.make()
+    model = model_type.make()
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
     best_loss, best_epoch, best_weights = float("inf"), 0, copy.deepcopy(model.state_dict())
     for epoch in range(epochs):
         model.train()
         for features, labels in _batches(cohort.train, generator):
-            loss = contender.loss(contender.say(model, features), labels, epoch, epochs)
+            loss = model_type.loss(model_type.predict(model, features), labels, epoch, epochs)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        validation = _verdicts(contender, model, cohort.val)
+        validation = _predict(model_type, model, cohort.val)
         if validation.loss < best_loss:
             best_loss, best_epoch, best_weights = validation.loss, epoch + 1, copy.deepcopy(model.state_dict())
     seconds = time.process_time() - start
     model.load_state_dict(best_weights)
-    validation, test = (_verdicts(contender, model, part) for part in (cohort.val, cohort.test))
+    validation, test = (_predict(model_type, model, part) for part in (cohort.val, cohort.test))
     parents = np.array(FINE_TO_COARSE)
     fine, coarse = test.fine.argmax(axis=1), test.coarse.argmax(axis=1)
-    return Run(
-        model=contender.name,
+    return TrainingRun(
+        model=model_type.name,
         learning_rate=learning_rate,
         seed=seed,
         best_epoch=best_epoch,
@@ -121,12 +122,12 @@ def train(contender: Contender, cohort: Cohort, *, learning_rate: float, seed: i
     )
 
 
-def choose(runs: Sequence[Run]) -> list[list[Run]]:
-    """Step 3: for each model, in order, the runs at its learning rate."""
+def choose(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
+    """Choose a learning rate for each model and return the runs with it (step 3)."""
     names = list(dict.fromkeys(run.model for run in runs))
     chosen = []
     for name in names:
-        by_rate: dict[float, list[Run]] = {}
+        by_rate: dict[float, list[TrainingRun]] = {}
         for run in runs:
             if run.model == name:
                 by_rate.setdefault(run.learning_rate, []).append(run)
@@ -142,8 +143,8 @@ def choose(runs: Sequence[Run]) -> list[list[Run]]:
     return chosen
 
 
-def table(chosen: Sequence[Sequence[Run]]) -> str:
-    """Step 4, as Markdown."""
+def table(chosen: Sequence[Sequence[TrainingRun]]) -> str:
+    """Return the table of step 4 as Markdown."""
     heads = ("model", "learning rate", "fine accuracy", "coarse accuracy", "AUC, macro", "consistent", "CPU s")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     for runs in chosen:
@@ -158,22 +159,22 @@ def table(chosen: Sequence[Sequence[Run]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run everything and write results and table."""
+    """TrainingRun everything and write results and table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--rates", type=float, nargs="+", default=list(LEARNING_RATES))
-    parser.add_argument("--bags", type=int, nargs=3, default=[30, 20, 50], help="a class: training, validation, test")
+    parser.add_argument("--bags", type=int, nargs=3, default=[30, 20, 50], help="per class: training, validation, test")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE, help="a page whose table is replaced")
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown page whose table is replaced")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     runs = []
     for seed in options.seeds:
-        cohort = make_cohort(seed, bags_a_class=tuple(options.bags))
-        for contender in contenders():
+        cohort = make_cohort(seed, bags_per_class=tuple(options.bags))
+        for model_type in digits_models():
             for rate in options.rates:
-                run = train(contender, cohort, learning_rate=rate, seed=seed, epochs=options.epochs)
+                run = train(model_type, cohort, learning_rate=rate, seed=seed, epochs=options.epochs)
                 print(
                     f"{run.seconds:6.1f} s  seed {seed}  {run.model}  {rate:g}  val {run.val_accuracy:.3f}", flush=True
                 )
@@ -182,17 +183,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(choose(runs))
     print(text)
     if options.page.is_file():
-        write_text(options.page, replace_table(options.page.read_text(encoding="utf-8"), text))
+        options.page.write_text(replace_table(options.page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
-def write_results(path: Path, options: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Every run and what it ran on, as JSON."""
+def write_results(path: Path, options: argparse.Namespace, runs: Sequence[TrainingRun]) -> None:
+    """Write all runs, settings and versions as JSON."""
     found: dict[str, Any] = {
         "settings": {
             "seeds": options.seeds,
             "epochs": options.epochs,
             "learning_rates": options.rates,
-            "bags_a_class": options.bags,
+            "bags_per_class": options.bags,
             "batch": BATCH,
             "threads": 1,
         },
@@ -205,18 +206,19 @@ def write_results(path: Path, options: argparse.Namespace, runs: Sequence[Run]) 
         "chosen_learning_rates": {group[0].model: group[0].learning_rate for group in choose(runs)},
         "runs": [asdict(run) for run in runs],
     }
-    write_text(path, json.dumps(found, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def replace_table(page: str, text: str) -> str:
-    """A page with the table between its two marks replaced."""
+    """Return a page with the table between its two markers replaced."""
     before, _, rest = page.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     return f"{before}{_BEGIN}\n{text}\n{_END}{after}"
 
 
 def _batches(parts: Sequence[Bags], generator: np.random.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """All bags once, shuffled; a batch holds bags of one size."""
+    """Return all bags once in shuffled batches; each batch has bags of one size."""
     batches = []
     for part in parts:
         order = generator.permutation(len(part.labels))
@@ -227,14 +229,14 @@ def _batches(parts: Sequence[Bags], generator: np.random.Generator) -> list[tupl
 
 
 @torch.no_grad()
-def _verdicts(contender: Contender, model: torch.nn.Module, parts: Sequence[Bags]) -> _Verdicts:
+def _predict(model_type: DigitsModel, model: torch.nn.Module, parts: Sequence[Bags]) -> _Predictions:
     model.eval()
-    said = [contender.say(model, torch.from_numpy(part.features)) for part in parts]
-    logits = torch.cat([each.fine_logits for each in said])
+    outputs = [model_type.predict(model, torch.from_numpy(part.features)) for part in parts]
+    logits = torch.cat([each.fine_logits for each in outputs])
     labels = torch.cat([torch.from_numpy(part.labels) for part in parts])
-    return _Verdicts(
+    return _Predictions(
         torch.softmax(logits.double(), dim=1).numpy(),
-        torch.cat([each.coarse for each in said]).double().numpy(),
+        torch.cat([each.coarse for each in outputs]).double().numpy(),
         labels.numpy(),
         F.cross_entropy(logits, labels).item(),
     )

@@ -1,6 +1,7 @@
-"""The models of the digits benchmark: this package's, and two plain ones beside them.
+"""The models of the digits benchmark: those of this package, and two simple ones for comparison.
 
-Each is a :class:`Contender`: a network, what its outputs mean, and its loss. All take bags of one size at once.
+Each is a :class:`DigitsModel`: a network, the interpretation of its outputs, and its loss. All process bags of one size
+in batches.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _MEMBERS = membership(FINE_TO_COARSE, len(COARSE))
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a model says of some bags.
+class ModelOutput:
+    """Outputs of a model for a batch of bags.
 
     Args:
         fine_logits: (bags, fine).
         coarse: (bags, coarse), probabilities.
-        rest: what its loss needs besides.
+        rest: further outputs for the loss.
     """
 
     fine_logits: Tensor
@@ -39,26 +40,26 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
-    """One line of the table.
+class DigitsModel:
+    """A kind of model, one row of the table.
 
     Args:
-        name: as the table has it.
-        make: a fresh network from torch's generator.
-        say: the network on features (bags, images, 64).
-        loss: of what it said, against fine labels (bags,), at epoch t of T.
+        name: name in the table.
+        make: makes a network with random weights from torch's generator.
+        predict: runs the network on features (bags, images, 64).
+        loss: loss of the outputs for fine labels (bags,) at an epoch, given the number of epochs.
     """
 
     name: str
     make: Callable[[], nn.Module]
-    say: Callable[[nn.Module, Tensor], Said]
-    loss: Callable[[Said, Tensor, int, int], Tensor] = field(
-        default=lambda said, labels, _epoch, _epochs: F.cross_entropy(said.fine_logits, labels)
+    predict: Callable[[nn.Module, Tensor], ModelOutput]
+    loss: Callable[[ModelOutput, Tensor, int, int], Tensor] = field(
+        default=lambda output, labels, _epoch, _epochs: F.cross_entropy(output.fine_logits, labels)
     )
 
 
 class MeanPooling(nn.Module):
-    """A layer an instance, the mean over the bag, a classifier."""
+    """One layer for each instance, the mean over the bag, and a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,12 +67,12 @@ class MeanPooling(nn.Module):
         self.classify = nn.Linear(_WIDTH, len(FINE))
 
     def forward(self, bags: Tensor) -> Tensor:
-        """Fine logits (bags, fine) of features (bags, images, 64)."""
+        """Return fine logits (bags, fine) of features (bags, images, 64)."""
         return self.classify(self.encode(bags).mean(dim=1))  # type: ignore[no-any-return]
 
 
 class AttentionPooling(nn.Module):
-    """The same with gated attention (Ilse et al. 2018, section 2.4) in place of the mean."""
+    """The same with gated attention (Ilse et al. 2018, section 2.4) instead of the mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,18 +82,18 @@ class AttentionPooling(nn.Module):
         self.classify = nn.Linear(_WIDTH, len(FINE))
 
     def forward(self, bags: Tensor) -> Tensor:
-        """Fine logits (bags, fine) of features (bags, images, 64)."""
+        """Return fine logits (bags, fine) of features (bags, images, 64)."""
         rows = self.encode(bags)
         scores = self.score(torch.tanh(self.signal(rows)) * torch.sigmoid(self.gate(rows)))  # (bags, images, 1)
         return self.classify((torch.softmax(scores, dim=1) * rows).sum(dim=1))  # type: ignore[no-any-return]
 
 
-def contenders() -> tuple[Contender, ...]:
-    """All lines of the table."""
+def digits_models() -> tuple[DigitsModel, ...]:
+    """Return the models in the order of the table."""
     return (
-        Contender("mean pooling", MeanPooling, _flat),
-        Contender("attention MIL", AttentionPooling, _flat),
-        Contender("HAG-MIL transformer", _transformer, _say_transformer),
+        DigitsModel("mean pooling", MeanPooling, _flat),
+        DigitsModel("attention MIL", AttentionPooling, _flat),
+        DigitsModel("HAG-MIL transformer", _transformer, _predict_transformer),
         _hmil("HMIL", HmilLossConfig()),
         _hmil("HMIL without alignment", HmilLossConfig(bag_alignment=0, instance_alignment=0)),
         _hmil("HMIL without contrastive", HmilLossConfig(contrastive=0)),
@@ -100,13 +101,13 @@ def contenders() -> tuple[Contender, ...]:
     )
 
 
-def _flat(model: nn.Module, bags: Tensor) -> Said:
+def _flat(model: nn.Module, bags: Tensor) -> ModelOutput:
     return _summed(model(bags))
 
 
-def _summed(fine_logits: Tensor) -> Said:
-    """Without a coarse output of its own, a model's coarse probabilities are its fine ones, summed."""
-    return Said(fine_logits, torch.softmax(fine_logits, dim=1) @ _MEMBERS.mT)
+def _summed(fine_logits: Tensor) -> ModelOutput:
+    """Sum fine probabilities to coarse ones, for models without coarse outputs."""
+    return ModelOutput(fine_logits, torch.softmax(fine_logits, dim=1) @ _MEMBERS.mT)
 
 
 def _transformer() -> nn.Module:
@@ -114,21 +115,21 @@ def _transformer() -> nn.Module:
     return IntegratedAttentionTransformer(FEATURES, len(FINE), config)
 
 
-def _say_transformer(model: nn.Module, bags: Tensor) -> Said:
+def _predict_transformer(model: nn.Module, bags: Tensor) -> ModelOutput:
     assert isinstance(model, IntegratedAttentionTransformer)
     return _summed(torch.vmap(model.forward_training, randomness="different")(bags).logits)
 
 
-def _hmil(name: str, losses: HmilLossConfig) -> Contender:
+def _hmil(name: str, losses: HmilLossConfig) -> DigitsModel:
     config = HmilConfig(bottleneck_width=_WIDTH, fine_width=_WIDTH, coarse_gate_width=_GATES, fine_gate_width=_GATES)
 
-    def say(model: nn.Module, bags: Tensor) -> Said:
+    def predict(model: nn.Module, bags: Tensor) -> ModelOutput:
         assert isinstance(model, HierarchicalMil)
         found = torch.vmap(model.forward_training, randomness="different")(bags)
-        return Said(found.fine_logits, torch.softmax(found.coarse_logits, dim=1), found)
+        return ModelOutput(found.fine_logits, torch.softmax(found.coarse_logits, dim=1), found)
 
-    def loss(said: Said, labels: Tensor, epoch: int, epochs: int) -> Tensor:
-        found = said.rest
+    def loss(output: ModelOutput, labels: Tensor, epoch: int, epochs: int) -> Tensor:
+        found = output.rest
         batch = BagBatch(
             found.coarse_logits,
             found.fine_logits,
@@ -138,4 +139,4 @@ def _hmil(name: str, losses: HmilLossConfig) -> Contender:
         )
         return hmil_losses(batch, labels, FINE_TO_COARSE, epoch=epoch, epochs=epochs, config=losses).total
 
-    return Contender(name, lambda: HierarchicalMil(FEATURES, len(COARSE), len(FINE), config), say, loss)
+    return DigitsModel(name, lambda: HierarchicalMil(FEATURES, len(COARSE), len(FINE), config), predict, loss)

@@ -1,9 +1,8 @@
-"""The cascade over extracted features: what a bundle would say with any ``--keep``, with no patch encoded again.
+"""The cascade on extracted features, for any number of kept patches without encoding patches again.
 
-Features of the whole quadtree are there (``hagmil extract``), so a stage's bag is a choice of rows: the steps are
-those of ``hagmil.runtime.inference.cascade``, with the same sessions, and only reading and encoding are left out.
-Keeping
-everything is the limit that a number of kept patches is judged by: how many slides get the same verdict.
+The features of the full quadtree exist (``hagmil extract``), so the bag of a stage is a selection of rows. The steps
+and sessions are those of ``hagmil.runtime.inference.cascade``, without reading and encoding. A number of kept patches
+is compared with keeping everything: the share of slides with the same prediction.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from hagmil.runtime.patches.quadtree import child_rows
 from hagmil.trainer.metrics.classification import classification_metrics
 
 EVERYTHING = 1 << 40
-"""A number of kept patches that no bag reaches."""
+"""A number of kept patches above the size of any bag."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What was said of a cohort with one number of kept patches.
+    """Predictions for a cohort with one number of kept patches.
 
     Args:
         keep: patches kept at every stage but the last.
         probabilities: float64 (slides, classes).
-        read: int64 (slides, stages), patches that each stage read.
+        read: int64 (slides, stages), patches read at each stage.
     """
 
     keep: int
@@ -47,13 +46,13 @@ class Verdicts:
 
     @property
     def predictions(self) -> NDArray[np.int64]:
-        """The class of highest probability of each slide, int64 (slides,)."""
+        """The class with the highest probability for each slide, int64 (slides,)."""
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledSlide:
-    """A slide of a cohort, its patient, its label and its file."""
+class LabelledPhantom:
+    """A phantom of a cohort: slide, patient, label and file."""
 
     slide_id: str
     case_id: str
@@ -61,22 +60,22 @@ class LabelledSlide:
     path: Path
 
 
-def phantom_cohort(folder: Path, slides: int, size_px: int, seed: int) -> list[LabelledSlide]:
-    """A cohort of phantoms, made unless it is there."""
+def phantom_cohort(folder: Path, slides: int, size_px: int, seed: int) -> list[LabelledPhantom]:
+    """Return a cohort of phantoms, made if it does not exist."""
     if not (folder / "labels.csv").is_file():
         write_cohort(folder, slides=slides, size_px=size_px, seed=seed)
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     if len(rows) != slides:
-        raise SystemExit(f"{folder} holds {len(rows)} slides, not {slides}; choose another --folder")
+        raise SystemExit(f"{folder} contains {len(rows)} slides, not {slides}; choose another --folder")
     return [
-        LabelledSlide(row["slide_id"], row["case_id"], row["label"], folder / "slides" / f"{row['slide_id']}.tif")
+        LabelledPhantom(row["slide_id"], row["case_id"], row["label"], folder / "slides" / f"{row['slide_id']}.tif")
         for row in rows
     ]
 
 
-def extract_cohort(slides: Sequence[LabelledSlide], extractor: Extractor, folder: Path) -> list[SlideFeatures]:
-    """Features of a cohort, read from the folder where they are there already."""
+def extract_cohort(slides: Sequence[LabelledPhantom], extractor: Extractor, folder: Path) -> list[SlideFeatures]:
+    """Return the features of a cohort, extracted into the folder unless they exist."""
     requests = slide_requests([str(slide.path) for slide in slides])
     for outcome in extract_many(requests, extractor, folder):
         if outcome.status != "ok":
@@ -85,13 +84,13 @@ def extract_cohort(slides: Sequence[LabelledSlide], extractor: Extractor, folder
 
 
 def cascade_verdicts(model: LoadedModel, cohort: Sequence[SlideFeatures], keep: int) -> Verdicts:
-    """Take every slide's features through the cascade."""
+    """Run the cascade on the features of every slide."""
     found = [_one_slide(model, slide, keep) for slide in cohort]
     return Verdicts(keep, np.stack([values for values, _ in found]), np.array([read for _, read in found], np.int64))
 
 
 def flat_verdicts(model: LoadedModel, cohort: Sequence[SlideFeatures]) -> Verdicts:
-    """The finest stage's model on all of its patches, in the quadtree's order, with no coarser stage asked."""
+    """Run the finest stage model alone on all of its patches, in quadtree order."""
     manifest, stage = model.bundle.manifest, model.bundle.manifest.stages[-1]
     values, read = [], []
     for slide in cohort:
@@ -119,20 +118,20 @@ def _probabilities(manifest: Manifest, outputs: dict[str, NDArray[np.float32]]) 
 
 
 def agreement(some: Verdicts, all_kept: Verdicts) -> float:
-    """Share of slides on which two ways give the same verdict."""
+    """Return the share of slides with the same prediction."""
     return float((some.predictions == all_kept.predictions).mean())
 
 
 def smallest_agreeing(tried: Sequence[Verdicts], all_kept: Verdicts, least: float = 1.0) -> int | None:
-    """The smallest number of kept patches from which on all larger ones that were tried agree, too.
+    """Return the smallest tried number of kept patches that agrees, as all larger ones do.
 
     Args:
-        tried: in any order.
-        all_kept: verdicts with everything kept.
+        tried: predictions with several numbers of kept patches, in any order.
+        all_kept: predictions with everything kept.
         least: the share of slides that counts as agreement.
 
     Returns:
-        None where not even the largest agrees.
+        The number; None if the largest one does not agree.
     """
     smallest = None
     for verdicts in sorted(tried, key=lambda each: -each.keep):
@@ -143,16 +142,16 @@ def smallest_agreeing(tried: Sequence[Verdicts], all_kept: Verdicts, least: floa
 
 
 def share_read(some: Verdicts, all_kept: Verdicts) -> tuple[float, float]:
-    """Patches read over patches read with everything kept: of the finest stage, and of all stages together."""
+    """Return the share of patches read, for the finest stage and for all stages together."""
     finest = some.read[:, -1].sum() / all_kept.read[:, -1].sum()
     return float(finest), float(some.read.sum() / all_kept.read.sum())
 
 
 def auc(verdicts: Verdicts, labels: NDArray[np.int64]) -> float | None:
-    """Area under the ROC curve; None where a class is missing."""
+    """Return the area under the ROC curve; None if a class is missing."""
     return classification_metrics(verdicts.probabilities, labels, loss=None, empty_slides=0).auc
 
 
 def accuracy(verdicts: Verdicts, labels: NDArray[np.int64]) -> float:
-    """Share of slides whose verdict is their label."""
+    """Return the share of slides whose prediction is their label."""
     return float((verdicts.predictions == labels).mean())

@@ -1,17 +1,17 @@
-"""How do time, memory and patches read grow with the slide?
+"""Growth of time, memory and patches read with the size of the slide.
 
     python -m benchmarks.growth --sizes 8192 16384 32768 65536 --out benchmarks/results/growth.json
 
-A bundle with resnet50-trunc and the full-size transformer at each of three stages (random weights: what is measured
-does not depend on them) runs over a phantom of each size, in a process of its own. Given for each:
+A bundle with resnet50-trunc and the transformer of full size at each of three stages runs on a phantom of each size, in
+a separate process. The weights are random, as the measurements do not depend on them. Results for each size:
 
-- patches read at each stage, beside what the quadtree says they must be. The number kept is the same for all sizes,
-  so that only the coarsest stage, which looks at all tissue, grows with the area;
+- patches read at each stage, and the number expected from the quadtree. The number of kept patches is the same for all
+  sizes, so only the coarsest stage, which reads all tissue, grows with the area;
 - seconds by step;
-- peak resident memory of the process, the step in which it was, and what of it is above the loaded models;
-- beside it the models' own peak, that of a process which does nothing but run the same sessions once each, the backbone
-  on a batch and each stage's on a bag of the same size. What is above that is the pipeline's: readers, tiles, batches,
-  overview, features, results.
+- peak resident memory of the process, the step in which it occurred, and its difference to that of the loaded models;
+- the peak of the models alone, from a process that only runs the same sessions once each, the backbone on a batch and
+  each stage model on a bag of the same size. The rest belongs to the pipeline: readers, tiles, batches, overview,
+  features, results.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ ELSEWHERE = "between steps"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--folder", type=Path, help="where phantoms and bundle are kept for another run")
-    parser.add_argument("--prepare", action="store_true", help="only make phantoms and bundle")
+    parser.add_argument("--folder", type=Path, help="folder that keeps phantoms and bundle for later runs")
+    parser.add_argument("--prepare", action="store_true", help="make phantoms and bundle, and stop")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/growth.json"))
     parser.add_argument("--measure", nargs=3, metavar=("SLIDE", "BUNDLE", "OUT"), help=argparse.SUPPRESS)
     parser.add_argument("--alone", nargs="+", metavar=("BUNDLE", "PATCHES"), help=argparse.SUPPRESS)
@@ -75,15 +75,15 @@ def main() -> None:
             alone = in_a_process("--alone", str(bundle), *(str(count) for count in row["encoded"]))
             rows.append({"size_px": size, **row, **alone})
             print(rows[-1], file=sys.stderr, flush=True)
-    report = {"machine": started_on, "keep": KEEP, "rows": rows, **judged(rows)}
+    report = {"machine": started_on, "keep": KEEP, "rows": rows, **check_limits(rows)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
     print(markdown(report))
 
 
 def prepare(folder: Path, sizes: list[int]) -> tuple[dict[int, Path], Path]:
-    """A phantom of each size and the bundle, made unless they are there."""
-    from benchmarks.random_bundle import make_bundle  # torch is not for the measured process
+    """Return a phantom of each size and the bundle, made if they do not exist."""
+    from benchmarks.random_bundle import make_bundle  # keeps torch out of the measured process
     from hagmil.phantom import PhantomSpec, write_phantom
 
     slides = {size: folder / f"phantom_{size}.tif" for size in sizes}
@@ -97,7 +97,7 @@ def prepare(folder: Path, sizes: list[int]) -> tuple[dict[int, Path], Path]:
 
 
 def in_a_process(*arguments: str) -> dict[str, Any]:
-    """One measurement, in a process of its own."""
+    """Run one measurement in a separate process."""
     command = [sys.executable, "-m", "benchmarks.growth", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -107,7 +107,7 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
 
 
 def measure(slide: Path, bundle: Path, out: Path) -> dict[str, Any]:
-    """Load, and take the slide through the cascade, in this process."""
+    """Load the bundle and run the cascade on the slide, in this process."""
     model = load_model(bundle)
     loaded_mb = status_mb("VmRSS")
     MemoryClock.peaks.clear()
@@ -124,7 +124,7 @@ def measure(slide: Path, bundle: Path, out: Path) -> dict[str, Any]:
     stages = [(stage.candidates, stage.encoded, stage.kept) for stage in result.stages]
     return {
         "encoded": [encoded for _, encoded, _ in stages],
-        "quadtree_says": quadtree_says([candidates for candidates, _, _ in stages], KEEP),
+        "expected_patches": expected_patches([candidates for candidates, _, _ in stages], KEEP),
         "timing_s": {step: round(seconds, 2) for step, seconds in result.timing_s.items()},
         "cpu_s": round(cpu_after.ru_utime + cpu_after.ru_stime - cpu_before.ru_utime - cpu_before.ru_stime, 1),
         "loaded_rss_mb": round(loaded_mb),
@@ -136,7 +136,7 @@ def measure(slide: Path, bundle: Path, out: Path) -> dict[str, Any]:
 
 
 def measure_alone(bundle: Path, patches: list[int]) -> dict[str, int]:
-    """The models' own peak: the backbone on one batch, each stage's model on a bag of so many patches."""
+    """Measure the peak of the models alone: the backbone on one batch, each stage model on a bag of the given size."""
     model = load_model(bundle)
     side, dim = model.bundle.manifest.patch_px, model.bundle.manifest.backbone.features
     batch = np.full((default_batch_size(model.backbone, side), side, side, 3), 200, np.uint8)
@@ -148,13 +148,13 @@ def measure_alone(bundle: Path, patches: list[int]) -> dict[str, int]:
 
 
 class MemoryClock(StepClock):
-    """A clock that also notes the highest resident memory in each step, over all clocks of the process."""
+    """A clock that also records the peak resident memory in each step, over all clocks of the process."""
 
-    peaks: dict[str, float] = {}  # noqa: RUF012 - one for the process, as its memory is
+    peaks: dict[str, float] = {}  # noqa: RUF012 - shared, as the memory is that of the process
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Count the block's time and memory under a name."""
+        """Record time and memory of the block under a name."""
         note_peak(ELSEWHERE)
         try:
             with super().step(name):
@@ -164,27 +164,27 @@ class MemoryClock(StepClock):
 
 
 def note_peak(step: str) -> None:
-    """Keep the peak since the last note under a step's name, and let the kernel count from here."""
+    """Record the peak since the last call under the name of a step, and reset it."""
     MemoryClock.peaks[step] = max(MemoryClock.peaks.get(step, 0.0), status_mb("VmHWM"))
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def status_mb(key: str) -> float:
-    """A line of this process's memory status, in MB of 2^20 bytes."""
+    """Return a value of this process's memory status in units of 2^20 bytes."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 
 
-def quadtree_says(candidates: list[int], keep: int) -> list[int]:
-    """What each stage must read: all of the coarsest, then four children of each kept patch."""
-    said = candidates[:1]
+def expected_patches(candidates: list[int], keep: int) -> list[int]:
+    """Return the patches each stage must read: all of the coarsest, then four children of each kept patch."""
+    expected = candidates[:1]
     for _ in candidates[1:]:
-        said.append(4 * min(keep, said[-1]))
-    return said
+        expected.append(4 * min(keep, expected[-1]))
+    return expected
 
 
-def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The two limits, and whether they are kept."""
+def check_limits(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the memory above the loaded models with the two limits."""
     above = [row["above_models_mb"] for row in rows]
     growth = above[-1] / above[0] - 1
     return {
@@ -197,13 +197,13 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A line a size, and whether the limits are kept."""
+    """Return a table with a row for each size, and the comparison with the limits."""
     heads = ["slide", "patches read, coarse to fine", *(f"{step}, s" for step in STEPS)]
-    heads += ["peak RSS, MB", "models loaded", "above them", "models' own peak", "peak in"]
+    heads += ["peak RSS, MB", "models loaded", "above them", "peak of models alone", "step of peak"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in report["rows"]:
         patches = " + ".join(str(each) for each in row["encoded"])
-        mark = "" if row["encoded"] == row["quadtree_says"] else " (the quadtree says otherwise)"
+        mark = "" if row["encoded"] == row["expected_patches"] else " (not as expected)"
         cells = [f"{row['size_px']}²", patches + mark]
         cells += [f"{row['timing_s'].get(step, 0.0):.2f}" for step in STEPS]
         cells += [str(row[key]) for key in MEMORY_KEYS]
@@ -213,10 +213,10 @@ def markdown(report: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Coarse patches grow with the tissue's area; with keep {report['keep']} the finer stages do not. "
-            f"Above the loaded models: at most {report['most_above_models_mb']} MB (under {LIMIT_MB}: "
-            f"{words[report['under_limit']]}), {report['growth_of_above_models']:+.1%} from the smallest slide to the "
-            f"largest (all within {LIMIT_GROWTH:.0%}: {words[report['equal']]}).",
+            f"The number of coarse patches grows with the area of tissue; with keep {report['keep']}, that of the "
+            f"finer stages is constant. Memory above the loaded models: at most {report['most_above_models_mb']} MB "
+            f"(below {LIMIT_MB} MB: {words[report['under_limit']]}), {report['growth_of_above_models']:+.1%} from the "
+            f"smallest to the largest slide (all within {LIMIT_GROWTH:.0%}: {words[report['equal']]}).",
         ]
     )
 

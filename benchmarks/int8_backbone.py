@@ -1,13 +1,13 @@
-"""What does int8 gain on the CPU, and what does it cost?
+"""Speed and accuracy of int8 backbones on the CPU.
 
     python benchmarks/int8_backbone.py --out benchmarks/results/int8_backbone.json
 
-1. Backbones alone: resnet50-trunc on patches of 224 pixels (random weights) and the shipped tiny backbone on those of
-   64, in float32 and in int8, timed in turns on one thread. For each of the choices that an export has, 7 or 8 bits
-   of weights and the first product in int8 or float32: patches/s, and how far features agree on other patches than
-   those of calibration.
-2. Verdicts: the demonstration bundle over cohorts of phantoms, with its backbone and with that in int8 as an export
-   makes it, calibrated on other phantoms: verdicts, and kept patches that are the same.
+1. Backbones alone: resnet50-trunc on patches of 224 pixels (random weights) and the built-in tiny backbone on patches
+   of 64 pixels, in float32 and int8, timed alternately on one thread. For each variant of an export (7 or 8 bits for
+   weights, first product in int8 or float32), the script gives patches per second and the agreement of features on
+   patches that were not used for calibration.
+2. Predictions: the demonstration bundle on cohorts of phantoms, with its float32 backbone and with an int8 backbone
+   from an export that was calibrated on other phantoms: the share of equal predictions and of equal kept patches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import onnxruntime.quantization as ort_quantization
 import torch
 from numpy.typing import NDArray
 
-from hagmil._machine import processor_name
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.int8.backbone import (
@@ -41,6 +40,7 @@ from hagmil.export.parity.slide_parity import ModelSessions, compare_slides
 from hagmil.export.parity.synthetic_inputs import synthetic_patches
 from hagmil.phantom import write_cohort
 from hagmil.progress import no_progress
+from hagmil.runtime.bench.machine import this_machine
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.plan import stage_specs
@@ -61,7 +61,7 @@ BATCH = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8_backbone.json"))
-    parser.add_argument("--slides", type=int, default=40, help="phantoms of a cohort")
+    parser.add_argument("--slides", type=int, default=40, help="phantoms in a cohort")
     parser.add_argument("--cohorts", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
         verdicts = list(measure_verdicts(folder, arguments.slides, arguments.cohorts))
     report = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor_name(),
+        "processor": this_machine().cpu,
         "threads": THREADS,
         "onnxruntime": version("onnxruntime"),
         "backbones": backbones,
@@ -87,7 +87,7 @@ def main() -> None:
 def measure_backbone(
     name: str, weights: str | None, side_px: int, calibration: int, compared: int, folder: Path, *, turns: int
 ) -> Iterator[dict[str, Any]]:
-    """One row a variant."""
+    """Yield one row for each variant."""
     export_backbone(name, weights, folder / name)
     source = folder / name / "backbone.onnx"
     patches = synthetic_patches("phantom", calibration, side_px, side_px, seed=1)
@@ -119,14 +119,14 @@ def measure_backbone(
 
 
 def measure_verdicts(folder: Path, slides: int, cohorts: int) -> Iterator[dict[str, Any]]:
-    """One row a cohort."""
+    """Yield one row for each cohort."""
     bundle = open_bundle(builtin_bundle())
     write_cohort(folder / "calibration", slides=CALIBRATION_SLIDES, size_px=SLIDE_PX, seed=100)
     own = calibration_slides([str(folder / "calibration" / "slides")])
     manifest = bundle.manifest
-    wanted = PatchRequirements(tuple(stage_specs(manifest)), manifest.patch_px, manifest.tissue)
+    requirements = PatchRequirements(tuple(stage_specs(manifest)), manifest.patch_px, manifest.tissue)
     graph = folder / "demo_int8.onnx"
-    made = quantise_backbone(bundle.file("backbone.onnx"), graph, SlidePatches(own, no_progress), wanted)
+    made = quantise_backbone(bundle.file("backbone.onnx"), graph, SlidePatches(own, no_progress), requirements)
     for seed in range(101, 101 + cohorts):
         write_cohort(folder / f"{seed}", slides=slides, size_px=SLIDE_PX, seed=seed)
         requests = slide_requests([str(folder / f"{seed}" / "slides")])

@@ -1,11 +1,11 @@
-"""What does ``--keep`` buy: how many patches must be read until verdicts are those of reading everything?
+"""Effect of ``--keep``: the number of patches that must be read to get the predictions of reading all of them.
 
     python -m benchmarks.keep --out benchmarks/results/keep.json
 
-The demonstration bundle on a cohort of phantoms that are larger than those it was trained on and come from another
-seed. Features of the whole quadtree are extracted once; the cascade then runs over them for each number of kept
-patches. Agreement is the share of slides whose verdict is the one of keeping everything; the last line asks the
-finest stage alone, on all of its patches in the quadtree's order, as a pipeline without a cascade does.
+The demonstration bundle runs on a cohort of phantoms that are larger than those of its training and have another seed.
+Features of the full quadtree are extracted once; the cascade then runs on them with each number of kept patches.
+Agreement is the share of slides with the same prediction as if everything were kept. The last row is the finest stage
+alone on all of its patches in quadtree order, as in a pipeline without a cascade.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, 
 
 KEEPS = (1, 2, 4, 8, 16, 32)
 SEED = 4051
-"""The demonstration bundle was trained with seeds 20 and 21, its backbone with others; see scripts/."""
+"""Differs from the seeds of the demonstration bundle (20, 21) and of its backbone; see scripts/."""
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=40)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--keeps", type=int, nargs="+", default=list(KEEPS))
-    parser.add_argument("--folder", type=Path, help="where phantoms and features are kept for another run")
+    parser.add_argument("--folder", type=Path, help="folder that keeps phantoms and features for later runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/keep.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(slides: int, size_px: int, keeps: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Extract a cohort, and take it through the cascade with each number of kept patches."""
+    """Extract a cohort and run the cascade with each number of kept patches."""
     model = load_model(builtin_bundle())
     cohort = phantom_cohort(folder / "keep_cohort", slides, size_px, SEED)
     started = perf_counter()
@@ -76,19 +76,21 @@ def measure(slides: int, size_px: int, keeps: Sequence[int], folder: Path) -> di
         "size_px": size_px,
         "seed": SEED,
         "extract_s": round(extract_s, 1),
-        "keep_of_the_bundle": model.bundle.manifest.stages[0].keep,
-        "smallest_keep_that_agrees": smallest_agreeing(tried, everything),
+        "keep_of_bundle": model.bundle.manifest.stages[0].keep,
+        "smallest_agreeing_keep": smallest_agreeing(tried, everything),
         "rows": rows_of(tried, everything, flat_verdicts(model, features), labels),
     }
 
 
 def demo_extractor(model: LoadedModel, folder: Path) -> Extractor:
-    """The bundle's own backbone, from the package's export of it."""
+    """Export the backbone of the bundle again and open an extractor with it."""
     manifest = model.bundle.manifest
     backbone = folder / "keep_backbone"
     card = export_backbone(manifest.backbone.name, None, backbone, overwrite=True)
     if card.sha256 != manifest.files[manifest.backbone.onnx].sha256:
-        raise SystemExit("the shipped backbone is not the demonstration bundle's; make the bundle again")
+        raise SystemExit(
+            "the backbone in the package differs from that of the demonstration bundle; run scripts/make_demo_bundle.py"
+        )
     stages = parse_stages(",".join(f"{stage.spacing_um:g}" for stage in manifest.stages))
     options = ExtractOptions(stages=stages, patch_px=manifest.patch_px, tissue=manifest.tissue)
     return Extractor.open(backbone, options)
@@ -97,7 +99,7 @@ def demo_extractor(model: LoadedModel, folder: Path) -> Extractor:
 def rows_of(
     tried: Sequence[Verdicts], everything: Verdicts, flat: Verdicts, labels: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """A row for each number of kept patches, for all of them, and for the finest stage alone."""
+    """Return a row for each number of kept patches, one for all patches, and one for the finest stage alone."""
     named = [(str(verdicts.keep), verdicts) for verdicts in tried]
     return [
         row(name, verdicts, everything, labels)
@@ -106,7 +108,7 @@ def rows_of(
 
 
 def row(name: str, verdicts: Verdicts, everything: Verdicts, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """What one number of kept patches comes to."""
+    """Summarise the predictions with one number of kept patches."""
     finest, total = share_read(verdicts, everything)
     area = auc(verdicts, labels)
     return {
@@ -116,21 +118,21 @@ def row(name: str, verdicts: Verdicts, everything: Verdicts, labels: NDArray[np.
         "accuracy": round(accuracy(verdicts, labels), 4),
         "share_of_finest": round(finest, 5),
         "share_of_all": round(total, 5),
-        "patches_a_slide": [round(float(each), 1) for each in verdicts.read.mean(axis=0)],
+        "patches_per_slide": [round(float(each), 1) for each in verdicts.read.mean(axis=0)],
         "largest_difference": round(float(np.abs(verdicts.probabilities - everything.probabilities).max()), 4),
     }
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Return the rows as a table."""
     heads = (
         "keep",
-        "verdicts as with all",
+        "agreement with keeping all",
         "AUC",
-        "right",
+        "accuracy",
         "finest patches read",
         "all patches read",
-        "patches a slide, coarse to fine",
+        "patches per slide, coarse to fine",
         "largest difference of a probability",
     )
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -142,7 +144,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{each['accuracy']:.1%}",
             f"{each['share_of_finest']:.1%}",
             f"{each['share_of_all']:.1%}",
-            " + ".join(f"{patches:.0f}" for patches in each["patches_a_slide"]),
+            " + ".join(f"{patches:.0f}" for patches in each["patches_per_slide"]),
             f"{each['largest_difference']:.3f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

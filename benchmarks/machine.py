@@ -1,13 +1,13 @@
-"""What a benchmark ran on, for its report."""
+"""Description of the machine that a benchmark ran on."""
 
 from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 
-from hagmil._versions import versions_of
-from hagmil.runtime.tiles.kernel import kernel_name
+import hagmil
+from hagmil.runtime.bench.machine import this_machine
 
 PACKAGES = (
     "numpy",
@@ -27,14 +27,23 @@ PACKAGES = (
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, Python, what reads JPEG tiles, and the versions of whatever is installed."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    """Return processor, cores, load, Python, decoder of JPEG tiles, and versions of the installed packages."""
+    here = this_machine()
     return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": here.cpu,
+        "cores": here.cores,
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
-        "tile_kernel": kernel_name(),
-        "versions": versions_of(*PACKAGES),
+        "tile_kernel": here.tile_kernel,
+        "versions": {"hagmil": hagmil.__version__, **_versions()},
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

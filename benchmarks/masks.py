@@ -12,7 +12,7 @@ at 8 um/px; the largest repeats the middle one. There are two tasks, each with a
 ``mask``     the complete definition of hagmil: brightness check, saturation, median of 5 x 5, threshold, closing,
              removal of small objects and filling of small holes. OpenCV is compared to show what a library would gain.
 
-Each contender runs in its own process, in turn, ``--rounds`` times. ``load`` is the time to import its library,
+Each implementation runs in its own process, in turn, ``--rounds`` times. ``load`` is the time to import its library,
 ``first`` its first call, ``later`` the median of the calls after it, ``CPU`` the CPU time of all threads in such a
 call, which depends little on other work on the machine, ``memory`` the peak that the calls add to the process.
 ``numba, cold`` starts with an empty compile cache.
@@ -59,7 +59,7 @@ CALLS_PX = 12_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class MaskImplementation:
     """One implementation of masks.
 
     Args:
@@ -77,18 +77,18 @@ class Contender:
     cold: bool = False
 
 
-CONTENDERS = (
-    Contender("OpenCV", "opencv"),
-    Contender("scikit-image", "scikit_image", tasks=("filters",), largest_px=5_000_000),
-    Contender("libvips", "libvips", tasks=("filters",)),
-    Contender("ours, plain", "plain"),
-    Contender("ours, numba, one core", "compiled_one_core"),
-    Contender("ours, numba, all cores", "compiled"),
-    Contender("ours, numba, cold", "compiled", tasks=("mask",), cold=True),
+IMPLEMENTATIONS = (
+    MaskImplementation("OpenCV", "opencv"),
+    MaskImplementation("scikit-image", "scikit_image", tasks=("filters",), largest_px=5_000_000),
+    MaskImplementation("libvips", "libvips", tasks=("filters",)),
+    MaskImplementation("ours, plain", "plain"),
+    MaskImplementation("ours, numba, one core", "compiled_one_core"),
+    MaskImplementation("ours, numba, all cores", "compiled"),
+    MaskImplementation("ours, numba, cold", "compiled", tasks=("mask",), cold=True),
 )
 
 
-NUMPY, WARM, COLD = CONTENDERS[3], CONTENDERS[5], CONTENDERS[6]
+NUMPY, WARM, COLD = IMPLEMENTATIONS[3], IMPLEMENTATIONS[5], IMPLEMENTATIONS[6]
 BREAK_EVEN = (NUMPY, WARM, COLD)
 
 
@@ -112,7 +112,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "rounds": arguments.rounds,
         "versions": {name: version(name) for name in ("numpy", "numba", "opencv-python-headless", "scikit-image")},
-        "rows": compare(arguments.sides, arguments.rounds, CONTENDERS),
+        "rows": compare(arguments.sides, arguments.rounds, IMPLEMENTATIONS),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -132,9 +132,9 @@ def version(package: str) -> str:
 
 
 def compare(
-    sides: list[int], rounds: int, contenders: Sequence[Contender], tasks: Sequence[str] = TASKS
+    sides: list[int], rounds: int, implementations: Sequence[MaskImplementation], tasks: Sequence[str] = TASKS
 ) -> list[dict[str, Any]]:
-    """Run all contenders on images of all sides, in turn."""
+    """Run all implementations on images of all sides, in turn."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -143,7 +143,7 @@ def compare(
             np.save(image, overview_of(side, folder))
             for task in tasks:
                 for method in METHODS:
-                    able = [each for each in contenders if task in each.tasks and side * side <= each.largest_px]
+                    able = [each for each in implementations if task in each.tasks and side * side <= each.largest_px]
                     runs: dict[str, list[dict[str, Any]]] = {each.name: [] for each in able}
                     for _ in range(rounds):
                         for each in able:
@@ -169,15 +169,15 @@ def overview_of(side_px: int, folder: Path) -> Image:
     return np.ascontiguousarray(np.tile(pixels, (times, times, 1))[:side_px, :side_px])
 
 
-def start(contender: Contender, task: str, method: str, image: Path, folder: Path) -> dict[str, Any]:
-    """One process of one contender."""
+def start(implementation: MaskImplementation, task: str, method: str, image: Path, folder: Path) -> dict[str, Any]:
+    """Measure one implementation in a separate process."""
     with tempfile.TemporaryDirectory() as empty:
-        cache = empty if contender.cold else str(folder / "numba")
+        cache = empty if implementation.cold else str(folder / "numba")
         environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
         command = [sys.executable, str(Path(__file__).resolve()), "--measure"]
-        command += [contender.maker, task, method, str(image)]
+        command += [implementation.maker, task, method, str(image)]
         marker = folder / f"{task}_{method}.filled"
-        if contender.maker.startswith("compiled") and not contender.cold and not marker.exists():
+        if implementation.maker.startswith("compiled") and not implementation.cold and not marker.exists():
             subprocess.run(command, env=environment, capture_output=True, check=True)  # fills the cache
             marker.touch()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -241,7 +241,17 @@ def markdown(report: dict[str, Any]) -> str:
     for task in TASKS:
         for method in METHODS:
             lines = [f"**{task}, {method} threshold** (milliseconds)", ""]
-            heads = ("image", "contender", "load", "first", "later", "range of later", "CPU", "memory, MB", "tissue")
+            heads = (
+                "image",
+                "implementation",
+                "load",
+                "first",
+                "later",
+                "range of later",
+                "CPU",
+                "memory, MB",
+                "tissue",
+            )
             lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
             for row in report["rows"]:
                 if (row["task"], row["method"]) == (task, method):
@@ -277,7 +287,7 @@ def break_even_table(rows: list[dict[str, Any]]) -> str:
 
 
 def once_s(row: dict[str, Any], clock: str) -> float:
-    """Seconds that a contender takes once: load and first call, less a later call."""
+    """Seconds that an implementation takes once: load and first call, less a later call."""
     if clock == "CPU":
         return float(row["once_cpu_s"] - row["cpu_s"])
     return float(row["load_s"] + row["first_s"] - row["later_s"])

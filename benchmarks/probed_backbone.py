@@ -1,21 +1,22 @@
-"""A resnet50-trunc that tells lesions of phantoms from tissue, with no convolution of it trained.
+"""A resnet50-trunc that detects lesions of phantoms without trained convolutions.
 
-1. Patches of phantoms with what part of each is lesion, which is known: random places, and on slides with lesions
-   every other one at a lesion.
-2. Random weights, and batch-norm statistics of such patches. With statistics of 0 and 1, as random weights come,
-   activations go astray from layer to layer, and features say little.
-3. The features of all these patches, by the exported graph.
-4. A linear probe for each spacing: ridge regression of the root of the lesion's share on features, scaled to mean 0 and
-   deviation 1 over all these patches.
-5. The graph's own last step becomes the probes: an affine map, whose cost is nothing beside the convolutions'.
+1. Cut patches from phantoms, with the known share of lesion in each. Positions are random; on slides with lesions,
+   every other patch is at a lesion.
+2. Use random weights with batch-norm statistics of such patches. With the initial statistics of 0 and 1, activations
+   grow from layer to layer and features carry little information.
+3. Compute the features of all these patches with the exported graph.
+4. Fit a linear probe for each spacing: ridge regression of the square root of the share of lesion on the features. Its
+   output is scaled to mean 0 and standard deviation 1 over all these patches.
+5. Append the probes to the graph as an affine map, whose cost is negligible beside the convolutions.
 
-So it is supervised by the lesion masks of its phantoms, and knows phantoms only.
+The backbone is thus supervised by lesion masks of phantoms and works on phantoms only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,7 @@ from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.features_cascade import LabelledSlide
-from hagmil._files import atomic_path, sha256_of, write_text
+from benchmarks.features_cascade import LabelledPhantom
 from hagmil.bundle import BACKBONE_CARD_NAME, BackboneCard, new_folder, open_backbone
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.export_backbone import export_backbone
@@ -50,11 +50,11 @@ RIDGE = 100.0
 
 @dataclass(frozen=True, slots=True)
 class LabelledPatches:
-    """Patches and what they show.
+    """Patches with their share of lesion.
 
     Args:
         pixels: uint8 (patches, side, side, 3).
-        lesion: float32 (patches,), the share of each that is lesion.
+        lesion: float32 (patches,), share of lesion in each.
         spacing_um: float32 (patches,).
     """
 
@@ -69,21 +69,21 @@ class Probes:
 
     Args:
         mean: float32 (dim,).
-        turn: float32 (dim, probes), a direction for each spacing.
+        weights: float32 (dim, probes), a direction for each spacing.
     """
 
     mean: NDArray[np.float32]
-    turn: NDArray[np.float32]
+    weights: NDArray[np.float32]
 
     def of(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
-        """What the probes say: (n, dim) to float32 (n, probes)."""
-        return np.asarray((features.astype(np.float32) - self.mean) @ self.turn, np.float32)
+        """Apply the probes: (n, dim) to float32 (n, probes)."""
+        return np.asarray((features.astype(np.float32) - self.mean) @ self.weights, np.float32)
 
 
 def cut_patches(
-    cohort: Sequence[LabelledSlide], spacings_um: Sequence[float], patch_px: int, per_slide: int, seed: int
+    cohort: Sequence[LabelledPhantom], spacings_um: Sequence[float], patch_px: int, per_slide: int, seed: int
 ) -> LabelledPatches:
-    """Step 1: so many patches of every slide at every spacing."""
+    """Cut ``per_slide`` patches from every slide at every spacing (step 1)."""
     rng = np.random.default_rng(seed)
     pixels, lesion, spacing = [], [], []
     for each in cohort:
@@ -100,8 +100,8 @@ def cut_patches(
     return LabelledPatches(np.stack(pixels), np.array(lesion, np.float32), np.array(spacing, np.float32))
 
 
-def read_mask(slide: LabelledSlide) -> NDArray[np.bool_]:
-    """Where a phantom has lesions, a pixel for ``MASK_STEP_PX`` of level 0."""
+def read_mask(slide: LabelledPhantom) -> NDArray[np.bool_]:
+    """Read the lesion mask of a phantom, with one pixel for ``MASK_STEP_PX`` level-0 pixels."""
     path = slide.path.parents[1] / "masks" / f"{slide.slide_id}_mask.tif"
     with open_slide(path) as mask:
         return mask.read_region(0, 0, 0, mask.size.width, mask.size.height)[..., 0] > 127
@@ -115,7 +115,7 @@ def cut_one(
     patch_px: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], float]:
-    """A patch that shows tissue, over one of the mask's pixels that are given or anywhere, and its lesion's share."""
+    """Cut a patch with tissue, over one of the target pixels if there are any; also return its share of lesion."""
     level = next(each for each in slide.levels if round(each.downsample * require_spacing(slide), 3) == spacing_um)
     factor = round(level.downsample)
     most = (level.width - patch_px, level.height - patch_px)
@@ -134,7 +134,7 @@ def cut_one(
 
 
 def write_backbone(pixels: NDArray[np.uint8], seed: int, folder: Path) -> None:
-    """Step 2: random weights with batch-norm statistics of some of these patches, exported."""
+    """Export random weights with batch-norm statistics of some patches (step 2)."""
     backbone = resnet50_trunc(None)
     encoder = PatchEncoder(backbone.encoder, backbone.mean, backbone.std)
     for module in encoder.modules():
@@ -147,13 +147,12 @@ def write_backbone(pixels: NDArray[np.uint8], seed: int, folder: Path) -> None:
         for batch in chosen.split(BATCH):
             encoder(batch)
     weights = folder.with_suffix(".safetensors")
-    with atomic_path(weights) as temporary:
-        save_file(backbone.encoder.state_dict(), temporary)
+    save_file(backbone.encoder.state_dict(), weights)
     export_backbone(NAME, str(weights), folder)
 
 
 def encode(pixels: NDArray[np.uint8], backbone: Path) -> NDArray[np.float32]:
-    """Step 3: float32 (patches, dim)."""
+    """Compute features with the exported graph (step 3): float32 (patches, dim)."""
     session = open_session(backbone / open_backbone(backbone).onnx)
     starts = range(0, len(pixels), BATCH)
     return np.concatenate(
@@ -162,7 +161,7 @@ def encode(pixels: NDArray[np.uint8], backbone: Path) -> NDArray[np.float32]:
 
 
 def fit(features: NDArray[np.floating], lesion: NDArray[np.floating], spacing_um: NDArray[np.floating]) -> Probes:
-    """Step 4: a direction for each spacing, coarse to fine."""
+    """Fit a probe for each spacing, coarse to fine (step 4)."""
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + 1e-6
     scaled = (features - mean) / deviation
     directions = []
@@ -171,43 +170,43 @@ def fit(features: NDArray[np.floating], lesion: NDArray[np.floating], spacing_um
         rows, target = scaled[chosen] - scaled[chosen].mean(axis=0), np.sqrt(lesion[chosen].astype(np.float64))
         gram = rows.T @ rows + RIDGE * np.eye(rows.shape[1])
         directions.append(np.linalg.solve(gram, rows.T @ (target - target.mean())))
-    turn = np.stack(directions, axis=1)  # (dim, probes)
-    turn /= (scaled @ turn).std(axis=0) * deviation[:, None]
-    return Probes(mean.astype(np.float32), turn.astype(np.float32))
+    weights = np.stack(directions, axis=1)  # (dim, probes)
+    weights /= (scaled @ weights).std(axis=0) * deviation[:, None]
+    return Probes(mean.astype(np.float32), weights.astype(np.float32))
 
 
 def probed_features(slide: SlideFeatures, probes: Probes, sha256: str) -> SlideFeatures:
-    """The bags as the probed backbone, whose digest is given, would have made them."""
+    """Convert bags to those of the probed backbone with the given digest."""
     stages = tuple(replace(stage, features=probes.of(stage.features)) for stage in slide.stages)
     return SlideFeatures(replace(slide.header, backbone_sha256=sha256), stages)
 
 
 def write_probed(backbone: Path, probes: Probes, out: Path) -> BackboneCard:
-    """Step 5: write a backbone folder whose graph ends in the probes."""
+    """Write a backbone folder whose graph ends with the probes (step 5)."""
     card = open_backbone(backbone)
     graph = probed_graph(onnx.load(backbone / card.onnx), probes)
     check_contract(graph, BACKBONE_INPUTS, BACKBONE_OUTPUTS)
     with new_folder(out, overwrite=True) as folder:
         save(graph, folder / card.onnx)
         changes = {
-            "sha256": sha256_of(folder / card.onnx),
-            "features": probes.turn.shape[1],
+            "sha256": sha256((folder / card.onnx).read_bytes()).hexdigest(),
+            "features": probes.weights.shape[1],
             "weights": "random; batch-norm statistics and linear probes for lesion from phantoms",
         }
         card = card.model_copy(update=changes)
-        write_text(folder / BACKBONE_CARD_NAME, card.model_dump_json(indent=2) + "\n")
+        (folder / BACKBONE_CARD_NAME).write_text(card.model_dump_json(indent=2) + "\n")
     return card
 
 
 def probed_graph(model: onnx.ModelProto, probes: Probes) -> onnx.ModelProto:
-    """The graph with two nodes more."""
+    """Append the probes to a graph as two nodes."""
     graph, plain = model.graph, f"{BACKBONE_FEATURES.name}_plain"
     for node in graph.node:
         node.output[:] = [plain if name == BACKBONE_FEATURES.name else name for name in node.output]
         node.input[:] = [plain if name == BACKBONE_FEATURES.name else name for name in node.input]
-    for name, values in (("probes_mean", probes.mean), ("probes_turn", probes.turn)):
+    for name, values in (("probes_mean", probes.mean), ("probes_weights", probes.weights)):
         graph.initializer.append(numpy_helper.from_array(values, name))
     graph.node.append(helper.make_node("Sub", [plain, "probes_mean"], ["features_centred"]))
-    graph.node.append(helper.make_node("MatMul", ["features_centred", "probes_turn"], [BACKBONE_FEATURES.name]))
-    graph.output[0].type.tensor_type.shape.dim[1].dim_value = probes.turn.shape[1]
+    graph.node.append(helper.make_node("MatMul", ["features_centred", "probes_weights"], [BACKBONE_FEATURES.name]))
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = probes.weights.shape[1]
     return model

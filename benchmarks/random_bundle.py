@@ -1,4 +1,4 @@
-"""A bundle of full size whose weights are random: what is measured with it does not depend on them."""
+"""A bundle of full size with random weights, for measurements that do not depend on the weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SEED = 5
 
 
 def make_bundle(out: Path, backbone: Path, keep: int) -> None:
-    """resnet50-trunc and the full-size transformer at each of three stages; one transformer serves all of them.
+    """Write a bundle of resnet50-trunc and three stages, which share one transformer of full size.
 
     Args:
-        out: the bundle's folder.
-        backbone: where the exported backbone goes.
+        out: folder of the bundle.
+        backbone: folder for the exported backbone.
         keep: patches kept at every stage but the last.
     """
     export_backbone("resnet50-trunc", "random", backbone, overwrite=True)
@@ -59,6 +59,6 @@ def make_bundle(out: Path, backbone: Path, keep: int) -> None:
                     checkpoint_sha256="0" * 64,
                     backbone_weights="random",
                 ),
-                intended_use="Measurement only: its weights are random.",
+                intended_use="For measurements only: the weights are random.",
             ),
         )

@@ -1,28 +1,28 @@
-"""How fast are patches read, and how near is that to the JPEG decoder's own speed?
+"""Speed of reading patches, compared with other readers and with JPEG decoding alone.
 
     pip install -c constraints.txt -e ".[cpu]" -r benchmarks/requirements.txt
     python -m benchmarks.reading --out benchmarks/results/reading.json
 
-Six ways of lying on the tiles, each read by every peer with one thread and with two, all in one process, in turn, so
-that a busy moment falls on all of them:
+There are six arrangements of patches and tiles. Every reader reads each of them with one thread and with two. All
+readers run alternately in one process, so that other load on the machine affects all of them:
 
 - aligned: 256 px patches on 256 px JPEG tiles (quality 80, 4:2:0), level 0;
-- offset: the same, 100 px off the tiles;
-- cascade: the same, but 2 x 2 patches of every other square of a chessboard, as the children of kept patches lie;
+- offset: the same, shifted by 100 px;
+- cascade: the same shift, with 2 x 2 patches in every other square of a chessboard, like the children of kept patches;
 - aperio: 256 px patches on 240 px tiles of a file as Aperio writes it;
-- aperio-half: 256 px patches at twice the spacing of level 0, in a pyramid whose levels are a factor of 4 apart:
-  each patch is the mean of 2 x 2 pixels. (Peers without such a reduction read 512 px and are given it by Pillow.)
-- aperio-odd: 256 px patches of 487 px of level 0, as of a scan of 0.263 um/px that is read at 0.5 um/px, by an
-  antialiasing linear filter. (Peers are given Pillow's.)
+- aperio-half: 256 px patches at twice the spacing of level 0, in a pyramid whose levels are a factor of 4 apart: each
+  pixel of a patch is the mean of 2 x 2 pixels. Peers without such a reduction read 512 px, which Pillow reduces.
+- aperio-odd: 256 px patches from 487 px of level 0, as for a scan of 0.263 um/px that is read at 0.5 um/px, with an
+  antialiasing linear filter. Peers use Pillow's filter.
 
-"Bare decoder" decodes the tiles that the patches touch, once each and whole, from bytes that are in memory already, and
-keeps nothing: the limit of every reader that decodes whole tiles. A rate is in patches a second, but the bare
-decoders': tiles a second. Every reader's patches land in an array of 64 patches that is used again.
+"Bare decoder" decodes each tile that the patches touch once and completely, from bytes in memory, and discards the
+pixels. This is the limit of every reader that decodes whole tiles. Rates are in patches per second; those of the bare
+decoders are in tiles per second. Every reader writes its patches into a reused array of 64 patches.
 
-A processor's speed may change by a third within a run. So what is compared is read several times a repeat, in turn, and
-compared within one turn, and the median of these ratios is taken: hagmil's tiles over each bare decoder's, of which
-the smaller counts, and two threads over one. (The decoder that was faster in each single turn would be the luckier of
-the two, which is faster than either.)
+The speed of a processor may change by a third within a run. The readers to be compared therefore run several times per
+repeat, alternately. Ratios are computed within one turn, and their median is reported: hagmil's tiles over those of
+each bare decoder, of which the smaller ratio counts, and two threads over one. (The faster decoder of each turn would
+be faster than either decoder is, by chance.)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import machine
-from benchmarks.reading_case import Case
+from benchmarks.reading_case import ReadingCase
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.inference.encode import read_batches
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
@@ -56,9 +56,9 @@ BATCH = 64
 SIDE_PX = 12_288
 CASES = ("aligned", "offset", "cascade", "aperio", "aperio-half", "aperio-odd")
 REGION_PX = {"aperio-half": 512, "aperio-odd": 487}
-"""Side of a patch in pixels of level 0, where it is not the patch's own."""
+"""Side of a patch in level-0 pixels, if it differs from the side of the patch."""
 TURNS = 3
-"""How often hagmil and the bare decoders are read in one repeat; others once."""
+"""Number of runs of hagmil and the bare decoders per repeat; the other readers run once."""
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--no-peers", action="store_true", help="hagmil and the bare decoders alone, for more turns")
-    parser.add_argument("--folder", type=Path, help="where slides are kept for another run")
+    parser.add_argument("--no-peers", action="store_true", help="run only hagmil and the bare decoders")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the slides for later runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reading.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,8 +90,8 @@ def main() -> None:
     print(markdown(report))
 
 
-def measure(case: Case, threads: list[int], repeats: int, *, peers: bool) -> list[dict[str, Any]]:
-    """All readers on one case, in turn, ``repeats`` times after a warm-up."""
+def measure(case: ReadingCase, threads: list[int], repeats: int, *, peers: bool) -> list[dict[str, Any]]:
+    """Run all readers on one case alternately, ``repeats`` times after a warm-up."""
     from benchmarks.reading_peers import DECODERS, PEERS, encoded_tiles
 
     compared: dict[tuple[str, int], Callable[[], float]] = {}
@@ -101,12 +101,12 @@ def measure(case: Case, threads: list[int], repeats: int, *, peers: bool) -> lis
             compared[name, count] = bare(tiles, count, decode)
         compared["hagmil", count] = ours(case, count)
     others = {
-        (name, count): shared_out(case, count, peer) for count in threads for name, peer in PEERS.items() if peers
+        (name, count): in_threads(case, count, peer) for count in threads for name, peer in PEERS.items() if peers
     }
     rates: dict[tuple[str, int], list[float]] = {key: [] for key in (*compared, *others)}
     for repeat in range(repeats + 1):
-        for key, contender in [*(TURNS * [*compared.items()]), *others.items()]:
-            rate = contender()
+        for key, read in [*(TURNS * [*compared.items()]), *others.items()]:
+            rate = read()
             if repeat:
                 rates[key].append(rate)
     return [
@@ -128,18 +128,18 @@ def measure(case: Case, threads: list[int], repeats: int, *, peers: bool) -> lis
 def ratios(
     rates: dict[tuple[str, int], list[float]], name: str, threads: int, fewest: int, tiles_per_patch: float
 ) -> dict[str, float]:
-    """Medians of what is compared within a turn.
+    """Compute ratios within each turn and return their medians.
 
     Args:
-        rates: of every reader and number of threads, turn by turn.
-        name: of the reader.
-        threads: how many it had.
-        fewest: the number of threads that others are compared with.
-        tiles_per_patch: what makes tiles of hagmil's patches.
+        rates: rates of every reader and number of threads, in order of turns.
+        name: name of the reader.
+        threads: its number of threads.
+        fewest: the number of threads to compare with.
+        tiles_per_patch: converts hagmil's patches to tiles.
 
     Returns:
-        ``over_fewest_threads``: the rate over that with the fewest threads; ``share``, for hagmil: its tiles over a
-        bare decoder's, the smaller of both.
+        ``over_fewest_threads``: the rate over that with the fewest threads; ``share``, for hagmil only: its tiles over
+        those of a bare decoder, the smaller of both ratios.
     """
     found = rates[name, threads]
     ratio = {"over_fewest_threads": median(a / b for a, b in zip(found, rates[name, fewest], strict=True))}
@@ -149,8 +149,8 @@ def ratios(
     return {key: round(value, 3) for key, value in ratio.items()}
 
 
-def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callable[[], float]:
-    """A peer with a handle a thread, each thread on a run of neighbouring patches."""
+def in_threads(case: ReadingCase, threads: int, peer: Callable[[ReadingCase], Any]) -> Callable[[], float]:
+    """Return a run of a peer with one handle per thread, each reading a range of neighbouring patches."""
 
     def _work(corners: NDArray[np.int64]) -> None:
         batch = np.empty((BATCH, PATCH_PX, PATCH_PX, 3), np.uint8)
@@ -164,8 +164,8 @@ def shared_out(case: Case, threads: int, peer: Callable[[Case], Any]) -> Callabl
     return lambda: timed([lambda part=part: _work(part) for part in np.array_split(case.corners, threads)], case)
 
 
-def ours(case: Case, threads: int) -> Callable[[], float]:
-    """The batches that ``hagmil infer`` gives to its backbone."""
+def ours(case: ReadingCase, threads: int) -> Callable[[], float]:
+    """Return a run that reads the batches that ``hagmil infer`` passes to its backbone."""
     geometry = geometry_of(case)
 
     def _run() -> float:
@@ -182,7 +182,7 @@ def ours(case: Case, threads: int) -> Callable[[], float]:
 
 
 def reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A region at the size of a patch, for peers that read at a level's spacing only."""
+    """Reduce a region to the size of a patch, for peers that read only at the spacing of a level."""
     region = Image.fromarray(np.ascontiguousarray(pixels))
     factor, rest = divmod(region.width, PATCH_PX)
     if rest:
@@ -191,7 +191,7 @@ def reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def bare(tiles: list[bytes], threads: int, decode: Callable[[bytes], object]) -> Callable[[], float]:
-    """Tiles a second of a decoder alone."""
+    """Return a run that measures the tiles per second of a decoder alone."""
 
     def _work(part: list[bytes]) -> None:
         for data in part:
@@ -204,12 +204,12 @@ def bare(tiles: list[bytes], threads: int, decode: Callable[[bytes], object]) ->
     return _run
 
 
-def timed(jobs: list[Callable[[], None]], case: Case) -> float:
+def timed(jobs: list[Callable[[], None]], case: ReadingCase) -> float:
     return len(case.corners) / seconds(jobs)
 
 
 def seconds(jobs: list[Callable[[], None]]) -> float:
-    """How long it takes until all jobs are done, each in a thread of its own."""
+    """Run each job in its own thread; return the seconds until all are done."""
     workers = [threading.Thread(target=job) for job in jobs]
     start = perf_counter()
     for worker in workers:
@@ -219,14 +219,14 @@ def seconds(jobs: list[Callable[[], None]]) -> float:
     return perf_counter() - start
 
 
-def geometry_of(case: Case) -> StageGeometry:
+def geometry_of(case: ReadingCase) -> StageGeometry:
     with open_slide(case.path, spacing_um=SPACING_UM) as slide:
         ratio = case.region_px / PATCH_PX
         return plan_stages(slide.levels, SPACING_UM, [("only", SPACING_UM * ratio)], PATCH_PX)[0]
 
 
-def make_case(name: str, folder: Path, patches: int) -> Case:
-    """The slide, made where it is not there yet, and where its patches lie."""
+def make_case(name: str, folder: Path, patches: int) -> ReadingCase:
+    """Return a case; its slide is made if it does not exist."""
     phantom = folder / f"phantom-{SIDE_PX}.tif"
     if not phantom.exists():
         write_phantom(PhantomSpec(seed=3, size_px=SIDE_PX, spacing_um=SPACING_UM, label="tumour"), phantom)
@@ -241,11 +241,11 @@ def make_case(name: str, folder: Path, patches: int) -> Case:
     grid = np.stack(np.meshgrid(np.arange(across), np.arange(across), indexing="xy"), -1).reshape(-1, 2)  # row by row
     if name == "cascade":
         grid = grid[(grid // 2).sum(axis=1) % 2 == 0]
-    return Case(name, path, grid[:patches].astype(np.int64) * region_px + offset, region_px)
+    return ReadingCase(name, path, grid[:patches].astype(np.int64) * region_px + offset, region_px)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A table: a line a reader, a column for each case and number of threads."""
+    """Return a table with a row for each reader and a column for each case and number of threads."""
     rows = report["rows"]
     columns = list(dict.fromkeys((row["case"], row["threads"]) for row in rows))
     found = {(row["reader"], row["case"], row["threads"]): row for row in rows}
@@ -254,7 +254,7 @@ def markdown(report: dict[str, Any]) -> str:
     for reader in dict.fromkeys(row["reader"] for row in rows):
         lines.append([reader, *(f"{found[reader, *column]['per_s']:.0f}" for column in columns)])
     share = [f"{found['hagmil', *column]['share']:.2f}" for column in columns]
-    lines.append(["hagmil's tiles over the faster bare decoder's", *share])
+    lines.append(["hagmil's tiles over those of the faster bare decoder", *share])
     fewest = columns[0][1]
     for reader in dict.fromkeys(row["reader"] for row in rows):
         if reader == "hagmil" or reader.startswith("bare"):
@@ -262,7 +262,7 @@ def markdown(report: dict[str, Any]) -> str:
                 "" if column[1] == fewest else f"{found[reader, *column]['over_fewest_threads']:.2f}"
                 for column in columns
             ]
-            lines.append([f"{reader}, threads over {fewest}", *more])
+            lines.append([f"{reader}, ratio to {fewest} thread{'s' if fewest > 1 else ''}", *more])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""What the readers of the reading benchmark read."""
+"""Input of the readers in the reading benchmark."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Case:
+class ReadingCase:
     """Patches on a slide.
 
     Args:
-        name: one of the benchmark's.
+        name: name of the case.
         path: the slide.
-        corners: int64 (n, 2), level-0 corners, row after row.
+        corners: int64 (n, 2), level-0 top-left (x, y), row by row.
         region_px: side of a patch in level-0 pixels.
     """
 

@@ -1,4 +1,4 @@
-"""Peers in reading, each as its documentation would have it used; benchmarks/requirements.txt installs them."""
+"""Other readers, each used as its documentation recommends; benchmarks/requirements.txt installs them."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ import tiffslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.reading_case import Case
+from benchmarks.reading_case import ReadingCase
 
 APERIO_TILE_PX = 240
 
 Read = Callable[[int, int], NDArray[np.uint8]]
-"""Reads the region whose level-0 corner is given: uint8 (region_px, region_px, 3 or 4)."""
+"""Reads the region at a level-0 corner (x, y): uint8 (region_px, region_px, 3 or 4)."""
 
 
 @contextmanager
-def by_openslide(case: Case) -> Iterator[Read]:
+def by_openslide(case: ReadingCase) -> Iterator[Read]:
     size = (case.region_px, case.region_px)
     with openslide.OpenSlide(case.path) as slide:
         yield lambda x, y: np.asarray(slide.read_region((x, y), 0, size))
 
 
 @contextmanager
-def by_tiffslide(case: Case) -> Iterator[Read]:
+def by_tiffslide(case: ReadingCase) -> Iterator[Read]:
     size = (case.region_px, case.region_px)
     with tiffslide.TiffSlide(case.path) as slide:
         yield lambda x, y: slide.read_region((x, y), 0, size, as_array=True)
 
 
 @contextmanager
-def by_cucim(case: Case) -> Iterator[Read]:
+def by_cucim(case: ReadingCase) -> Iterator[Read]:
     size = (case.region_px, case.region_px)
     image = cucim.CuImage(str(case.path))
     yield lambda x, y: np.asarray(image.read_region((x, y), size, level=0))
 
 
 @contextmanager
-def by_fastslide(case: Case) -> Iterator[Read]:
+def by_fastslide(case: ReadingCase) -> Iterator[Read]:
     size = (case.region_px, case.region_px)
     with fastslide.FastSlide.from_file_path(str(case.path)) as slide:
         yield lambda x, y: slide.read_region((x, y), 0, size).numpy()
 
 
 @contextmanager
-def by_pyvips(case: Case) -> Iterator[Read]:
+def by_pyvips(case: ReadingCase) -> Iterator[Read]:
     side = case.region_px
     region = pyvips.Region.new(pyvips.Image.tiffload(str(case.path)))
     yield lambda x, y: np.frombuffer(region.fetch(x, y, side, side), np.uint8).reshape(side, side, -1)
 
 
-PEERS: dict[str, Callable[[Case], AbstractContextManager[Read]]] = {
+PEERS: dict[str, Callable[[ReadingCase], AbstractContextManager[Read]]] = {
     "OpenSlide read_region": by_openslide,
     "tiffslide": by_tiffslide,
     "fastslide": by_fastslide,
@@ -75,8 +75,8 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
 }
 
 
-def encoded_tiles(case: Case) -> list[bytes]:
-    """The JPEG streams of all tiles that the patches touch, whole, in memory."""
+def encoded_tiles(case: ReadingCase) -> list[bytes]:
+    """Return the complete JPEG streams of all tiles that the patches touch."""
     with tifffile.TiffFile(case.path) as file:
         page = file.pages[0]
         across = -(-page.imagewidth // page.tilewidth)
@@ -95,7 +95,7 @@ def encoded_tiles(case: Case) -> list[bytes]:
 
 
 def write_aperio(path: Path, phantom: Path, spacing_um: float) -> None:
-    """A file as Aperio writes it: 240 px tiles, levels a factor of 4 apart, spacing in the description."""
+    """Write a file as Aperio does: tiles of 240 px, levels a factor of 4 apart, spacing in the description."""
     pixels = pyvips.Image.tiffload(str(phantom)).numpy()
     size = f"{pixels.shape[1]}x{pixels.shape[0]} ({APERIO_TILE_PX}x{APERIO_TILE_PX})"
     text = f"Aperio Image Library v12.0\r\n{size} JPEG/RGB Q=80|AppMag = 20|MPP = {spacing_um}"

@@ -1,28 +1,27 @@
-"""How long from a slide to its verdict, against the way a pipeline without a cascade goes, and where is the difference?
+"""Time from a slide to its prediction, compared with a pipeline without a cascade.
 
     python -m benchmarks.slide_to_verdict --folder verdict --out benchmarks/results/slide_to_verdict.json
 
-1. The model. A resnet50-trunc at its full cost: random convolutions, batch-norm statistics and a last affine map of
-   phantoms (:mod:`benchmarks.probed_backbone`), whose three features are linear probes for lesion, one a spacing,
-   supervised by lesion masks. Behind it a HAG-MIL of three stages that the package's own trainer makes from slide
-   labels, with full bags as in the published recipe. Probes, transformer and test each have phantoms of their own
-   seed. Such a model knows phantoms only: its verdicts are right or wrong of phantoms, and say nothing of real slides.
-2. K, the patches kept at each stage: the smallest number from which on the cascade gives every slide of a held-out
-   cohort the verdict of keeping everything, and the verdict of the finest stage alone on all of its patches. Beside
-   it, how often that verdict is right.
-3. One large phantom, both ways, in one process, in turn, with the same sessions (so the same ONNX Runtime, options,
-   threads and weights), the same batch size, tissue mask and grid, after a run of every session:
+1. The model. The backbone is a resnet50-trunc at full cost with random convolutions, and with batch-norm statistics and
+   a final affine map from phantoms (:mod:`benchmarks.probed_backbone`). Its three features are linear probes for
+   lesion, one for each spacing, supervised by lesion masks. The package's trainer trains a HAG-MIL of three stages on
+   them from slide labels, with full bags as in the published recipe. Probes, transformer and test use phantoms with
+   different seeds. The model works on phantoms only; its predictions say nothing about real slides.
+2. K, the number of patches kept at each stage: the smallest number for which the cascade gives every slide of a
+   held-out cohort the prediction of keeping everything and that of the finest stage alone on all of its patches, and
+   for which all larger tried numbers do so too. The accuracy of these predictions is reported as well.
+3. One large phantom is processed in both ways, alternately in one process, with the same sessions (hence the same ONNX
+   Runtime, options, threads and weights), batch size, tissue mask and grid, after a warm-up of every session:
 
-   - ours: ``predict_one`` with ``--keep K``, everything that ``hagmil infer`` does for a slide, its pictures too;
-   - published: OpenSlide's ``read_region`` of every tissue patch of the finest stage, batch by batch through the
-     backbone, all features through the finest stage's model. A patch of the grid that holds less tissue than the grid
-     asks for is left out, though the cascade would read it: that is this way's best case. It writes nothing.
-    With ``--sample N`` about N of its patches are encoded, batches spread evenly over all, and the seconds of reading
-    and backbone are scaled up; its verdict is then the sample's.
+- ours: ``predict_one`` with ``--keep K``, which is all that ``hagmil infer`` does for a slide, including pictures; -
+  published: OpenSlide's ``read_region`` for every tissue patch of the finest stage, the backbone batch by batch, and
+     the finest stage model on all features. Patches with less tissue than the grid requires are left out, although the
+     cascade would read them; this favours the published way. It writes no files. With ``--sample N``, about N of its
+     patches are encoded, in batches spread evenly over all, and the seconds of reading and backbone are scaled up; the
+     prediction is then that of the sample.
 
-   The slide is many times larger than those that were trained on and that K was found on; its verdicts are told as
-   they come.
-4. What the factor is made of: patches avoided, and what a patch costs each way.
+The slide is many times larger than those of the training and of step 2. Its predictions are reported unchanged.
+4. The factor between both ways is split into patches avoided and the cost per patch.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from numpy.typing import NDArray
 
 from benchmarks.features_cascade import (
     EVERYTHING,
-    LabelledSlide,
+    LabelledPhantom,
     Verdicts,
     accuracy,
     agreement,
@@ -100,18 +99,18 @@ RECIPE_CHANGES: dict[str, object] = {
     "cascade": {"keep_train": 7000, "keep_validation": 10_000},
     "schedule": {"max_epochs": 60, "patience": 20},
 }
-"""What differs from the demonstration's recipe: full bags, as published, and longer, for few slides are trained on."""
+"""Changes to the recipe of the demonstration: full bags, as published, and more epochs, as there are few slides."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One way from the slide to a verdict, once.
+class SlideRun:
+    """One run from the slide to its prediction.
 
     Args:
-        patches: read and encoded, by stage, coarse to fine.
-        seconds: by step; ``total`` is all of it.
-        prediction: the verdict.
-        probability: the last class's.
+        patches: patches read and encoded at each stage, coarse to fine.
+        seconds: seconds by step, and ``total``.
+        prediction: the predicted class.
+        probability: probability of the last class.
     """
 
     patches: tuple[int, ...]
@@ -126,13 +125,13 @@ def main() -> None:
     parser.add_argument("--train-slides", type=int, default=24)
     parser.add_argument("--held-slides", type=int, default=20)
     parser.add_argument("--cohort-size", type=int, default=3072, help="side of the cohorts' slides")
-    parser.add_argument("--train-seed", type=int, default=5, help="of the training alone: other weights, other order")
-    parser.add_argument("--repeats", type=int, default=3, help="of our runs; the published way runs once")
-    parser.add_argument("--keep", type=int, help="K, in place of the one that the cohort gives")
-    parser.add_argument("--also-keep", type=int, nargs="*", default=[16, 32], help="further runs of ours")
-    parser.add_argument("--sample", type=int, help="patches that the published way encodes; all where none is given")
-    parser.add_argument("--prepare", action="store_true", help="only make what is measured")
-    parser.add_argument("--folder", type=Path, required=True, help="where everything made is kept for another run")
+    parser.add_argument("--train-seed", type=int, default=5, help="seed of the training only (weights, order)")
+    parser.add_argument("--repeats", type=int, default=3, help="number of our runs; the published way runs once")
+    parser.add_argument("--keep", type=int, help="K, overriding the one from the cohort")
+    parser.add_argument("--also-keep", type=int, nargs="*", default=[16, 32], help="K of further runs of ours")
+    parser.add_argument("--sample", type=int, help="patches that the published way encodes; default all")
+    parser.add_argument("--prepare", action="store_true", help="make slides and models, and stop")
+    parser.add_argument("--folder", type=Path, required=True, help="folder that keeps slides and models for later runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/slide_to_verdict.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -145,7 +144,7 @@ def main() -> None:
     choice = choose_keep(model, held, KEEPS)
     keep = arguments.keep or choice["keep"]
     if keep is None:
-        raise SystemExit(f"no K gives every slide its verdict; choose one with --keep\n{cohort_table(choice)}")
+        raise SystemExit(f"no tried number of kept patches agrees on every slide; pass --keep\n{cohort_table(choice)}")
     report = {"machine": machine(), **compare(slide, model, keep, arguments, folder), "cohort": choice}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -153,7 +152,7 @@ def main() -> None:
 
 
 def phantom_of(size_px: int, folder: Path) -> Path:
-    """A phantom of this size, made unless it is there."""
+    """Return a phantom of this size, made if it does not exist."""
     path = folder / f"phantom_{size_px}.tif"
     if not path.is_file():
         write_phantom(PhantomSpec(seed=SLIDE_SEED, label="tumour", size_px=size_px), path)
@@ -161,7 +160,7 @@ def phantom_of(size_px: int, folder: Path) -> Path:
 
 
 def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[Path, tuple[list[SlideFeatures], NDArray[np.int64]]]:
-    """Step 1: the bundle, and the held-out cohort's features and labels."""
+    """Return the bundle, and features and labels of the held-out cohort (step 1)."""
     backbone = folder / "verdict_backbone"
     probes = prepare_probes(folder, backbone)
     extractor = Extractor.open(backbone, ExtractOptions(stages=parse_stages(STAGES), patch_px=PATCH_PX))
@@ -185,7 +184,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[Path, tuple[li
 
 
 def prepare_probes(folder: Path, backbone: Path) -> Probes:
-    """The backbone as its random weights make it, and its probes, from phantoms of their own."""
+    """Write the backbone without probes, and return the probes, both from separate phantoms."""
     encoded = folder / "probe_features.npz"
     if not encoded.is_file():
         cohort = phantom_cohort(folder / "probe", PROBE_SLIDES, PROBE_SIZE_PX, PROBE_SEED)
@@ -199,8 +198,8 @@ def prepare_probes(folder: Path, backbone: Path) -> Probes:
         return fit(arrays["features"], arrays["lesion"], arrays["spacing_um"])
 
 
-def train_and_export(folder: Path, cohort: Sequence[LabelledSlide], bundle: Path, seed: int) -> None:
-    """Train on a cohort's features and export the best checkpoint; the run is beside the bundle."""
+def train_and_export(folder: Path, cohort: Sequence[LabelledPhantom], bundle: Path, seed: int) -> None:
+    """Train on the features of a cohort and export the best checkpoint; the run folder is beside the bundle."""
     run = bundle.with_name(f"{bundle.name}_run")
     write_split(folder / "split.csv", cohort)
     data = {
@@ -214,8 +213,8 @@ def train_and_export(folder: Path, cohort: Sequence[LabelledSlide], bundle: Path
     export_bundle(best, folder / "verdict_probed", bundle, intended_use=PHANTOMS_ONLY, overwrite=True)
 
 
-def write_split(path: Path, cohort: Sequence[LabelledSlide]) -> None:
-    """Whole cases to training and validation, the same share of each class."""
+def write_split(path: Path, cohort: Sequence[LabelledPhantom]) -> None:
+    """Split cases into training and validation, with the same share of each class."""
     rows = []
     for label in LABELS:
         cases = list(dict.fromkeys(slide.case_id for slide in cohort if slide.label == label))
@@ -234,7 +233,7 @@ def write_split(path: Path, cohort: Sequence[LabelledSlide]) -> None:
 def choose_keep(
     model: LoadedModel, held: tuple[list[SlideFeatures], NDArray[np.int64]], keeps: Sequence[int]
 ) -> dict[str, Any]:
-    """Step 2: K, and what each number comes to on the held-out cohort."""
+    """Choose K (step 2); also return the results of each tried number on the held-out cohort."""
     features, labels = held
     tried = [cascade_verdicts(model, features, keep) for keep in keeps]
     everything, flat = cascade_verdicts(model, features, EVERYTHING), flat_verdicts(model, features)
@@ -243,7 +242,7 @@ def choose_keep(
     return {
         "keep": keep,
         "slides": len(features),
-        "coarse_patches_a_slide": round(float(everything.read[:, 0].mean()), 1),
+        "coarse_patches_per_slide": round(float(everything.read[:, 0].mean()), 1),
         "rows": [
             {
                 "keep": name,
@@ -259,21 +258,21 @@ def choose_keep(
 
 
 def both_agree(tried: Sequence[Verdicts], everything: Verdicts, flat: Verdicts) -> int | None:
-    """The smallest number that gives every slide the verdict of both ways of leaving nothing out."""
+    """Return the smallest number that agrees with keeping everything and with the finest stage alone."""
     found = [smallest_agreeing(tried, everything), smallest_agreeing(tried, flat)]
     return None if None in found else max(keep for keep in found if keep is not None)
 
 
 def compare(slide: Path, model: LoadedModel, keep: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Step 3: half of our runs before the published way's, half after."""
+    """Run both ways (step 3): half of our runs before the published way, half after it."""
     warm_up(model)
-    runs: list[Run] = []
+    runs: list[SlideRun] = []
     before = arguments.repeats - arguments.repeats // 2
     runs += [ours(slide, model, keep, folder / "ours") for _ in range(before)]
     peer, whole_quadtree = published(slide, model, arguments.sample)
     runs += [ours(slide, model, keep, folder / "ours") for _ in range(arguments.repeats - before)]
     others = [(other, ours(slide, model, other, folder / "ours")) for other in arguments.also_keep if other != keep]
-    middle = sorted(runs, key=lambda run: run.seconds["total"])[len(runs) // 2]
+    median_run = sorted(runs, key=lambda run: run.seconds["total"])[len(runs) // 2]
     return {
         "size_px": arguments.size,
         "cohort_size_px": arguments.cohort_size,
@@ -282,25 +281,25 @@ def compare(slide: Path, model: LoadedModel, keep: int, arguments: argparse.Name
         "threads": len(os.sched_getaffinity(0)),
         "keep": keep,
         "published_sample": arguments.sample,
-        "finest_patches_of_the_whole_quadtree": whole_quadtree,
+        "finest_patches_of_full_quadtree": whole_quadtree,
         "published": as_json(peer),
-        "ours": as_json(middle),
+        "ours": as_json(median_run),
         "ours_total_s": [round(run.seconds["total"], 2) for run in runs],
-        "parts": parts_of(peer, middle),
+        "parts": parts_of(peer, median_run),
         "other_keeps": [{"keep": other, **as_json(run), "factor": factor(peer, run)} for other, run in others],
     }
 
 
 def warm_up(model: LoadedModel) -> None:
-    """Run every session once."""
+    """SlideRun every session once."""
     patches = np.full((BATCH, PATCH_PX, PATCH_PX, 3), 200, np.uint8)
     features = np.asarray(model.backbone.run({PATCHES.name: patches})[BACKBONE_FEATURES.name])
     for session in model.stages:
         session.run({BAG.name: features})
 
 
-def ours(slide: Path, model: LoadedModel, keep: int, out: Path) -> Run:
-    """What ``hagmil infer --keep`` does for one slide, its model loaded."""
+def ours(slide: Path, model: LoadedModel, keep: int, out: Path) -> SlideRun:
+    """Do what ``hagmil infer --keep`` does for one slide, with the model already loaded."""
     (request,) = slide_requests([str(slide)])
     options = PredictOptions(encode=EncodeOptions(batch_size=BATCH), keep=keep)
     started = perf_counter()
@@ -308,7 +307,7 @@ def ours(slide: Path, model: LoadedModel, keep: int, out: Path) -> Run:
     total = perf_counter() - started
     if result.status != "ok" or result.probabilities is None or result.prediction is None:
         raise SystemExit(f"{slide}: {result.message}")
-    return Run(
+    return SlideRun(
         patches=tuple(stage.encoded for stage in result.stages),
         seconds={**result.timing_s, "total": total},
         prediction=result.prediction,
@@ -316,8 +315,8 @@ def ours(slide: Path, model: LoadedModel, keep: int, out: Path) -> Run:
     )
 
 
-def published(slide: Path, model: LoadedModel, sample: int | None = None) -> tuple[Run, int]:
-    """Every tissue patch of the finest stage; gives also how many patches the whole quadtree has there."""
+def published(slide: Path, model: LoadedModel, sample: int | None = None) -> tuple[SlideRun, int]:
+    """Run the published way; also return the number of patches of the full quadtree at the finest stage."""
     manifest, clock = model.bundle.manifest, StepClock()
     with clock.step("open"):
         opened = open_slide(slide)
@@ -328,14 +327,14 @@ def published(slide: Path, model: LoadedModel, sample: int | None = None) -> tup
             coords = children(coords, coarse.patch_level0, coarse.patch_level0 // fine.patch_level0)
         chosen = coords[mask.shares(coords, plan[-1].patch_level0) >= manifest.tissue.min_share]
     encoded = encode_all(slide, model, plan[-1], spread_batches(chosen, sample or len(chosen)), clock)
-    features = np.resize(encoded, (len(chosen), encoded.shape[1]))  # a sample's again and again: a bag of full size
+    features = np.resize(encoded, (len(chosen), encoded.shape[1]))  # repeats a sample to a bag of full size
     with clock.step("models"):
         outputs = run_stage(model.stages[-1], features, plan[-1].name)
     if len(encoded) < len(chosen):
         outputs = run_stage(model.stages[-1], encoded, plan[-1].name)
     seconds = scaled(clock.seconds, len(chosen) / len(encoded))
     verdict = verdict_of(manifest, outputs)
-    run = Run(
+    run = SlideRun(
         patches=(*(0 for _ in plan[1:]), len(chosen)),
         seconds={**seconds, "total": sum(seconds.values())},
         prediction=verdict.prediction,
@@ -347,7 +346,7 @@ def published(slide: Path, model: LoadedModel, sample: int | None = None) -> tup
 def encode_all(
     slide: Path, model: LoadedModel, geometry: StageGeometry, coords: NDArray[np.int64], clock: StepClock
 ) -> NDArray[np.float32]:
-    """Read with OpenSlide and encode, one batch after the other: float32 (n, dim)."""
+    """Read with OpenSlide and encode batch by batch: float32 (n, dim)."""
     features = np.empty((len(coords), model.bundle.manifest.backbone.features), np.float32)
     with openslide.OpenSlide(slide) as file:
         for start in range(0, len(coords), BATCH):
@@ -360,20 +359,20 @@ def encode_all(
 
 
 def spread_batches(coords: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    """Whole batches of rows, spread evenly, with about as many rows as wanted."""
+    """Select about ``wanted`` rows as whole batches, spread evenly."""
     batches = -(-len(coords) // BATCH)
     chosen = np.unique(np.linspace(0, batches - 1, min(batches, -(-wanted // BATCH))).round().astype(np.int64))
     return np.concatenate([coords[batch * BATCH : (batch + 1) * BATCH] for batch in chosen])
 
 
 def scaled(seconds: dict[str, float], times: float) -> dict[str, float]:
-    """Seconds with those of reading and encoding scaled up."""
+    """Scale up the seconds of reading and encoding."""
     return {step: value * (times if step in ("read", "backbone") else 1.0) for step, value in seconds.items()}
 
 
 def read_batch(file: openslide.OpenSlide, geometry: StageGeometry, coords: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Patches by OpenSlide: uint8 (n, patch_px, patch_px, 3)."""
-    assert not geometry.resample, "the published way is written for patches that are stored pixels"
+    """Read patches with OpenSlide: uint8 (n, patch_px, patch_px, 3)."""
+    assert not geometry.resample, "the published way supports only stages at the spacing of a level"
     side = geometry.patch_px
     patches = np.empty((len(coords), side, side, 3), np.uint8)
     for place, (x, y) in zip(patches, coords.tolist(), strict=True):
@@ -381,25 +380,25 @@ def read_batch(file: openslide.OpenSlide, geometry: StageGeometry, coords: NDArr
     return patches
 
 
-def factor(peer: Run, run: Run) -> float:
-    """How many times less time."""
+def factor(peer: SlideRun, run: SlideRun) -> float:
+    """Return the time of the published way over ours."""
     return round(peer.seconds["total"] / run.seconds["total"], 2)
 
 
-def parts_of(peer: Run, run: Run) -> dict[str, float]:
-    """Step 4: the factor is patches avoided times what the published way's patch costs over what ours does."""
+def parts_of(peer: SlideRun, run: SlideRun) -> dict[str, float]:
+    """Split the factor into patches avoided and the ratio of seconds per patch (step 4)."""
     patches = sum(peer.patches) / sum(run.patches)
     return {
         "factor": factor(peer, run),
         "patches_avoided": round(patches, 2),
-        "seconds_a_patch": round(peer.seconds["total"] / run.seconds["total"] / patches, 3),
+        "seconds_per_patch": round(peer.seconds["total"] / run.seconds["total"] / patches, 3),
         "read": round(peer.seconds["read"] / run.seconds["read"], 2),
         "backbone": round(peer.seconds["backbone"] / run.seconds["backbone"], 2),
     }
 
 
-def as_json(run: Run) -> dict[str, Any]:
-    """A run for the report."""
+def as_json(run: SlideRun) -> dict[str, Any]:
+    """Return a run as JSON values for the report."""
     return {
         "patches": list(run.patches),
         "seconds": {step: round(run.seconds[step], 3) for step in STEPS if step in run.seconds},
@@ -409,38 +408,38 @@ def as_json(run: Run) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The comparison, what other numbers of kept patches take, and the cohort that K was chosen on."""
+    """Return tables of the comparison, of other numbers of kept patches, and of the cohort that gave K."""
     return "\n\n".join([comparison_table(report), others_table(report), cohort_table(report["cohort"])])
 
 
 def comparison_table(report: dict[str, Any]) -> str:
-    """A line a step, for both ways."""
+    """Return a table with a row for each step and a column for each way."""
     peer, mine = report["published"], report["ours"]
     sample = report["published_sample"]
     way = f"published way (from a sample of {sample} patches)" if sample else "published way"
     lines = [
-        f"| {report['size_px']}² phantom | {way} | hagmil, keep {report['keep']} | times |",
+        f"| {report['size_px']}² phantom | {way} | hagmil, keep {report['keep']} | ratio |",
         "|---|---:|---:|---:|",
     ]
     for index, name in enumerate(parse_stages(STAGES)):
         cells = [str(each["patches"][index]) for each in (peer, mine)]
         lines.append(f"| patches at {name[1]:g} um/px | {cells[0]} | {cells[1]} | |")
     totals = [sum(each["patches"]) for each in (peer, mine)]
-    lines.append(f"| patches in all | {totals[0]} | {totals[1]} | {totals[0] / totals[1]:.1f} |")
+    lines.append(f"| patches, all stages | {totals[0]} | {totals[1]} | {totals[0] / totals[1]:.1f} |")
     for step in STEPS:
         seconds = [each["seconds"].get(step, 0.0) for each in (peer, mine)]
         times = f"{seconds[0] / seconds[1]:.1f}" if min(seconds) > 0 else ""
         lines.append(f"| {step}, s | {seconds[0]:.2f} | {seconds[1]:.2f} | {times} |")
     for step in ("read", "backbone", "total"):
         each_ms = [1000 * each["seconds"][step] / total for each, total in zip((peer, mine), totals, strict=True)]
-        lines.append(f"| {step}, ms a patch | {each_ms[0]:.2f} | {each_ms[1]:.2f} | {each_ms[0] / each_ms[1]:.2f} |")
+        lines.append(f"| {step}, ms per patch | {each_ms[0]:.2f} | {each_ms[1]:.2f} | {each_ms[0] / each_ms[1]:.2f} |")
     verdicts = [f"{each['prediction']} {each['probability']:.3f}" for each in (peer, mine)]
-    return "\n".join([*lines, f"| verdict | {verdicts[0]} | {verdicts[1]} | |"])
+    return "\n".join([*lines, f"| prediction | {verdicts[0]} | {verdicts[1]} | |"])
 
 
 def others_table(report: dict[str, Any]) -> str:
-    """Our time with each number of kept patches."""
-    lines = ["| keep | patches | seconds | times less | verdict |", "|---:|---:|---:|---:|---|"]
+    """Return a table of our time with each number of kept patches."""
+    lines = ["| keep | patches | seconds | speed-up | prediction |", "|---:|---:|---:|---:|---|"]
     first = {"keep": report["keep"], **report["ours"], "factor": report["parts"]["factor"]}
     for each in [first, *report["other_keeps"]]:
         cells = [str(each["keep"]), str(sum(each["patches"])), f"{each['seconds']['total']:.1f}"]
@@ -450,8 +449,8 @@ def others_table(report: dict[str, Any]) -> str:
 
 
 def cohort_table(cohort: dict[str, Any]) -> str:
-    """What each number of kept patches comes to on the held-out slides."""
-    heads = ("keep", "verdicts as with all", "as the finest stage alone", "AUC", "right", "finest patches read")
+    """Return a table of the results on the held-out slides with each number of kept patches."""
+    heads = ("keep", "agreement with all", "with finest stage alone", "AUC", "accuracy", "finest patches read")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for each in cohort["rows"]:
         area = "" if each["auc"] is None else f"{each['auc']:.3f}"

@@ -1,15 +1,15 @@
-"""Level models: how long, and in how much memory, does the full-size transformer take for a bag?
+"""Stage models: time and memory of the transformer of full size for a bag.
 
-Run it from the repository's root:
+Run it in the root of the repository:
 
     OMP_NUM_THREADS=1 python -m benchmarks.stage_models --out benchmarks/results/stage_models.json
 
-Three peers with the same weights and bag, in processes of their own that take turns: the published arithmetic in eager
-PyTorch (:func:`published`: every head at once, four products a Newton-Schulz step, softmax1 · pinv before softmax3 · V
-is multiplied in, as the paper's section 3.2 counts it), hagmil's module in eager PyTorch, and its ONNX graph in ONNX
-Runtime through hagmil's session. Each warms up on 1,000 patches. Given are medians of wall-clock and of CPU seconds
-(on a machine that others use only the latter can be compared) and the peak resident memory above what the process had
-before it loaded the model: weights, loading and arithmetic together.
+Three implementations with the same weights and bag run alternately in separate processes: the published arithmetic in
+eager PyTorch (:func:`published`: all heads at once, four products in a Newton-Schulz step, and softmax1 · pinv
+multiplied before softmax3 · V, as counted in section 3.2 of the paper), hagmil's module in eager PyTorch, and its ONNX
+graph in a session of hagmil. Each warms up on 1,000 patches. Results are medians of wall-clock and CPU seconds (on a
+shared machine, only the latter are comparable), and the peak resident memory above that of the process before it loaded
+the model, which includes weights, loading and arithmetic.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PEERS = ("published, eager", "ours, eager", "ours, ONNX Runtime")
 
 
 def published(model: IntegratedAttentionTransformer, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and attention of a bag by the published order of operations."""
+    """Return logits and attention of a bag, with the published order of operations."""
     import torch
 
     embeddings = []
@@ -116,7 +116,7 @@ def write_graph(path: Path) -> None:
 
 
 def measure(peer: str, patches: int, threads: int, repeats: int, graph: Path) -> dict[str, Any]:
-    """One peer on one bag, in this process."""
+    """Measure one implementation on one bag, in this process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -145,7 +145,7 @@ def measure(peer: str, patches: int, threads: int, repeats: int, graph: Path) ->
 
 
 def _import_all() -> None:
-    """Let every peer start from the same memory."""
+    """Import the same modules for every implementation, so that all start with the same memory."""
     import onnxruntime  # noqa: F401
 
     import hagmil.runtime.sessions.onnx
@@ -177,10 +177,10 @@ def _runner(peer: str, threads: int, graph: Path) -> Callable[[Any], tuple[Any, 
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The rows as a table, with ratios to the published arithmetic on the same bag."""
+    """Return the rows as a table, with ratios to the published arithmetic on the same bag."""
     rows = report["rows"]
     lines = [
-        "| patches | peer | wall, s | CPU, s | times as fast (CPU) | peak above start, MB | of the published |",
+        "| patches | implementation | wall, s | CPU, s | speed-up (CPU) | peak above start, MB | ratio to published |",
         "|---|---|---|---|---|---|---|",
     ]
     first = {row["patches"]: row for row in rows if row["peer"] == PEERS[0]}
@@ -194,12 +194,12 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Let the peers take turns; write what was measured after each bag size."""
+    """Run the implementations alternately; write the results after each bag size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--patches", type=int, nargs="+", default=[1_000, 10_000, 40_000])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3, help="fewer above 6,000 patches, one at 40,000")
+    parser.add_argument("--repeats", type=int, default=3, help="fewer above 6,000 patches, one above 10,000")
     parser.add_argument("--one", nargs=2, metavar=("PEER", "GRAPH"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
@@ -216,16 +216,24 @@ def main(arguments: Sequence[str]) -> None:
     }
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        graph, said = Path(folder) / "stage.onnx", Path(folder) / "said.json"
+        graph, out = Path(folder) / "stage.onnx", Path(folder) / "out.json"
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        start = [sys.executable, "-m", "benchmarks.stage_models", "--threads", str(options.threads), "--out", str(said)]
+        start = [
+            sys.executable,
+            "-m",
+            "benchmarks.stage_models",
+            "--threads",
+            str(options.threads),
+            "--out",
+            str(out),
+        ]
         subprocess.run([*start, "--one", "graph", str(graph)], check=True, env=environment)
         for patches in options.patches:
             repeats = str(max(1, min(options.repeats, 20_000 // patches)))
             for peer in PEERS:
                 command = [*start, "--patches", str(patches), "--repeats", repeats, "--one", peer, str(graph)]
                 subprocess.run(command, check=True, env=environment)
-                rows.append(json.loads(said.read_text()))
+                rows.append(json.loads(out.read_text()))
                 print(peer, patches, rows[-1]["cpu_s"], rows[-1]["peak_mb"], os.getloadavg(), file=sys.stderr)
             options.out.write_text(json.dumps(facts | {"rows": rows}, indent=2) + "\n")
     print(markdown({"rows": rows}))

@@ -1,13 +1,13 @@
-"""How long does ``hagmil infer`` take from process start to the first patch in the backbone?
+"""Time of ``hagmil infer`` from process start to the first patch in the backbone.
 
     python benchmarks/start_up.py SLIDE... [--size 8192] [--repeats 5] [--out benchmarks/results/start_up.json]
 
-Slides are those given, and a phantom of ``--size`` pixels (0: none). Every run is a process of its own, on the built-in
-model, that ends where ONNX Runtime gets its first batch. Three states of the machine, run in turn: ``cold`` has an
-empty numba cache, ``warm`` a filled one, ``no bytecode`` an empty cache and no compiled Python either, which is what a
-read-only install that was never run has. The disk is warm: a first run of each is not counted.
+The slides are the given ones and a phantom of ``--size`` pixels (0: none). Every run is a separate process with the
+built-in model that ends when ONNX Runtime gets its first batch. There are three states, measured alternately: ``cold``
+has an empty numba cache, ``warm`` a filled one, and ``no bytecode`` an empty cache and no compiled Python, as in a
+read-only installation that has never run. The disk cache is warm: the first run in each state does not count.
 
-Given for each: the median and the range of seconds from ``exec`` to that batch, and the median of each step.
+Results are the median and the range of the seconds from process start to that batch, and the median of each step.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def phantoms(size_px: int, folder: Path) -> list[Path]:
-    """A phantom of this size, or none."""
+    """Make a phantom of this size; none if the size is 0."""
     if size_px == 0:
         return []
     from hagmil.phantom import PhantomSpec, write_phantom
@@ -61,11 +61,11 @@ def phantoms(size_px: int, folder: Path) -> list[Path]:
 
 
 def measure(slide: Path, repeats: int) -> dict[str, Any]:
-    """All states in turn, so that the machine's noise falls on each."""
+    """Measure all states alternately, so that other load on the machine affects each of them."""
     runs: dict[str, list[dict[str, float]]] = {state: [] for state in STATES}
     with tempfile.TemporaryDirectory() as warm_cache:
         for state in STATES:
-            start_once(slide, state, Path(warm_cache))  # warms the disk, and the cache of "warm"
+            start_once(slide, state, Path(warm_cache))  # warms the disk cache, and the numba cache of "warm"
         for _ in range(repeats):
             for state in STATES:
                 runs[state].append(start_once(slide, state, Path(warm_cache)))
@@ -73,7 +73,7 @@ def measure(slide: Path, repeats: int) -> dict[str, Any]:
 
 
 def start_once(slide: Path, state: str, warm_cache: Path) -> dict[str, float]:
-    """Seconds since the process was started at which each step was done."""
+    """Start a process; return the seconds from its start to the end of each step."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         environment = {
@@ -84,7 +84,7 @@ def start_once(slide: Path, state: str, warm_cache: Path) -> dict[str, float]:
         if state == "no bytecode":
             environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
         command = [sys.executable, str(Path(__file__).resolve()), "infer", str(slide), "--out", str(folder / "out")]
-        started = time.monotonic()  # one clock for all processes of the machine
+        started = time.monotonic()  # this clock is common to all processes
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if not (folder / "marks.json").exists():
             raise SystemExit(f"{' '.join(command)} ended before its first batch:\n{done.stderr}")
@@ -93,7 +93,7 @@ def start_once(slide: Path, state: str, warm_cache: Path) -> dict[str, float]:
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over runs: the whole, and what each step adds to it."""
+    """Return medians over runs of the total and of each step."""
     totals = [run[STEPS[-1]] for run in runs]
     added = {
         step: statistics.median(run[step] - (run[STEPS[index - 1]] if index else 0.0) for run in runs)
@@ -108,7 +108,7 @@ def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a table."""
+    """Return the report as a table."""
     heads = ("slide", "state", "seconds", "range", *STEPS)
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in report["rows"]:
@@ -121,35 +121,35 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 class Marks:
-    """When each step of this process was done; written when the first batch comes."""
+    """Times at which the steps of this process ended; written at the first batch."""
 
     def __init__(self) -> None:
         self.at = {"interpreter": time.monotonic()}
 
     def done(self, step: str) -> None:
-        """Note that a step is done; its first time counts."""
+        """Record the end of a step; only the first call counts."""
         self.at.setdefault(step, time.monotonic())
 
     def after(self, owner: Any, name: str, step: str) -> None:
-        """Note each return of ``owner.name``."""
+        """Record each return of ``owner.name`` as the end of a step."""
         function: Callable[..., Any] = getattr(owner, name)
 
-        def noting(*arguments: Any, **options: Any) -> Any:
+        def recording(*arguments: Any, **options: Any) -> Any:
             result = function(*arguments, **options)
             self.done(step)
             return result
 
-        setattr(owner, name, noting)
+        setattr(owner, name, recording)
 
     def end(self, *_arguments: Any, **_options: Any) -> None:
-        """The first batch is here: write, and leave without a word."""
+        """Record the first batch, write the times, and end the process."""
         self.done(STEPS[-1])
         Path(os.environ["HAGMIL_START_UP_MARKS"]).write_text(json.dumps(self.at))
         os._exit(0)
 
 
 def driver() -> None:
-    """The measured process: the command line as it is, with marks between its steps."""
+    """Run the command line and record the end of each step (in the measured process)."""
     marks = Marks()
     import hagmil.cli
     import hagmil.cli.app

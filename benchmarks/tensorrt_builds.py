@@ -1,11 +1,11 @@
-"""How long TensorRT takes to build hagmil's graphs, and how large the engines are, in fp32 and fp16.
+"""Build time and size of TensorRT engines of hagmil's graphs, in fp32 and fp16.
 
-Run it from the repository's root; TensorRT-RTX needs no GPU for it:
+Run it in the root of the repository; TensorRT-RTX needs no GPU for it:
 
     python -m benchmarks.tensorrt_builds --out results/
 
-It writes ``tensorrt_builds.json`` and ``tensorrt_builds.md``, the table of docs/tensorrt.md. The graphs are those of
-tests/export/graphs.py, with random weights; each is built ``--repeats`` times, and the fastest build counts.
+The script writes ``tensorrt_builds.json`` and ``tensorrt_builds.md``, the table in docs/tensorrt.md. The graphs are
+those of tests/export/graphs.py, with random weights. Each is built ``--repeats`` times; the fastest build counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from hagmil._files import write_text
 from hagmil._tensorrt.builder import BuildRequest, build_engine
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, resolve_capabilities
 from hagmil.bundle import Precision
@@ -37,14 +36,14 @@ class Row:
     """One graph in one precision.
 
     Args:
-        graph: its name.
-        precision: of its insides.
-        nodes: of the ONNX graph.
-        layers: of TensorRT's network, before fusion.
-        build_s: seconds of parsing and building, the fastest of the repeats.
+        graph: name of the graph.
+        precision: precision of its weights and arithmetic.
+        nodes: nodes of the ONNX graph.
+        layers: layers of TensorRT's network before fusion.
+        build_s: seconds of parsing and building in the fastest repeat.
         onnx_bytes: size of the ONNX file.
         engine_bytes: size of the engine.
-        activation_bytes: GPU memory that a context of the largest profile takes, by the builder's own account.
+        activation_bytes: GPU memory of a context for the largest profile, as reported by the builder.
     """
 
     graph: str
@@ -58,7 +57,7 @@ class Row:
 
 
 def measure(name: str, precision: Precision, flavour: Flavour, capabilities: tuple[str, ...], repeats: int) -> Row:
-    """Export a graph, and build it a few times."""
+    """Export a graph and build it ``repeats`` times."""
     model, profiles = example_graph(name, precision), example(name).profiles
     with TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
@@ -78,7 +77,7 @@ def measure(name: str, precision: Precision, flavour: Flavour, capabilities: tup
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, fp32 and fp16 of a graph beside one another."""
+    """Return the rows as a Markdown table, with fp32 and fp16 of a graph in one row."""
     by_graph = {name: {row.precision: row for row in rows if row.graph == name} for name in EXAMPLES}
     lines = [
         "| graph | nodes | layers | build, s | ONNX, MB | engine, MB | memory, MB |",
@@ -100,19 +99,19 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and write both files."""
+    """Build all graphs and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--graph", action="append", choices=list(EXAMPLES), help="only this one; repeatable")
-    parser.add_argument("--compute-capability", action="append", default=None, help="8.9 where none is given")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--graph", action="append", choices=list(EXAMPLES), help="only this graph; repeatable")
+    parser.add_argument("--compute-capability", action="append", default=None, help="default 8.9; repeatable")
     parser.add_argument("--trt-flavour", default=None)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     flavour = choose_flavour(options.trt_flavour)
-    asked = tuple(options.compute_capability or (("8.9",) if flavour.targets else ()))
-    capabilities = resolve_capabilities(flavour, asked)
+    wanted = tuple(options.compute_capability or (("8.9",) if flavour.targets else ()))
+    capabilities = resolve_capabilities(flavour, wanted)
     rows = []
     for name in options.graph or EXAMPLES:
         for precision in PRECISIONS:
@@ -120,10 +119,10 @@ def main(arguments: Sequence[str]) -> None:
             print(rows[-1], file=sys.stderr)
     machine = f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     facts = {"flavour": flavour.title, "capabilities": capabilities, "machine": machine, "repeats": options.repeats}
-    write_text(
-        options.out / "tensorrt_builds.json", json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=2)
-    )
-    write_text(options.out / "tensorrt_builds.md", table(rows))
+    report = facts | {"rows": [asdict(row) for row in rows]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "tensorrt_builds.json").write_text(json.dumps(report, indent=2))
+    (options.out / "tensorrt_builds.md").write_text(table(rows))
     print(table(rows))
 
 

@@ -1,12 +1,12 @@
-"""How much memory and time does a training step of HAG-MIL take, with and without checkpointed blocks?
+"""Memory and time of a training step of HAG-MIL, with and without checkpointed blocks.
 
     OMP_NUM_THREADS=1 python benchmarks/training_memory.py --patches 10000 --out benchmarks/results/training_memory.json
 
-HAG-MIL with its published widths and three stages takes one training step a stage on bags of the same number of
-patches, of synthetic features of length 1024: forward, losses, backward and Adam, by the training loop's own code.
-Each way of computing runs in a process of its own, since a peak of resident memory is a process's; the second step
-is the one that is timed, after Adam has made its state. Seconds are given by the clock and of the processor; the
-latter do not count what else the machine does. A way that needs more than ``--limit-gb`` ends there and is reported so.
+HAG-MIL with its published widths and three stages runs one training step for each stage (forward, losses, backward and
+Adam, with the code of the training loop) on bags of the same size with synthetic features of length 1024. Each variant
+runs in a separate process, as peak resident memory is measured per process. The second step is timed, when Adam has its
+state. Both wall-clock and CPU seconds are given; the latter depend less on other load on the machine. A variant that
+needs more than ``--limit-gb`` is reported as failed.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from hagmil.trainer.methods.hag_mil import HagMil
 
 FEATURE_DIM = 1024
 STAGES = ("coarse", "middle", "fine")
-WAYS = (("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True))
+VARIANTS = (("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True))
 SEED = 5
 GB = 1024**3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--patches", type=int, default=10_000, help="of every stage's bag")
-    parser.add_argument("--steps", type=int, default=2, help="slides; the last is timed")
+    parser.add_argument("--patches", type=int, default=10_000, help="patches in the bag of every stage")
+    parser.add_argument("--steps", type=int, default=2, help="number of slides; the last is timed")
     parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
-    parser.add_argument("--limit-gb", type=float, default=20.0, help="of address space, for each process")
+    parser.add_argument("--limit-gb", type=float, default=20.0, help="limit of the address space of each process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_memory.json"))
-    parser.add_argument("--measure", nargs=2, metavar=("PRECISION", "CHECKPOINT"), help="one way, in this process")
+    parser.add_argument("--measure", nargs=2, metavar=("PRECISION", "CHECKPOINT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         precision, checkpoint = arguments.measure
         print(json.dumps(measure(arguments, precision, checkpoint == "True")))
         return
-    ways = [(precision, checkpoint) for precision, checkpoint in WAYS if precision in arguments.precisions]
-    rows = [in_a_process(precision, checkpoint) for precision, checkpoint in ways]
+    variants = [(precision, checkpoint) for precision, checkpoint in VARIANTS if precision in arguments.precisions]
+    rows = [in_a_process(precision, checkpoint) for precision, checkpoint in variants]
     report = {
         "patches": arguments.patches,
         "stages": len(STAGES),
@@ -64,24 +64,24 @@ def main() -> None:
 
 
 def in_a_process(precision: str, checkpoint: bool) -> dict[str, Any]:
-    """One way of computing, in a process of its own."""
+    """Measure one variant in a separate process."""
     command = [sys.executable, *sys.argv, "--measure", precision, str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    way = {"precision": precision, "checkpointed": checkpoint}
+    variant = {"precision": precision, "checkpointed": checkpoint}
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return {**way, "failed": lines[-1]}
-    return {**way, **json.loads(done.stdout)}
+        return {**variant, "failed": lines[-1]}
+    return {**variant, **json.loads(done.stdout)}
 
 
 def measure(arguments: argparse.Namespace, precision: str, checkpoint: bool) -> dict[str, Any]:
-    """Peak memory and seconds of training steps, by stage."""
+    """Measure peak memory and seconds of a training step, in this process."""
     limit = round(arguments.limit_gb * GB)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
     method = HagMil(configuration(precision, checkpoint), stages(), FEATURE_DIM, classes=2)
-    # f = 1 and everything is kept: every stage's bag is of the same size, as is asked for.
+    # With f = 1 and everything kept, the bags of all stages have the same size.
     bag = Bag("synthetic", 1, tuple(torch.randn(arguments.patches, FEATURE_DIM).half() for _ in STAGES))
     before = peak_gb()
     for _ in range(arguments.steps):
@@ -90,15 +90,15 @@ def measure(arguments: argparse.Namespace, precision: str, checkpoint: bool) -> 
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     return {
         "peak_rss_gb": round(peak_gb(), 2),
-        "before_the_first_step_gb": round(before, 2),
-        "seconds_a_step": round(seconds / len(STAGES), 1),
-        "cpu_seconds_a_step": round(cpu_seconds / len(STAGES), 1),
+        "before_first_step_gb": round(before, 2),
+        "seconds_per_step": round(seconds / len(STAGES), 1),
+        "cpu_seconds_per_step": round(cpu_seconds / len(STAGES), 1),
         "losses": losses,
     }
 
 
 def configuration(precision: str, checkpoint: bool) -> HagMilConfig:
-    """The published recipe."""
+    """Return the published recipe."""
     tree = {
         "data": {"features": "unused", "labels": "unused", "split": "unused"},
         "precision": precision,
@@ -111,27 +111,27 @@ def configuration(precision: str, checkpoint: bool) -> HagMilConfig:
 
 
 def stages() -> tuple[CohortStage, ...]:
-    """Three stages whose bags hold the same rows."""
+    """Return three stages with bags of the same size."""
     *coarse, finest = STAGES
     return (*(CohortStage(name, 1.0, 1) for name in coarse), CohortStage(finest, 1.0, None))
 
 
 def peak_gb() -> float:
-    """The highest resident memory of this process so far."""
+    """Return the peak resident memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The rows as a table."""
+    """Return the rows as a table."""
     lines = [
-        "| precision | blocks checkpointed | peak RSS, GiB | seconds a step | CPU seconds a step |",
+        "| precision | checkpointed blocks | peak RSS, GiB | seconds per step | CPU seconds per step |",
         "|---|---|---|---|---|",
     ]
     for row in report["rows"]:
-        way = f"| {row['precision']} | {'yes' if row['checkpointed'] else 'no'} "
+        cells = f"| {row['precision']} | {'yes' if row['checkpointed'] else 'no'} "
         found = row.get("failed") and f"| did not fit: {row['failed']} | | |"
         lines.append(
-            way + (found or f"| {row['peak_rss_gb']} | {row['seconds_a_step']} | {row['cpu_seconds_a_step']} |")
+            cells + (found or f"| {row['peak_rss_gb']} | {row['seconds_per_step']} | {row['cpu_seconds_per_step']} |")
         )
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
-"""Make the demonstration bundle that hagmil ships: the demonstration itself, on more phantoms.
+"""Make the built-in demonstration bundle by running the demonstration on more phantoms.
 
     python scripts/make_demo_bundle.py
 
-Writes hagmil/demo_bundle. Two cores need about ten minutes.
+It writes hagmil/demo_bundle and takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = run_demo(Path(folder) / "demo", SIZE, show)
         size = sum(path.stat().st_size for path in report.bundle.rglob("*") if path.is_file())
-        right = sum(
+        correct = sum(
             slide.label == result.prediction for slide, result in zip(report.truths, report.results, strict=True)
         )
         print(
-            f"{right} of {len(report.results)} verdicts right, AUC {report.auc:.3f}, "
+            f"{correct} of {len(report.results)} predictions correct, AUC {report.auc:.3f}, "
             f"lesion ratio {report.lesion_ratio:.2f}, {size} bytes"
         )
         if size > LARGEST_BYTES:
-            raise SystemExit(f"the bundle has {size} bytes, more than {LARGEST_BYTES}")
+            raise SystemExit(f"the bundle has {size} bytes, more than the limit of {LARGEST_BYTES}")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(report.bundle, out)
 
 
 def show(step: str, done: int, total: int) -> None:
-    """Print every tenth of a step."""
+    """Print progress ten times for each step."""
     if done % max(1, total // 10) == 0:
         print(f"{step}: {done} of {total}", flush=True)
 

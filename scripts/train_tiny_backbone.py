@@ -1,16 +1,16 @@
-"""Train the backbone ``tiny`` on phantoms and write the weights that the package ships.
+"""Train the backbone ``tiny`` on phantoms and write the weights that are part of the package.
 
     python scripts/train_tiny_backbone.py            # writes hagmil/export/backbones/trained/tiny.safetensors
     python scripts/train_tiny_backbone.py --out FILE --seed 7
 
-1. Make two cohorts of phantoms: normal against tumour, and the four classes of the hierarchy.
-2. Cut patches of 64 pixels at 2, 1 and 0.5 um/px, half of them at lesions. The target of a patch is what it shows: its
-   shares of glass, of ordinary tissue, and of each kind of lesion.
-3. Train encoder and a linear head by cross entropy against these shares, with flips, turns and changes of colour.
-4. Measure on slides that were held out how well lesion is told from tissue, at each spacing.
+1. Make two cohorts of phantoms: normal and tumour, and the four classes of the hierarchy.
+2. Cut patches of 64 pixels at 2, 1 and 0.5 um/px, half of them at lesions. The target of a patch is its shares of
+   glass, of normal tissue, and of each kind of lesion.
+3. Train the encoder and a linear head by cross entropy against these shares, with flips, rotations and colour changes.
+4. Measure the separation of lesion and tissue on held-out slides, at each spacing.
 5. Write the encoder without its head.
 
-The same seed on the same machine gives the same weights; it takes about five minutes of CPU time on two cores.
+The same seed on the same machine gives the same weights. The script takes about five minutes of CPU time on two cores.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from hagmil._files import atomic_path
-from hagmil._version import __version__
+import hagmil
 from hagmil.export.backbones.encoder import PatchEncoder
 from hagmil.export.backbones.tiny import MEAN, PATCH_PX, SHIPPED, STD, TinyEncoder, randomise
 from hagmil.phantom import MASK_STEP_PX, PHANTOM_CLASSES, PhantomSlide, write_cohort
@@ -56,7 +55,7 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """Patches with what they show.
+    """Patches with their content.
 
     Args:
         pixels: uint8 (patches, 64, 64, 3).
@@ -92,7 +91,7 @@ def main() -> None:
 
 
 def make_phantoms(folder: Path, seed: int) -> list[PhantomSlide]:
-    """Step 1: both cohorts, their slides mixed."""
+    """Make both cohorts (step 1)."""
     slides: list[PhantomSlide] = []
     for number, classes in enumerate(PHANTOM_CLASSES):
         slides += write_cohort(
@@ -103,7 +102,7 @@ def make_phantoms(folder: Path, seed: int) -> list[PhantomSlide]:
 
 
 def cut(slide: PhantomSlide, rng: np.random.Generator) -> Patches:
-    """Step 2 for one slide: random places, and where there are lesions, half of them on lesions."""
+    """Cut patches from one slide (step 2): at random positions, half of them at lesions if there are any."""
     pixels: list[NDArray[np.uint8]] = []
     shares: list[NDArray[np.float32]] = []
     with open_slide(slide.mask_path) as opened:
@@ -116,7 +115,7 @@ def cut(slide: PhantomSlide, rng: np.random.Generator) -> Patches:
         while found < PATCHES_PER_SPACING:
             x, y = place(rng, image.shape[0], diseased[: len(diseased) * (found % 2)], factor)
             patch = image[y : y + PATCH_PX, x : x + PATCH_PX]
-            share = what_it_shows(patch, lesion, x, y, factor, slide.label)
+            share = content_shares(patch, lesion, x, y, factor, slide.label)
             if share[GLASS] > MOST_GLASS and rng.random() > 0.05:
                 continue
             pixels.append(patch)
@@ -127,14 +126,14 @@ def cut(slide: PhantomSlide, rng: np.random.Generator) -> Patches:
 
 
 def read_level(path: Path, spacing_um: float) -> NDArray[np.uint8]:
-    """The whole level of a phantom at a spacing."""
+    """Read the complete level of a phantom at a spacing."""
     with open_slide(path) as slide:
         level = next(level for level in slide.levels if round(level.downsample * SLIDE_SPACING_UM, 3) == spacing_um)
         return slide.read_region(level.index, 0, 0, level.width, level.height)
 
 
 def place(rng: np.random.Generator, side_px: int, diseased: NDArray[np.intp], factor: int) -> tuple[int, int]:
-    """The top-left corner of a patch in pixels of its level: anywhere, or over one of the mask's diseased pixels."""
+    """Choose the top-left (x, y) of a patch in pixels of its level: anywhere, or over one of the lesion's pixels."""
     if len(diseased):
         row, column = diseased[rng.integers(len(diseased))] * (MASK_LEVEL_PX / factor)
         corner = np.array([column, row]) - rng.integers(0, PATCH_PX, 2)
@@ -144,10 +143,10 @@ def place(rng: np.random.Generator, side_px: int, diseased: NDArray[np.intp], fa
     return x, y
 
 
-def what_it_shows(
+def content_shares(
     patch: NDArray[np.uint8], lesion: NDArray[np.bool_], x: int, y: int, factor: int, label: str
 ) -> NDArray[np.float32]:
-    """Shares of the patch, float32 (classes,): glass by its saturation, lesion by the mask, tissue is the rest."""
+    """Return shares of a patch, float32 (classes,): glass by saturation, lesion by the mask, the rest is tissue."""
     saturation = patch.max(axis=-1).astype(int) - patch.min(axis=-1)
     tissue = float((saturation > TISSUE_SATURATION).mean())
     left, top, side = (round(value * factor / MASK_LEVEL_PX) for value in (x, y, PATCH_PX))
@@ -160,7 +159,7 @@ def what_it_shows(
 
 
 def join(parts: list[Patches]) -> Patches:
-    """All patches of several slides."""
+    """Concatenate the patches of several slides."""
     return Patches(
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.shares for part in parts]),
@@ -169,7 +168,7 @@ def join(parts: list[Patches]) -> Patches:
 
 
 def train(patches: Patches, seed: int) -> PatchEncoder:
-    """Step 3."""
+    """Train encoder and head; return the encoder (step 3)."""
     tiny = TinyEncoder()
     randomise(tiny, seed=seed)
     encoder = PatchEncoder(tiny, MEAN, STD)
@@ -197,16 +196,16 @@ def train(patches: Patches, seed: int) -> PatchEncoder:
 
 
 def augmented(patches: Tensor) -> Tensor:
-    """Patches, uint8 (batch, 64, 64, 3), turned, mirrored and recoloured."""
-    turned = torch.rot90(patches, int(torch.randint(4, ())), (1, 2))
-    mirrored = turned.flip(1) if torch.rand(()) < 0.5 else turned
+    """Rotate, flip and recolour patches, uint8 (batch, 64, 64, 3)."""
+    rotated = torch.rot90(patches, int(torch.randint(4, ())), (1, 2))
+    flipped = rotated.flip(1) if torch.rand(()) < 0.5 else rotated
     gain = 1 + 0.08 * torch.randn(len(patches), 1, 1, 3)
     shift = 6 * torch.randn(len(patches), 1, 1, 1)
-    return (mirrored * gain + shift).clamp(0, 255).to(torch.uint8)
+    return (flipped * gain + shift).clamp(0, 255).to(torch.uint8)
 
 
 def evaluate(encoder: PatchEncoder, training: Patches, held_out: Patches) -> float:
-    """Step 4: mean over spacings of the AUC of a linear probe for lesion, fitted to the slides that were trained on."""
+    """Return the AUC of a linear probe for lesion on held-out slides, as a mean over spacings (step 4)."""
     known, unseen = features_of(encoder, training), features_of(encoder, held_out)
     scores: list[float] = []
     for spacing_um in SPACINGS_UM:
@@ -219,26 +218,26 @@ def evaluate(encoder: PatchEncoder, training: Patches, held_out: Patches) -> flo
 
 
 def features_of(encoder: PatchEncoder, patches: Patches) -> NDArray[np.float64]:
-    """Features, float64 (patches, dim)."""
+    """Compute features, float64 (patches, dim)."""
     with torch.inference_mode():
         batches = [encoder(part).features for part in torch.split(torch.from_numpy(patches.pixels), 512)]
     return np.asarray(torch.cat(batches).numpy(), np.float64)
 
 
 def diseased_share(patches: Patches) -> NDArray[np.float32]:
-    """The share of each patch that is lesion of any kind."""
+    """Return the share of lesion of any kind in each patch."""
     share: NDArray[np.float32] = patches.shares[:, TISSUE + 1 :].sum(axis=1)
     return share
 
 
 def clear_rows(patches: Patches, spacing_um: float) -> NDArray[np.intp]:
-    """Patches at a spacing with no lesion at all, or with a quarter of it at least."""
+    """Select patches at a spacing with no lesion or with more than a quarter of lesion."""
     share = diseased_share(patches)
     return np.flatnonzero((patches.spacing_um == spacing_um) & ((share == 0) | (share > 0.25)))
 
 
 def probe(features: NDArray[np.float64], lesion: NDArray[np.bool_], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores of other features by a ridge regression that was fitted to these."""
+    """Fit a ridge regression to features and return the scores of other features."""
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     scaled = (features - mean) / deviation
     weights = np.linalg.solve(scaled.T @ scaled + 10 * np.eye(scaled.shape[1]), scaled.T @ (lesion - lesion.mean()))
@@ -247,17 +246,16 @@ def probe(features: NDArray[np.float64], lesion: NDArray[np.bool_], others: NDAr
 
 
 def write(encoder: PatchEncoder, path: Path, seed: int, score: float) -> None:
-    """Step 5."""
+    """Write the weights of the encoder (step 5)."""
     metadata = {
         "made_by": "scripts/train_tiny_backbone.py",
-        "hagmil": __version__,
+        "hagmil": hagmil.__version__,
         "torch": torch.__version__,
         "seed": str(seed),
         "held_out_auc": f"{score:.4f}",
         "trained_on": "phantoms only",
     }
-    with atomic_path(path) as temporary:
-        save_file(encoder.encoder.state_dict(), temporary, metadata=metadata)
+    save_file(encoder.encoder.state_dict(), path, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a number of kept patches comes to: the cascade over features, its agreement, and the table of it."""
+"""The benchmark of ``--keep``: the cascade on features, agreement, and the table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABELS = np.array([0, 0, 1, 1], np.int64)
 
 
 def verdicts(keep: int, tumour: list[float], finest: int = 1) -> Verdicts:
-    """Verdicts with these probabilities of tumour, that read 4 coarse and some finest patches of each slide."""
+    """Make predictions with these probabilities of tumour, from 4 coarse and some finest patches per slide."""
     second = np.array(tumour)
     read: NDArray[np.int64] = np.array([[4, finest]] * len(tumour), np.int64)
     return Verdicts(keep, np.stack([1 - second, second], axis=1), read)
@@ -39,7 +39,7 @@ def demo() -> LoadedModel:
 
 
 def features_of(coarse: int, seed: int = 0) -> SlideFeatures:
-    """Random features of a whole quadtree for the demonstration bundle."""
+    """Make random features of a full quadtree for the demonstration bundle."""
     rng = np.random.default_rng(seed)
     stages = []
     for index, name in enumerate(("2um", "1um", "0.5um")):
@@ -52,13 +52,13 @@ def features_of(coarse: int, seed: int = 0) -> SlideFeatures:
     return SlideFeatures(header, tuple(stages))
 
 
-def test_agreement_counts_slides_with_the_same_verdict() -> None:
+def test_agreement_is_the_share_of_slides_with_the_same_prediction() -> None:
     everything = verdicts(EVERYTHING, [0.1, 0.2, 0.8, 0.9])
     assert agreement(everything, everything) == 1.0
     assert agreement(verdicts(1, [0.4, 0.6, 0.6, 0.4]), everything) == 0.5
 
 
-def test_the_smallest_keep_agrees_and_so_do_all_larger_ones() -> None:
+def test_the_smallest_agreeing_keep_requires_agreement_of_all_larger_ones() -> None:
     everything = verdicts(EVERYTHING, [0.1, 0.9])
     lucky, wrong = verdicts(1, [0.2, 0.8]), verdicts(2, [0.2, 0.2])
     right, best = verdicts(4, [0.3, 0.6]), verdicts(8, [0.1, 0.9])
@@ -68,16 +68,16 @@ def test_the_smallest_keep_agrees_and_so_do_all_larger_ones() -> None:
     assert smallest_agreeing([lucky, wrong], everything) is None
 
 
-def test_the_share_is_of_patches_of_the_finest_stage_and_of_all() -> None:
+def test_the_share_read_is_given_for_the_finest_stage_and_for_all() -> None:
     assert share_read(verdicts(1, [0.5], finest=4), verdicts(2, [0.5], finest=16)) == (0.25, 8 / 20)
 
 
-def test_the_auc_ranks_slides_and_needs_both_classes() -> None:
+def test_the_auc_is_undefined_without_both_classes() -> None:
     assert auc(verdicts(1, [0.1, 0.6, 0.4, 0.9]), LABELS) == 0.75
     assert auc(verdicts(1, [0.1, 0.2]), LABELS[:2]) is None
 
 
-def test_the_cascade_over_features_reads_the_children_of_kept_patches(demo: LoadedModel) -> None:
+def test_the_cascade_on_features_reads_the_children_of_kept_patches(demo: LoadedModel) -> None:
     found = cascade_verdicts(demo, [features_of(3), features_of(1)], keep=2)
     assert found.read.tolist() == [[3, 8, 8], [1, 4, 8]]
     assert found.probabilities.sum(axis=1) == pytest.approx(1.0)
@@ -86,7 +86,7 @@ def test_the_cascade_over_features_reads_the_children_of_kept_patches(demo: Load
     assert flat_verdicts(demo, [features_of(3)]).read.tolist() == [[0, 0, 48]]
 
 
-def test_a_keep_above_all_bags_gives_the_verdict_of_keeping_everything(demo: LoadedModel) -> None:
+def test_a_keep_above_all_bag_sizes_gives_the_predictions_of_keeping_everything(demo: LoadedModel) -> None:
     slide = [features_of(2)]
     np.testing.assert_array_equal(
         cascade_verdicts(demo, slide, 8).probabilities, cascade_verdicts(demo, slide, EVERYTHING).probabilities
@@ -96,7 +96,7 @@ def test_a_keep_above_all_bags_gives_the_verdict_of_keeping_everything(demo: Loa
     )
 
 
-def test_the_table_has_a_line_for_each_keep_for_all_and_for_the_finest_alone() -> None:
+def test_the_table_has_a_row_for_each_keep_for_all_and_for_the_finest_stage_alone() -> None:
     everything = verdicts(EVERYTHING, [0.1, 0.2, 0.8, 0.9], finest=16)
     rows = rows_of([verdicts(1, [0.1, 0.2, 0.8, 0.4], finest=4)], everything, everything, LABELS)
     lines = markdown({"rows": rows}).splitlines()
@@ -106,7 +106,7 @@ def test_the_table_has_a_line_for_each_keep_for_all_and_for_the_finest_alone() -
     assert lines[4].startswith("| finest alone |")
 
 
-def test_a_tiny_cohort_goes_through(tmp_path: Path) -> None:
+def test_the_benchmark_runs_on_a_tiny_cohort(tmp_path: Path) -> None:
     report = measure(2, 512, [1, 2], tmp_path)
     assert [row["keep"] for row in report["rows"]] == ["1", "2", "all", "finest alone"]
     assert report["rows"][2]["agreement"] == 1.0

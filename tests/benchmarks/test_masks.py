@@ -1,4 +1,4 @@
-"""The comparison of masks compares the same thing."""
+"""The benchmark of tissue masks: all implementations make the same mask."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def picture() -> masks.Image:
 
 @pytest.mark.parametrize("method", masks.METHODS)
 @pytest.mark.parametrize("task", masks.TASKS)
-def test_our_contenders_make_one_mask(task: str, method: str, picture: masks.Image) -> None:
+def test_our_implementations_make_the_same_mask(task: str, method: str, picture: masks.Image) -> None:
     plain = masks.plain(task, method)(picture)
     assert 0 < plain.sum() < plain.size
     np.testing.assert_array_equal(masks.compiled(task, method)(picture), plain)
     np.testing.assert_array_equal(masks.compiled_one_core(task, method)(picture), plain)
 
 
-def test_libvips_filters_as_we_do_away_from_edges(picture: masks.Image) -> None:
+def test_libvips_gives_the_same_filters_except_at_edges(picture: masks.Image) -> None:
     np.testing.assert_array_equal(masks.libvips("filters", "fixed")(picture), masks.plain("filters", "fixed")(picture))
 
 
-def test_a_measurement_says_how_long_calls_took_and_what_they_found(picture: masks.Image, tmp_path: Path) -> None:
+def test_a_measurement_gives_times_and_the_share_of_tissue(picture: masks.Image, tmp_path: Path) -> None:
     np.save(tmp_path / "picture.npy", picture)
     found = masks.measure("plain", "mask", "fixed", str(tmp_path / "picture.npy"))
-    # the hole is filled, the small object gone, and the median rounds the corners off: three pixels each
+    # the hole is filled, the small object is removed, and the median rounds off three pixels at each corner
     assert found["tissue"] == (50 * 70 - 4 * 3) / (90 * 120)
     assert len(found["later_s"]) == len(found["cpu_s"]) == 9
 

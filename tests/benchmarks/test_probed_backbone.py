@@ -1,4 +1,4 @@
-"""The probed backbone: patches know what they show, probes find it, and the graph says what the probes say."""
+"""The probed backbone: labelled patches, probes, and the graph that contains them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.probed_backbone import Probes, cut_patches, encode, fit, read_ma
 from hagmil.export.backbones.export_backbone import export_backbone
 
 
-def test_probes_find_what_each_spacing_s_patches_differ_in() -> None:
+def test_probes_separate_the_patches_of_each_spacing() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(3.0, 2.0, (400, 6)).astype(np.float32)
     spacing_um = np.repeat(np.array([2.0, 0.5], np.float32), 200)
@@ -25,7 +25,7 @@ def test_probes_find_what_each_spacing_s_patches_differ_in() -> None:
         assert np.corrcoef(found[rows, column], lesion[rows])[0, 1] > 0.7
 
 
-def test_patches_of_a_normal_phantom_hold_no_lesion_and_every_other_one_of_a_tumour_does(tmp_path: Path) -> None:
+def test_every_other_patch_of_a_tumour_phantom_contains_lesion_and_none_of_a_normal_one(tmp_path: Path) -> None:
     cohort = phantom_cohort(tmp_path / "probe", slides=2, size_px=1024, seed=3)
     patches = cut_patches(cohort, (1.0, 0.5), patch_px=64, per_slide=4, seed=0)
     assert patches.pixels.shape == (16, 64, 64, 3)
@@ -36,7 +36,7 @@ def test_patches_of_a_normal_phantom_hold_no_lesion_and_every_other_one_of_a_tum
     assert not read_mask(next(slide for slide in cohort if slide.label == "normal")).any()
 
 
-def test_the_graph_says_what_the_probes_say(tmp_path: Path) -> None:
+def test_the_graph_computes_the_outputs_of_the_probes(tmp_path: Path) -> None:
     card = export_backbone("tiny", None, tmp_path / "plain")
     rng = np.random.default_rng(0)
     probes = Probes(

@@ -1,4 +1,4 @@
-"""Slide to verdict: the arithmetic of its comparison, and that both ways look at the same tissue."""
+"""The benchmark from slide to prediction: its arithmetic, and the patches that both ways read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.features_cascade import EVERYTHING, LabelledSlide, Verdicts
+from benchmarks.features_cascade import EVERYTHING, LabelledPhantom, Verdicts
 from benchmarks.slide_to_verdict import (
     BATCH,
-    Run,
+    SlideRun,
     as_json,
     both_agree,
     markdown,
@@ -25,8 +25,8 @@ from benchmarks.slide_to_verdict import (
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle, load_model
 
-PEER = Run((0, 0, 1000), {"read": 10.0, "backbone": 80.0, "models": 1.0, "total": 100.0}, "tumour", 0.9)
-MINE = Run((40, 20, 20), {"read": 0.2, "backbone": 7.0, "models": 0.5, "write": 0.3, "total": 8.0}, "tumour", 0.8)
+PEER = SlideRun((0, 0, 1000), {"read": 10.0, "backbone": 80.0, "models": 1.0, "total": 100.0}, "tumour", 0.9)
+MINE = SlideRun((40, 20, 20), {"read": 0.2, "backbone": 7.0, "models": 0.5, "write": 0.3, "total": 8.0}, "tumour", 0.8)
 
 
 def verdicts(keep: int, tumour: list[float]) -> Verdicts:
@@ -34,25 +34,26 @@ def verdicts(keep: int, tumour: list[float]) -> Verdicts:
     return Verdicts(keep, np.stack([1 - second, second], axis=1), np.ones((len(tumour), 3), np.int64))
 
 
-def test_the_factor_is_patches_avoided_times_what_a_patch_costs() -> None:
+def test_the_factor_is_patches_avoided_times_the_ratio_of_the_costs_per_patch() -> None:
     parts = parts_of(PEER, MINE)
     assert parts["factor"] == 12.5
     assert parts["patches_avoided"] == 12.5
-    assert parts["seconds_a_patch"] == 1.0
+    assert parts["seconds_per_patch"] == 1.0
     assert parts["read"] == 50.0
-    assert parts["patches_avoided"] * parts["seconds_a_patch"] == pytest.approx(parts["factor"], rel=0.01)
+    assert parts["patches_avoided"] * parts["seconds_per_patch"] == pytest.approx(parts["factor"], rel=0.01)
 
 
-def test_keep_must_agree_with_both_ways_of_leaving_nothing_out() -> None:
+def test_keep_must_agree_with_keeping_everything_and_with_the_finest_stage_alone() -> None:
     tried = [verdicts(1, [0.1, 0.4]), verdicts(2, [0.1, 0.9]), verdicts(4, [0.1, 0.9])]
     tumour, normal = verdicts(EVERYTHING, [0.2, 0.7]), verdicts(EVERYTHING, [0.2, 0.3])
     assert both_agree(tried, tumour, tumour) == 2
     assert both_agree(tried, normal, tumour) is None
 
 
-def test_a_case_is_trained_on_or_validated_on_and_never_both(tmp_path: Path) -> None:
+def test_a_case_is_in_training_or_validation_but_not_in_both(tmp_path: Path) -> None:
     slides = [
-        LabelledSlide(f"s{index}", f"c{index // 2}", ("normal", "tumour")[index >= 8], tmp_path) for index in range(16)
+        LabelledPhantom(f"s{index}", f"c{index // 2}", ("normal", "tumour")[index >= 8], tmp_path)
+        for index in range(16)
     ]
     write_split(tmp_path / "split.csv", slides)
     with (tmp_path / "split.csv").open(newline="") as file:
@@ -65,7 +66,7 @@ def test_a_case_is_trained_on_or_validated_on_and_never_both(tmp_path: Path) -> 
     assert {slide.label for slide in slides if slide.slide_id in validated} == {"normal", "tumour"}
 
 
-def test_a_sample_is_whole_batches_from_first_to_last() -> None:
+def test_a_sample_consists_of_whole_batches_from_the_first_to_the_last() -> None:
     coords = np.stack([np.arange(10 * BATCH + 3)] * 2, axis=1)
     sample = spread_batches(coords, 3 * BATCH)
     assert sample[:, 0].tolist() == [
@@ -85,7 +86,7 @@ def test_only_reading_and_encoding_are_scaled_up() -> None:
     }
 
 
-def test_the_published_way_reads_the_finest_patches_that_hold_tissue(
+def test_the_published_way_reads_the_finest_patches_with_tissue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide = tmp_path / "slide.tif"
@@ -100,7 +101,7 @@ def test_the_published_way_reads_the_finest_patches_that_hold_tissue(
     assert 0 <= peer.probability <= 1
 
 
-def test_the_tables_show_patches_steps_and_both_verdicts() -> None:
+def test_the_tables_show_patches_steps_and_both_predictions() -> None:
     rows = [
         {
             "keep": "4",
