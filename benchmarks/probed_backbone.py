@@ -7,7 +7,7 @@
 3. Compute the features of all these patches with the exported graph.
 4. Fit a linear probe for each spacing: ridge regression of the square root of the share of lesion on the features. Its
    output is scaled to mean 0 and standard deviation 1 over all these patches.
-5. Append the probes to the graph as an affine map, whose cost is negligible beside the convolutions.
+5. Append the probes to the graph as an affine map, whose cost is negligible.
 
 The backbone is thus supervised by lesion masks of phantoms and works on phantoms only.
 """

@@ -124,8 +124,8 @@ def test_the_tables_show_patches_steps_and_both_predictions() -> None:
     }
     text = markdown(report)
     assert "| patches at 0.5 um/px | 1000 | 20 | |" in text
-    assert "| patches in all | 1000 | 80 | 12.5 |" in text
+    assert "| patches, all stages | 1000 | 80 | 12.5 |" in text
     assert "| write, s | 0.00 | 0.30 |  |" in text
-    assert "| verdict | tumour 0.900 | tumour 0.800 | |" in text
+    assert "| prediction | tumour 0.900 | tumour 0.800 | |" in text
     assert "| 4 | 80 | 8.0 | 12.5 | tumour 0.800 |" in text
     assert "| 4 | 100.0% | 50.0% |  | 75.0% | 10.0% |" in text

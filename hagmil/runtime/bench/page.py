@@ -120,7 +120,7 @@ def _head(report: BenchReport) -> str:
     return (
         f"<header><h1>Time of each step</h1>"
         f"<p><b>{escape(slide.name)}</b>{phantom}, {slide.width:,} x {slide.height:,} pixels at "
-        f"{slide.spacing_um:.3g} um/px, through <b>{escape(bundle.name)}</b>{builtin}: backbone "
+        f"{slide.spacing_um:.3g} um/px, with <b>{escape(bundle.name)}</b>{builtin}: backbone "
         f"{escape(bundle.backbone)}, {escape(bundle.precision)}, patches of {bundle.patch_px} pixels, "
         f"stages at {', '.join(f'{um:g}' for um in bundle.stages_um.values())} um/px.</p>"
         f"<p>{escape(machine.cpu)}, {cores}{memory}{gpus}{kernel}. hagmil {escape(report.hagmil)}, "
@@ -269,7 +269,7 @@ def _method(report: BenchReport) -> str:
     return (
         "<h2>How it was measured</h2><p>Each measurement runs once to warm up, then "
         f"{report.settings.repeats} times. The values are those of the run with the median time; the range over all "
-        "runs is beside them. A measurement of 20 seconds or more runs once. Reading alone discards the patches; the "
+        "runs is next to them. A measurement of 20 seconds or more runs once. Reading alone discards the patches; the "
         "backbone alone takes patches from memory; both together do the same work as a stage of the cascade. Stage "
         "models get bags of the slide's size with random features. Start-up and memory are those of "
         "<code>hagmil infer</code> in separate processes, with a warm disk cache and an empty compile cache of "

@@ -33,22 +33,22 @@ def cascade(folder: Path) -> TrainingConfig:
 def test_an_evaluation_has_the_metrics_that_the_training_wrote(make: Any, tmp_path: Path) -> None:
     config = make(tmp_path)
     metrics = train(config)
-    for part, said in (("val", metrics.validation), ("test", metrics.test)):
+    for part, expected in (("val", metrics.validation), ("test", metrics.test)):
         found = evaluate_checkpoint(config.out, config, part=part, resamples=20)
         assert found.verdict.classes == metrics.classes
-        assert found.verdict.slides == said.slides
-        assert found.verdict.auc.value == pytest.approx(said.auc)
-        assert found.verdict.accuracy.value == pytest.approx(said.accuracy)
-        assert found.verdict.macro_f1.value == pytest.approx(said.macro_f1)
-        if said.hierarchy is None:
+        assert found.verdict.slides == expected.slides
+        assert found.verdict.auc.value == pytest.approx(expected.auc)
+        assert found.verdict.accuracy.value == pytest.approx(expected.accuracy)
+        assert found.verdict.macro_f1.value == pytest.approx(expected.macro_f1)
+        if expected.hierarchy is None:
             assert found.coarse is None
-            assert found.verdict.log_loss.value == pytest.approx(said.loss, rel=1e-5)
+            assert found.verdict.log_loss.value == pytest.approx(expected.loss, rel=1e-5)
         else:
             assert found.coarse is not None
             assert found.agreement is not None
-            assert found.coarse.accuracy.value == pytest.approx(said.hierarchy.coarse_accuracy)
-            assert found.coarse.auc.value == pytest.approx(said.hierarchy.coarse_auc)
-            assert found.agreement.value == pytest.approx(said.hierarchy.agreement)
+            assert found.coarse.accuracy.value == pytest.approx(expected.hierarchy.coarse_accuracy)
+            assert found.coarse.auc.value == pytest.approx(expected.hierarchy.coarse_auc)
+            assert found.agreement.value == pytest.approx(expected.hierarchy.agreement)
 
 
 @pytest.fixture
