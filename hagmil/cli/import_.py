@@ -1,4 +1,4 @@
-"""hagmil import: a checkpoint of the published code to one of ours."""
+"""hagmil import: convert a checkpoint of the published code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hagmil.cli import _common as common
 
 
 class KindName(StrEnum):
-    """A kind of model, as the command line takes it."""
+    """A kind of model, as an option of the command line."""
 
     hag_mil = "hag-mil"
     hmil = "hmil"
@@ -20,34 +20,50 @@ class KindName(StrEnum):
 
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the published code.", metavar="CKPT")],
-    kind: Annotated[KindName, typer.Option("--kind", help="Whose code wrote it.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.", metavar="CHECKPOINT")],
+    kind: Annotated[KindName, typer.Option("--kind", help="Which published code wrote it.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint.", metavar="CHECKPOINT")],
     classes: Annotated[
         str | None,
-        typer.Option("--classes", help="Names in the order of the logits: a,b,c; HMIL: fine.", show_default=False),
+        typer.Option(
+            "--classes",
+            help="Names of the classes in the order of the logits: a,b,c; for HMIL, the fine classes.",
+            show_default=False,
+        ),
     ] = None,
     fine_to_coarse: Annotated[
         str | None,
-        typer.Option("--fine-to-coarse", help="HMIL: fine:coarse,fine:coarse,... or 0,0,1,...", show_default=False),
+        typer.Option(
+            "--fine-to-coarse",
+            help="HMIL: coarse class of each fine class: fine:coarse,fine:coarse,... or 0,0,1,...",
+            show_default=False,
+        ),
     ] = None,
     spacing_um: Annotated[
         str | None,
-        typer.Option("--spacing-um", help="Of every stage, coarse to fine, or of the finest.", show_default=False),
+        typer.Option(
+            "--spacing-um",
+            help="Micrometres per pixel of each stage, coarse to fine, or of the finest only.",
+            show_default=False,
+        ),
     ] = None,
-    patch_px: Annotated[int | None, typer.Option("--patch-px", help="Side of a patch.", show_default=False)] = None,
+    patch_px: Annotated[
+        int | None, typer.Option("--patch-px", help="Side of a patch in pixels.", show_default=False)
+    ] = None,
     keep: Annotated[
-        int, typer.Option("--keep", min=1, help="HAG-MIL: patches kept at every stage but the last.")
+        int, typer.Option("--keep", min=1, help="HAG-MIL: patches kept at each stage except the last.")
     ] = 10000,
     backbone: Annotated[
         Path | None,
-        typer.Option("--backbone", help="The patch encoder it was trained with, if you know.", show_default=False),
+        typer.Option(
+            "--backbone", help="The backbone of the features that it was trained on, if known.", show_default=False
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Bring a checkpoint of the published HAG-MIL or HMIL into our form; nothing in it is executed.
+    """Convert a checkpoint of the published HAG-MIL or HMIL code, executing nothing in it.
 
-    Widths, stages and number of classes are read off the weights. What is not in the file comes from the options; a
-    model of the published datasets' shape takes their values where an option is left out.
+    Widths, stages and number of classes follow from the shapes of the weights. All else comes from the options. If an
+    option is missing, a model with the shape of the published ones gets their values.
     """
     from hagmil.bundle import open_backbone
     from hagmil.trainer.published.defaults import parse_fine_to_coarse
@@ -72,4 +88,4 @@ def _spacings(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f'--spacing-um "{text}" must be numbers: 0.25, or 1,0.5,0.25') from error
+        raise UsageError(f'--spacing-um "{text}" must be a number or several: 0.25 or 1,0.5,0.25') from error

@@ -1,4 +1,4 @@
-"""hagmil split: a cohort's slides to training, validation and test."""
+"""hagmil split: divide a cohort into training, validation and test."""
 
 from __future__ import annotations
 
@@ -11,30 +11,40 @@ from hagmil.cli import _common as common
 
 
 def split(
-    labels: Annotated[Path, typer.Argument(help="CSV of slide_id, case_id, label.", metavar="LABELS.csv")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of splits_0.csv and so on.", metavar="DIR")],
+    labels: Annotated[
+        Path, typer.Argument(help="CSV with the columns slide_id, case_id, label.", metavar="LABELS.csv")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for splits_0.csv, splits_1.csv, ...", metavar="DIR")],
     folds: Annotated[
-        int | None, typer.Option("--folds", help="k folds for cross-validation.", show_default=False)
+        int | None, typer.Option("--folds", help="Number of folds for cross-validation.", show_default=False)
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--count", help="Random splits, in place of folds; 1 by default.", show_default=False)
+        int | None,
+        typer.Option("--count", help="Number of random splits, in place of folds; default: 1.", show_default=False),
     ] = None,
-    val: Annotated[float | None, typer.Option("--val", help="Share to validate on; 0.1.", show_default=False)] = None,
-    test: Annotated[float | None, typer.Option("--test", help="Share to test on; 0.1.", show_default=False)] = None,
+    val: Annotated[
+        float | None,
+        typer.Option("--val", help="Share of the slides for validation; default: 0.1.", show_default=False),
+    ] = None,
+    test: Annotated[
+        float | None, typer.Option("--test", help="Share of the slides for test; default: 0.1.", show_default=False)
+    ] = None,
     held_out_sites: Annotated[
         list[str] | None,
-        typer.Option("--held-out-site", help="Test on this site (column site of the labels); repeatable."),
+        typer.Option(
+            "--held-out-site", help="Use all slides of this site (column site of LABELS.csv) for test; repeatable."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other splits.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace splits that are there.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing splits.")] = False,
 ) -> None:
-    """Split a cohort: stratified by class, patients never across parts."""
+    """Split a cohort, stratified by class; all slides of a patient are in the same part."""
     from hagmil.errors import UsageError
     from hagmil.trainer.data.labels import PARTS, read_labels
     from hagmil.trainer.data.splits import make_folds, make_splits, read_sites, write_splits
 
     if folds is not None and (count, val, test) != (None, None, None):
-        raise UsageError("--folds decides the parts itself: leave out --count, --val and --test")
+        raise UsageError("--folds determines the shares; remove --count, --val and --test")
     if not overwrite and any(out.glob("splits_*.csv")):
         raise UsageError(f'"{out}" already holds splits; choose another folder or pass --overwrite', code="exists")
     cohort, held_out = read_labels(labels), tuple(held_out_sites or ())
@@ -51,7 +61,7 @@ def split(
             sites=sites,
             held_out_sites=held_out,
         )
-    for stale in out.glob("splits_*.csv"):  # of more folds than now
+    for stale in out.glob("splits_*.csv"):  # of an earlier call with more folds
         stale.unlink()
     console = common.stdout()
     for path, made in zip(write_splits(out, splits), splits, strict=True):

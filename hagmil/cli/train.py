@@ -1,4 +1,4 @@
-"""hagmil train: features and labels to a checkpoint."""
+"""hagmil train: train a model on features and labels."""
 
 from __future__ import annotations
 
@@ -17,42 +17,54 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="The configuration: a YAML file, or recipe:NAME.", metavar="CONFIG.yaml")
-    ],
+        str | None,
+        typer.Argument(
+            help="The configuration: a YAML file, or recipe:NAME.", metavar="CONFIG.yaml", show_default=False
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value over the file's, such as optimiser.learning_rate=1e-4; repeatable."),
+        typer.Option(
+            "--set", help="key=value that replaces a value of the file, as in optimiser.learning_rate=1e-4; repeatable."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     folds: Annotated[
         Path | None,
         typer.Option(
             "--folds",
-            help="Folder of hagmil split: train a fold on each splits_i.csv, in out/fold_i, and write summary.json. "
-            "Finished folds are left alone, a stopped one is gone on with.",
+            help="Folder written by hagmil split: train on each splits_i.csv into out/fold_i, and write summary.json. "
+            "Skips finished folds and resumes an interrupted fold.",
             metavar="DIR",
             show_default=False,
         ),
     ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole configuration, every key, and do no more.")
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print the configuration with an explanation of each key, and exit; without CONFIG, the defaults.",
+        ),
     ] = False,
 ) -> None:
-    """Train HAG-MIL or HMIL on features and write a run folder: checkpoints, metrics.json, logs.
+    """Train HAG-MIL or HMIL on features, and write a run folder with checkpoints, metrics.json and logs.
 
-    The key kind of the configuration says which. Recipes that come with the package: recipe:hag-mil-camelyon16,
-    recipe:hmil-bracs, recipe:hag-mil-phantom, recipe:hmil-phantom; paths in them are seen from here.
+    The key "kind" of the configuration selects the method. The package contains the recipes
+    recipe:hag-mil-camelyon16, recipe:hmil-bracs, recipe:hag-mil-phantom and recipe:hmil-phantom; paths in recipes are
+    relative to the working directory.
     """
-    if folds is not None and not print_config:
+    if print_config:
+        _print_config(config, overrides or [])
+        return
+    if config is None:
+        raise typer.BadParameter("give a YAML file or recipe:NAME", param_hint="CONFIG.yaml")
+    if folds is not None:
         _train_folds(config, overrides or [], folds)
         return
     from hagmil.trainer.config.training import load_config
     from hagmil.trainer.training.loop import train as run
 
     loaded = load_config(config, overrides or [])
-    if print_config:
-        typer.echo(loaded.to_yaml(), nl=False)
-        return
     with TrainingDisplay() as display:
         metrics = run(loaded, resume=resume, progress=display)
     if not _is_first_process():
@@ -64,14 +76,22 @@ def train(
     console.print(f"best checkpoint: {loaded.out / 'checkpoints' / 'best'}")
 
 
+def _print_config(config: str | None, overrides: list[str]) -> None:
+    from hagmil.trainer.config.explained import explained_yaml
+    from hagmil.trainer.config.training import default_config, load_config
+
+    loaded = default_config(overrides) if config is None else load_config(config, overrides)
+    typer.echo(explained_yaml(loaded), nl=False)
+
+
 def _train_folds(config: str, overrides: list[str], folder: Path) -> None:
-    """One training a fold, and a table over them."""
+    """Train one model per fold, and print a table of their metrics."""
     import json
 
     from hagmil.trainer.config.training import load_config
     from hagmil.trainer.training.cross_validation import SUMMARY_NAME, fold_splits, train_folds
 
-    split = json.dumps(str(fold_splits(folder)[0][1]))  # each fold's own takes its place
+    split = json.dumps(str(fold_splits(folder)[0][1]))  # replaced by the split of each fold
     loaded = load_config(config, [*overrides, f"data.split={split}"])
     with TrainingDisplay() as display:
         summary = train_folds(loaded, folder, progress=display.fold)
@@ -82,7 +102,7 @@ def _train_folds(config: str, overrides: list[str], folder: Path) -> None:
 
 
 def _is_first_process() -> bool:
-    """Whether this process is to tell what came out: of those that torchrun started, the first."""
+    """Whether this process prints the results: only the first of those that torchrun started does."""
     import os
 
     return os.environ.get("RANK", "0") == "0"
@@ -120,7 +140,7 @@ def describe(metrics: ClassificationMetrics) -> str:
 
 
 class TrainingDisplay(common.Bars):
-    """One bar over epochs, one over the slides of the present phase; a callback of the training loop."""
+    """Progress bars of the epochs and of the slides of the current phase; a callback of the training loop."""
 
     def __init__(self) -> None:
         super().__init__(transient=True)
@@ -129,7 +149,7 @@ class TrainingDisplay(common.Bars):
         self._slides = self._bars.add_task("  slides", total=None)
 
     def fold(self, place: int, folds: int) -> TrainingDisplay:
-        """Show the trainings of a cross-validation: ``place`` counts from 0."""
+        """Name the fold in the bars; ``place`` counts from 0."""
         self._fold = f"fold {place + 1} of {folds}, "
         return self
 

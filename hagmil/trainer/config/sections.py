@@ -1,4 +1,4 @@
-"""The sections of a training's configuration; what each key means stands in its description."""
+"""The sections of a training configuration; each key is explained by its description."""
 
 from __future__ import annotations
 
@@ -12,156 +12,174 @@ from hagmil.bundle import Hierarchy
 from hagmil.trainer.losses.instance import InstanceLossKind
 
 Layout = Literal["hdf5", "hag-mil-pt", "hmil-pt"]
-"""How features lie on disk: ours, or those of the two published codes."""
+"""Layout of feature files: ours, or that of one of the two published codes."""
+
+_PATIENCE = "epochs without a lower validation loss after which training stops; null: never"
+_PLATEAU = "schedule of the learning rate; null: the learning rate stays constant"
 
 
-class Section(FrozenModel):
-    """A part of a configuration: unknown keys are errors, and nothing changes once it is read."""
-
-
-class DataConfig(Section):
-    """Where features, labels and split are, and how they lie there."""
+class DataConfig(FrozenModel):
+    """Features, labels and split."""
 
     features: Path = Field(
-        description="hdf5: folder of <slide_id>.h5 files, as hagmil extract writes them; hmil-pt: folder of "
-        "<slide>.pt files; hag-mil-pt: what the folders' names begin with (f/cam for f/cam_level_2)"
+        description="hdf5: folder of <slide_id>.h5 files from hagmil extract; hmil-pt: folder of <slide>.pt files; "
+        "hag-mil-pt: common beginning of the paths of the folders (f/cam for f/cam_level_2)"
     )
     labels: Path | None = Field(
         default=None,
-        description="CSV with the columns slide_id, case_id, label (with a hierarchy the fine label); null where "
-        "HMIL's pickled lists hold the labels",
+        description="CSV with the columns slide_id, case_id, label (with a hierarchy, the fine label); null: the "
+        "labels are in the pickled lists of HMIL",
     )
-    split: Path = Field(description="CSV of CLAM, of either form; with a fold, a folder of HMIL's pickled lists")
-    fold: int | None = Field(default=None, ge=0, description="which of HMIL's pickled lists; null for a CSV")
-    layout: Layout = "hdf5"
+    split: Path = Field(description="CSV as written by CLAM, in either form; if fold is set, folder of HMIL's lists")
+    fold: int | None = Field(default=None, ge=0, description="number of the fold in HMIL's pickled lists; null: a CSV")
+    layout: Layout = Field(default="hdf5", description="layout of the feature files: hdf5, hag-mil-pt or hmil-pt")
     stages: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="hdf5: names of the stages to train on, coarse to fine; all that the files hold where null",
+        description="hdf5: names of the stages to train on, coarse to fine; null: all stages in the files",
     )
-    levels: tuple[int, ...] = Field(default=(2, 1, 0), min_length=1, description="hag-mil-pt: coarse to fine")
+    levels: tuple[int, ...] = Field(
+        default=(2, 1, 0), min_length=1, description="hag-mil-pt: levels of the slide files, coarse to fine"
+    )
     spacing_um: tuple[float, ...] | None = Field(
-        default=None, description=".pt files do not tell: micrometres per pixel of each stage, coarse to fine"
+        default=None,
+        description="for .pt files, which do not contain it: micrometres per pixel of each stage, coarse to fine",
     )
-    patch_px: int | None = Field(default=None, ge=8, description=".pt files do not tell: side of a patch")
-    prefetch: int = Field(
-        default=1, ge=0, description="bags that a thread reads ahead while the present one is trained on; 0: none"
+    patch_px: int | None = Field(
+        default=None, ge=8, description="for .pt files, which do not contain it: side of a patch in pixels"
     )
+    prefetch: int = Field(default=1, ge=0, description="number of bags that a thread reads ahead; 0: no thread")
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> DataConfig:
+    def _check_layout(self) -> DataConfig:
         if self.labels is None and self.fold is None:
-            raise ValueError("labels must be given, unless fold names HMIL's pickled lists in split")
+            raise ValueError("labels must be given, unless fold is set and split is a folder of HMIL's pickled lists")
         if self.layout == "hdf5":
             if self.spacing_um is not None or self.patch_px is not None:
-                raise ValueError("HDF5 files tell spacing_um and patch_px themselves; leave them out")
+                raise ValueError("HDF5 files contain spacing_um and patch_px; remove these keys")
             return self
         if self.stages is not None:
             raise ValueError(f"stages are names in HDF5 files; layout {self.layout} has none")
         expected = 1 if self.layout == "hmil-pt" else len(self.levels)
         if self.patch_px is None or self.spacing_um is None or len(self.spacing_um) != expected:
             raise ValueError(
-                f"layout {self.layout} does not tell spacing or patch size; give patch_px and {expected} spacing_um"
+                f"files of layout {self.layout} contain no spacing and no patch size; give patch_px and "
+                f"{expected} spacing_um"
             )
         return self
 
 
-class HierarchyConfig(Section):
-    """Labels in two layers; labels.csv holds the fine one."""
+class HierarchyConfig(FrozenModel):
+    """Coarse and fine classes; labels.csv contains the fine class."""
 
-    coarse: tuple[str, ...] = Field(min_length=2, description="in the order of the logits")
-    fine: tuple[str, ...] = Field(min_length=2, description="in the order of the logits")
-    fine_to_coarse: dict[str, str] = Field(description="for each fine class its coarse class")
+    coarse: tuple[str, ...] = Field(min_length=2, description="coarse classes in the order of the logits")
+    fine: tuple[str, ...] = Field(min_length=2, description="fine classes in the order of the logits")
+    fine_to_coarse: dict[str, str] = Field(description="coarse class of each fine class")
 
     @model_validator(mode="after")
-    def _every_class_has_its_place(self) -> HierarchyConfig:
+    def _check_classes(self) -> HierarchyConfig:
         for layer in (self.coarse, self.fine):
             twice = sorted({name for name in layer if layer.count(name) > 1})
             if twice:
                 raise ValueError(f"a class is named twice: {', '.join(twice)}")
-        orphans = [name for name in self.fine if name not in self.fine_to_coarse]
-        if orphans:
-            raise ValueError(f"fine_to_coarse gives no coarse class for the fine class {', '.join(orphans)}")
-        strangers = [name for name in self.fine_to_coarse if name not in self.fine]
-        if strangers:
-            raise ValueError(f"fine_to_coarse names {', '.join(strangers)}, which fine does not")
-        unknown = sorted(set(self.fine_to_coarse.values()) - set(self.coarse))
-        if unknown:
-            raise ValueError(f"fine_to_coarse leads to {', '.join(unknown)}, which coarse does not name")
+        missing = [name for name in self.fine if name not in self.fine_to_coarse]
+        if missing:
+            raise ValueError(f"fine_to_coarse gives no coarse class for the fine class {', '.join(missing)}")
+        not_fine = [name for name in self.fine_to_coarse if name not in self.fine]
+        if not_fine:
+            raise ValueError(f"fine_to_coarse names {', '.join(not_fine)}, which is not in fine")
+        not_coarse = sorted(set(self.fine_to_coarse.values()) - set(self.coarse))
+        if not_coarse:
+            raise ValueError(f"fine_to_coarse maps to {', '.join(not_coarse)}, which is not in coarse")
         childless = [name for name in self.coarse if name not in self.fine_to_coarse.values()]
         if childless:
             raise ValueError(f"no fine class belongs to the coarse class {', '.join(childless)}")
         return self
 
     def resolved(self) -> Hierarchy:
-        """The hierarchy as manifests and checkpoints have it, with numbers for the map."""
-        places = tuple(self.coarse.index(self.fine_to_coarse[name]) for name in self.fine)
-        return Hierarchy(coarse=self.coarse, fine=self.fine, fine_to_coarse=places)
+        """Return the hierarchy as manifests and checkpoints contain it, with indices in the map."""
+        indices = tuple(self.coarse.index(self.fine_to_coarse[name]) for name in self.fine)
+        return Hierarchy(coarse=self.coarse, fine=self.fine, fine_to_coarse=indices)
 
 
-class LossConfig(Section):
-    """Weights and settings of HAG-MIL's losses; the defaults are the published recipe."""
+class LossConfig(FrozenModel):
+    """Losses of HAG-MIL; the defaults are those of the published recipe."""
 
-    bag_weight: float = Field(default=0.5, ge=0)
-    instance_weight: float = Field(default=0.5, ge=0)
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="at all stages but the finest")
-    instance: InstanceLossKind = "cross_entropy"
-    k_sample: int = Field(default=8, ge=1, description="patches of highest and of lowest attention each")
-    subtyping: bool = Field(default=False, description="classes exclude one another and none means normal")
-
-
-class AlignmentConfig(Section):
-    """Weights of the alignment losses between a cascade's stages (ours, see docs/hierarchy.md); 0 is off."""
-
-    bag: float = Field(default=0.5, ge=0, allow_inf_nan=False, description="fine verdict against coarse label")
-    instance: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="attention against the coarser stage's")
-
-
-class OptimiserConfig(Section):
-    """Adam, one for each of HAG-MIL's stages."""
-
-    learning_rate: float = Field(default=1e-5, gt=0)
-    weight_decay: float = Field(default=1e-5, ge=0)
-
-
-class HmilOptimiserConfig(Section):
-    """Adam, as HMIL uses it."""
-
-    learning_rate: float = Field(default=1e-4, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-
-
-class CascadeConfig(Section):
-    """How many patches of highest attention a stage hands to the next."""
-
-    keep_train: int = Field(default=7000, ge=1)
-    keep_validation: int = Field(default=10000, ge=1, description="in validation, test and deployment")
-
-
-class PlateauConfig(Section):
-    """Lower the learning rate where the validation loss no longer falls."""
-
-    factor: float = Field(default=0.1, gt=0, lt=1, description="what the learning rate is multiplied with")
-    patience: int = Field(default=5, ge=0, description="epochs without a better loss that are borne with")
-    threshold: float = Field(default=1e-4, ge=0, lt=1, description="by what share a better loss must be lower")
-
-
-class ScheduleConfig(Section):
-    """How long to train, and on what order of slides."""
-
-    max_epochs: int = Field(default=200, ge=1)
-    patience: int | None = Field(
-        default=20, ge=1, description="epochs without a better validation loss, then stop; never where null"
+    bag_weight: float = Field(default=0.5, ge=0, description="weight of the cross entropy of the slide")
+    instance_weight: float = Field(default=0.5, ge=0, description="weight of CLAM's clustering loss of patches")
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the bag loss, except at the finest stage")
+    instance: InstanceLossKind = Field(
+        default="cross_entropy", description="instance loss: cross_entropy, svm (smooth top-1) or none"
     )
-    weighted_sampling: bool = Field(default=False, description="draw slides so that classes are equally frequent")
-    plateau: PlateauConfig | None = Field(default=None, description="null: the learning rate stays")
+    k_sample: int = Field(
+        default=8,
+        ge=1,
+        description="number of patches with the highest, and with the lowest attention, for the instance loss",
+    )
+    subtyping: bool = Field(default=False, description="true if classes exclude one another and none means normal")
+
+
+class AlignmentConfig(FrozenModel):
+    """Alignment losses between the stages of a cascade with a hierarchy (ours, see docs/hierarchy.md)."""
+
+    bag: float = Field(
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the loss between fine prediction and coarse label; 0: off",
+    )
+    instance: float = Field(
+        default=0.1,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the loss between the attention of a stage and that of the next coarser one; 0: off",
+    )
+
+
+class OptimiserConfig(FrozenModel):
+    """Adam; HAG-MIL has one optimiser for each stage."""
+
+    learning_rate: float = Field(default=1e-5, gt=0, description="learning rate of Adam")
+    weight_decay: float = Field(default=1e-5, ge=0, description="weight decay of Adam")
+
+
+class HmilOptimiserConfig(FrozenModel):
+    """Adam with the defaults of HMIL."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of Adam")
+
+
+class CascadeConfig(FrozenModel):
+    """Number of patches with the highest attention that a stage keeps for the next."""
+
+    keep_train: int = Field(default=7000, ge=1, description="kept patches in training")
+    keep_validation: int = Field(default=10000, ge=1, description="kept patches in validation, test and deployment")
+
+
+class PlateauConfig(FrozenModel):
+    """Lowers the learning rate when the validation loss stops falling."""
+
+    factor: float = Field(default=0.1, gt=0, lt=1, description="factor by which the learning rate is multiplied")
+    patience: int = Field(default=5, ge=0, description="epochs without a lower validation loss before it is lowered")
+    threshold: float = Field(default=1e-4, ge=0, lt=1, description="relative decrease that counts as a lower loss")
+
+
+class ScheduleConfig(FrozenModel):
+    """Number of epochs and order of slides."""
+
+    max_epochs: int = Field(default=200, ge=1, description="largest number of epochs")
+    patience: int | None = Field(default=20, ge=1, description=_PATIENCE)
+    weighted_sampling: bool = Field(default=False, description="sample slides so that all classes are equally frequent")
+    plateau: PlateauConfig | None = Field(default=None, description=_PLATEAU)
 
 
 class HmilScheduleConfig(ScheduleConfig):
-    """HMIL's: batches of bags, a plateau schedule, and no early stop."""
+    """Number of epochs, order of slides, and batches of bags."""
 
-    patience: int | None = Field(
-        default=None, ge=1, description="epochs without a better validation loss, then stop; never where null"
+    max_epochs: int = Field(
+        default=200, ge=1, description="number of epochs, T of the curriculum; cannot be changed when a run is resumed"
     )
-    plateau: PlateauConfig | None = Field(default=PlateauConfig(), description="null: the learning rate stays")
-    batch_size: int = Field(default=64, ge=1, description="slides a step; the last batch of an epoch may be smaller")
+    patience: int | None = Field(default=None, ge=1, description=_PATIENCE)
+    plateau: PlateauConfig | None = Field(default=PlateauConfig(), description=_PLATEAU)
+    batch_size: int = Field(default=64, ge=1, description="slides per step; the last batch of an epoch may be smaller")

@@ -1,6 +1,4 @@
-"""The configuration of a training: a YAML file or a shipped recipe, ``key=value`` overrides, and what they
-must be.
-"""
+"""Configuration of a training: a YAML file or a shipped recipe, with ``key=value`` overrides."""
 
 from __future__ import annotations
 
@@ -9,14 +7,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hagmil._models import FrozenModel
 from hagmil.bundle import Hierarchy
 from hagmil.errors import UsageError
 from hagmil.trainer.compute.mixed_precision import TrainingPrecision
+from hagmil.trainer.config.explained import section_of
 from hagmil.trainer.config.sections import (
     AlignmentConfig,
     CascadeConfig,
@@ -27,7 +27,6 @@ from hagmil.trainer.config.sections import (
     LossConfig,
     OptimiserConfig,
     ScheduleConfig,
-    Section,
 )
 from hagmil.trainer.losses.hmil import HmilLossConfig
 from hagmil.trainer.models.hmil import HmilConfig
@@ -35,83 +34,90 @@ from hagmil.trainer.models.iat import IatConfig
 
 RECIPES = Path(__file__).with_name("recipes")
 """Folder of the configurations that come with the package."""
+TEMPLATE_PATHS = {"features": "features", "labels": "labels.csv", "split": "splits/splits_0.csv"}
+"""Values of the keys without a default in :func:`default_config`."""
 _RECIPE_PREFIX = "recipe:"
 _PATH_KEYS = (("out",), ("data", "features"), ("data", "labels"), ("data", "split"))
-_NOT_OF_THE_RECIPE = {"out": True, "data": True, "device": True, "threads": True, "checkpoint_blocks_above": True}
-_CLASSES = "in the order of the logits; the labels found, sorted, where null"
-_THREADS = "of torch on the CPU; its own choice where null"
-_DEVICE = r"^(cpu|cuda(:\d+)?)$"
-_PRECISION = "bf16: training steps in mixed precision; losses, optimisers and all evaluation stay in float32"
+_NOT_IN_DIGEST = {"out": True, "data": True, "device": True, "threads": True, "checkpoint_blocks_above": True}
+_SIMILAR = 0.75  # ratio of difflib from which a name is suggested
+_KIND = "kind of model: hag-mil or hmil"
+_OUT = "run folder"
+_CLASSES = "names of the classes in the order of the logits; null: the labels in the split, sorted"
+_SEED = "seed of weights, sampling and dropout"
+_DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
+_DEVICE = "cpu, cuda or cuda:N"
+_THREADS = "threads of torch on the CPU; null: torch's default"
+_PRECISION = "fp32, or bf16: training steps in mixed precision; losses, optimisers and evaluation stay in float32"
 
 
-class _Training(Section):
-    """What both kinds of configuration can do."""
+class _Training(FrozenModel):
+    """Methods of both kinds of configuration."""
 
     def recipe_sha256(self) -> str:
-        """Digest of everything that decides the weights, given the data: not of paths, device and threads."""
-        recipe = self.model_dump(mode="json", exclude=_NOT_OF_THE_RECIPE)
+        """Digest of all settings that determine the weights, given the data: without paths, device and threads."""
+        recipe = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST)
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The whole configuration, every key spelt out."""
+        """The whole configuration with every key."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class HagMilConfig(_Training):
-    """A HAG-MIL training."""
+    """Configuration of a HAG-MIL training."""
 
-    kind: Literal["hag-mil"] = "hag-mil"
-    out: Path = Field(default=Path("runs/hag-mil"), description="the run folder")
+    kind: Literal["hag-mil"] = Field(default="hag-mil", description=_KIND)
+    out: Path = Field(default=Path("runs/hag-mil"), description=_OUT)
     data: DataConfig
     classes: tuple[str, ...] | None = Field(default=None, min_length=2, description=_CLASSES)
     hierarchy: HierarchyConfig | None = Field(
         default=None,
-        description="coarse labels at the coarse stages, the fine label at the finest; in place of classes",
+        description="in place of classes: coarse labels at the coarse stages, fine labels at the finest; null: none",
     )
     model: IatConfig = IatConfig()
     loss: LossConfig = LossConfig()
-    alignment: AlignmentConfig = Field(default=AlignmentConfig(), description="of use with a hierarchy alone")
+    alignment: AlignmentConfig = AlignmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     cascade: CascadeConfig = CascadeConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    seed: int = Field(default=0, ge=0)
-    device: str = Field(default="cpu", pattern=_DEVICE)
+    seed: int = Field(default=0, ge=0, description=_SEED)
+    device: str = Field(default="cpu", pattern=_DEVICE_PATTERN, description=_DEVICE)
     threads: int | None = Field(default=None, ge=1, description=_THREADS)
     precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
     checkpoint_blocks_above: int | None = Field(
         default=16384,
         ge=0,
-        description="bags of more patches keep no block's insides, but compute each block twice; never where null",
+        description="compute each block twice for bags with more patches, which saves memory; null: never",
     )
 
     @model_validator(mode="after")
-    def _one_list_of_classes(self) -> HagMilConfig:
+    def _check_classes(self) -> HagMilConfig:
         if self.hierarchy is not None and self.classes is not None:
-            raise ValueError("the hierarchy names the classes; leave classes out")
+            raise ValueError("the hierarchy names the classes; remove classes")
         return self
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The classes of the verdict in the order of its logits; None where the labels shall tell."""
+        """Classes of the prediction in the order of its logits; None if they follow from the labels."""
         return self.hierarchy.fine if self.hierarchy else self.classes
 
     def label_hierarchy(self) -> Hierarchy | None:
-        """The hierarchy of labels, with numbers for the map; None without one."""
+        """The hierarchy of the labels, with indices in the map; None without one."""
         return self.hierarchy.resolved() if self.hierarchy else None
 
 
 class HmilTrainingConfig(_Training):
-    """An HMIL training."""
+    """Configuration of an HMIL training."""
 
-    kind: Literal["hmil"]
-    out: Path = Field(default=Path("runs/hmil"), description="the run folder")
+    kind: Literal["hmil"] = Field(description=_KIND)
+    out: Path = Field(default=Path("runs/hmil"), description=_OUT)
     data: DataConfig
     hierarchy: HierarchyConfig
     model: HmilConfig = HmilConfig()
     loss: HmilLossConfig = HmilLossConfig()
     optimiser: HmilOptimiserConfig = HmilOptimiserConfig()
     schedule: HmilScheduleConfig = HmilScheduleConfig()
-    seed: int = Field(default=0, ge=0)
-    device: str = Field(default="cpu", pattern=_DEVICE)
+    seed: int = Field(default=0, ge=0, description=_SEED)
+    device: str = Field(default="cpu", pattern=_DEVICE_PATTERN, description=_DEVICE)
     threads: int | None = Field(default=None, ge=1, description=_THREADS)
     precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
 
@@ -120,12 +126,12 @@ class HmilTrainingConfig(_Training):
         return self.hierarchy.fine
 
     def label_hierarchy(self) -> Hierarchy:
-        """The hierarchy of labels, with numbers for the map."""
+        """The hierarchy of the labels, with indices in the map."""
         return self.hierarchy.resolved()
 
 
 TrainingConfig = HagMilConfig | HmilTrainingConfig
-"""A configuration of either kind; the key ``kind`` says which."""
+"""A configuration of either kind; the key ``kind`` tells which."""
 
 _KINDS: dict[str, type[HagMilConfig] | type[HmilTrainingConfig]] = {
     "hag-mil": HagMilConfig,
@@ -136,64 +142,88 @@ _KINDS: dict[str, type[HagMilConfig] | type[HmilTrainingConfig]] = {
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read a training configuration.
 
-    A relative path means what it says where it is written: in a file relative to the file's folder; in a
-    recipe, in an override, or by default, to the working directory.
+    Relative paths in a file are relative to the folder of the file. Relative paths in a recipe, in overrides and in
+    defaults are relative to the working directory.
 
     Args:
-        path: the YAML file, or ``recipe:NAME`` for one that comes with the package.
-        overrides: ``key=value``, nested keys with dots (``loss.k_sample=4``), values as YAML.
+        path: the YAML file, or ``recipe:NAME`` for a recipe that comes with the package.
+        overrides: ``key=value``, with dots for nested keys (``loss.k_sample=4``) and values in YAML.
 
     Returns:
-        The configuration, all paths absolute.
+        The configuration with absolute paths.
 
     Raises:
-        UsageError: a file that cannot be read, no such recipe, an unknown key (the nearest known one is
-            named), or a bad value.
+        UsageError: the file cannot be read, the recipe or a key is unknown (similar names are suggested), or a value
+            is invalid.
     """
     file, folder = _locate(str(path))
-    tree = _anchored(_read_yaml(file), folder)
-    for override in overrides:
-        tree = _merged(tree, _anchored(_parse_override(override), Path()))
-    return parse_config(tree, source=str(path))
+    return _with_overrides(_anchored(_read_yaml(file), folder), overrides, source=str(path))
+
+
+def default_config(overrides: Sequence[str] = ()) -> TrainingConfig:
+    """A configuration of defaults: HAG-MIL, with ``TEMPLATE_PATHS`` in the working directory.
+
+    Args:
+        overrides: as for :func:`load_config`.
+
+    Raises:
+        UsageError: a key is unknown, or a value is invalid.
+    """
+    return _with_overrides({"data": dict(TEMPLATE_PATHS)}, overrides, source="defaults")
 
 
 def recipe_names() -> tuple[str, ...]:
-    """Names of the configurations that come with the package."""
+    """Names of the recipes that come with the package."""
     return tuple(sorted(file.stem for file in RECIPES.glob("*.yaml")))
 
 
 def parse_config(tree: Mapping[str, Any], *, source: str) -> TrainingConfig:
-    """Check a configuration that is already a tree of mappings.
+    """Validate a configuration that is a tree of mappings.
 
     Args:
-        tree: keys to values, sections nested; HAG-MIL's where it has no key ``kind``.
+        tree: keys to values, with nested sections; of kind hag-mil if it has no key ``kind``.
         source: where it comes from, for messages.
 
+    Returns:
+        The configuration. Paths are absolute; relative ones are relative to the working directory.
+
     Raises:
-        UsageError: an unknown key or a bad value.
+        UsageError: a key is unknown, or a value is invalid.
     """
     kind = tree.get("kind", "hag-mil")
     model = _KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         raise UsageError(
-            f'configuration "{source}": kind: {kind!r} is none of {", ".join(_KINDS)}', code="configuration"
+            f'configuration "{source}": kind is {kind!r}; it must be one of {", ".join(_KINDS)}', code="configuration"
         )
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
         problems = "; ".join(_describe(problem, model) for problem in error.errors())
         raise UsageError(f'configuration "{source}": {problems}', code="configuration") from error
-    return config.model_copy(update={"out": config.out.absolute()})
+    data = config.data
+    paths = {
+        "features": data.features.absolute(),
+        "labels": None if data.labels is None else data.labels.absolute(),
+        "split": data.split.absolute(),
+    }
+    return config.model_copy(update={"out": config.out.absolute(), "data": data.model_copy(update=paths)})
+
+
+def _with_overrides(tree: dict[str, Any], overrides: Sequence[str], *, source: str) -> TrainingConfig:
+    for override in overrides:
+        tree = _merged(tree, _anchored(_parse_override(override), Path()))
+    return parse_config(tree, source=source)
 
 
 def _locate(path: str) -> tuple[Path, Path]:
-    """The file of a configuration, and the folder that its relative paths are seen from."""
+    """The file of a configuration, and the folder to which its paths are relative."""
     if not path.startswith(_RECIPE_PREFIX):
         return Path(path), Path(path).parent
     name = path.removeprefix(_RECIPE_PREFIX)
     if name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(recipe_names())}"
+        similar = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=_SIMILAR)
+        hint = f'; did you mean "{similar[0]}"?' if similar else f"; the recipes are {', '.join(recipe_names())}"
         raise UsageError(f'no recipe "{name}"{hint}', code="configuration")
     return RECIPES / f"{name}.yaml", Path()
 
@@ -227,7 +257,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tree with its relative paths made absolute, as seen from a folder."""
+    """Make the relative paths in a tree absolute, relative to a folder."""
     for keys in _PATH_KEYS:
         section: Any = tree
         for key in keys[:-1]:
@@ -237,28 +267,38 @@ def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
 
 
 def _describe(problem: Any, model: type[BaseModel]) -> str:
-    keys = [str(part) for part in problem["loc"]]
-    name = ".".join(keys)
+    name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, list(_known_keys(model)), n=1, cutoff=0.5)
-        return f'unknown key "{name}"' + (f'; did you mean "{near[0]}"?' if near else "")
+        similar = _similar_key(name, list(_known_keys(model)))
+        return f'unknown key "{name}"' + (f'; did you mean "{similar}"?' if similar else "")
     if problem["type"] == "missing":
         return f'key "{name}" is missing'
     return f"{name}: {problem['msg']}" if name else str(problem["msg"])
 
 
+def _similar_key(key: str, known_keys: Sequence[str]) -> str | None:
+    """A similar name in the same section, or the same name in another section."""
+    section, _, name = key.rpartition(".")
+    siblings = [known for known in known_keys if known.rpartition(".")[0] == section]
+    names = [known.rpartition(".")[2] for known in siblings]
+    similar = difflib.get_close_matches(name, names, n=1, cutoff=_SIMILAR)
+    if similar:
+        return siblings[names.index(similar[0])]
+    return next((known for known in known_keys if known.rpartition(".")[2] == name), None)
+
+
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be null
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _known_keys(kind, f"{prefix}{name}.")
+        section = section_of(field)
+        if section is not None:
+            yield from _known_keys(section, f"{prefix}{name}.")

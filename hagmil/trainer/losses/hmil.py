@@ -38,17 +38,28 @@ BASE_TEMPERATURE = 0.1
 """What the contrastive loss is scaled against, whatever the schedule's lowest temperature."""
 
 
+def _weight(loss: str) -> float:
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description=f"weight of the {loss}; 0: off")
+    return weight
+
+
 class HmilLossConfig(FrozenModel):
     """Weights of the losses and the temperature's range; the defaults are the paper's."""
 
-    coarse: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="0 switches a loss off")
-    fine: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    bag_alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    instance_alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    contrastive: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    curriculum: bool = Field(default=True, description="false: both a and 1 - a are 1 throughout")
-    lowest_temperature: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    highest_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    coarse: float = _weight("cross entropy of the coarse label, which the curriculum multiplies by a")
+    fine: float = _weight("cross entropy of the fine label")
+    bag_alignment: float = _weight("alignment of fine probabilities, summed into coarse classes, with the coarse label")
+    instance_alignment: float = _weight("alignment of fine and coarse attention")
+    contrastive: float = _weight(
+        "contrastive loss of the fine class embeddings, which the curriculum multiplies by 1 - a"
+    )
+    curriculum: bool = Field(default=True, description="weigh by a = 1 - (t/T)² and 1 - a; false: both are 1")
+    lowest_temperature: float = Field(
+        default=0.1, gt=0, allow_inf_nan=False, description="temperature of the contrastive loss half way through"
+    )
+    highest_temperature: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="temperature of the contrastive loss at start and end"
+    )
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> HmilLossConfig:

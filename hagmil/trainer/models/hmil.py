@@ -27,11 +27,11 @@ from hagmil._models import FrozenModel
 class HmilConfig(FrozenModel):
     """Sizes of the network; the defaults are the published ones."""
 
-    bottleneck_width: int = Field(default=256, ge=1, description="between the two linear layers of h1")
-    fine_width: int = Field(default=256, ge=1, description="length of a row of h2")
-    coarse_gate_width: int = Field(default=256, ge=1)
-    fine_gate_width: int = Field(default=64, ge=1)
-    gate_dropout: float = Field(default=0.0, ge=0, lt=1, description="the published training uses none")
+    bottleneck_width: int = Field(default=256, ge=1, description="width between the two linear layers of h1")
+    fine_width: int = Field(default=256, ge=1, description="width of a row of h2, for the fine attention")
+    coarse_gate_width: int = Field(default=256, ge=1, description="width of the gates of the coarse attention")
+    fine_gate_width: int = Field(default=64, ge=1, description="width of the gates of the fine attention")
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in the gates; the published one is 0")
 
 
 class HmilOutput(NamedTuple):

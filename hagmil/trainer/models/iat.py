@@ -36,13 +36,17 @@ RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
 class IatConfig(FrozenModel):
     """Sizes of the transformer; the defaults are the published ones."""
 
-    widths: tuple[int, ...] = Field(default=(1024, 1536, 512, 1024), min_length=1)
-    heads: int = Field(default=8, ge=1)
-    hidden_width: int = Field(default=512, ge=1, description="rows as the gates and the instance loss see them")
-    gate_width: int = Field(default=256, ge=1)
-    gate_dropout: float = Field(default=0.25, ge=0, lt=1)
-    attention_dropout: float = Field(default=0.3, ge=0, lt=1)
-    pinv_iterations: int = Field(default=6, ge=1)
+    widths: tuple[int, ...] = Field(
+        default=(1024, 1536, 512, 1024),
+        min_length=1,
+        description="widths of the blocks; each block has half as many landmarks",
+    )
+    heads: int = Field(default=8, ge=1, description="heads of the Nystrom attention")
+    hidden_width: int = Field(default=512, ge=1, description="width of the rows for the gates and the instance loss")
+    gate_width: int = Field(default=256, ge=1, description="width of the tanh and of the sigmoid gate")
+    gate_dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout in the gates")
+    attention_dropout: float = Field(default=0.3, ge=0, lt=1, description="dropout after the Nystrom attention")
+    pinv_iterations: int = Field(default=6, ge=1, description="Newton-Schulz steps of the pseudo-inverse")
     value_kernel: int = Field(default=33, ge=1, description="taps of the convolution over values; odd")
 
     @model_validator(mode="after")
