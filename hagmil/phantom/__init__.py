@@ -1,10 +1,10 @@
-"""Synthetic slides, with their lesions known: for demonstrations, tests and benchmarks.
+"""Synthetic slides with known lesions, for demonstrations, tests and benchmarks.
 
-classes    labels and what their lesions look like
-spec       what a phantom shall be and what it came out to be
-anatomy    the layout at low resolution
-scene, ground, glands, nuclei, stain, paint    from the layout to pixels
-files, cohort    slides, masks and labels on disk
+classes    labels, and the appearance of their lesions
+spec       specification and known truth of a phantom
+anatomy    layout at low resolution
+scene, ground, glands, nuclei, stain, paint    pixels from the layout
+files, cohort    files of slides, masks and labels
 """
 
 from hagmil.phantom.classes import PHANTOM_CLASSES, PHANTOM_HIERARCHY

@@ -1,15 +1,15 @@
-"""The layout of a phantom: where tissue, lesions, fat, glands, lymphocytes and pen are, at low resolution.
+"""The layout of a phantom at low resolution: tissue, lesions, fat, glands, lymphocytes and pen marks.
 
-Every part is a *depth* field in micrometres: about how far a place is inside the part, negative outside. The
-painters read these fields between their cells and add fine noise, so the layout's size is bounded
-(``MAXIMUM_CELLS`` a side) however large the slide is.
+Each component is a *depth* field in micrometres: the approximate distance of a point from the edge of the component,
+negative outside. The painters interpolate these fields and add fine noise. The layout has at most ``MAXIMUM_CELLS``
+cells per side, whatever the size of the slide.
 
-1. Tissue: one or more warped ellipses, less holes, less a margin; their common depth is shifted until
-   tissue has the share of the slide that was drawn.
-2. Lesions: noisy discs inside tissue, shifted in the same way until they have their share of tissue.
-3. Fat, glands: smooth noise above the quantile that gives them their share; outside lesions.
-4. Lymphocyte clusters: small discs in tissue, outside lesions; in every class.
-5. Pen: a stroke along the glass on some slides.
+1. Tissue: one or more warped ellipses, minus holes and a margin. Their depth is shifted until the tissue covers a share
+   of the slide that is drawn at random.
+2. Lesions: noisy discs inside tissue, shifted in the same way until they have their share of the tissue.
+3. Fat and glands: smooth noise above the quantile that gives their share, outside lesions.
+4. Lymphocyte clusters: small discs in tissue, outside lesions, in every class.
+5. Pen: a stroke along one side of some slides.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ MINIMUM_CELLS: Final = 64
 MAXIMUM_CELLS: Final = 1024
 FAR_UM: Final = 1e6
 FREE_UM: Final = 20.0
-"""Fat and ordinary glands keep this far from lesions."""
+"""Minimum distance of fat and ordinary glands from lesions."""
 
 TISSUE_SHARE: Final = (0.32, 0.56)
 CELLS_SHARE: Final = (0.03, 0.075)
-"""Share of tissue of solid lesions."""
+"""Range of the share of solid lesions in the tissue."""
 CELLS_RADIUS_UM: Final = 45.0
-"""No solid lesion is laid smaller than about this, unless the slide is too small for one."""
+"""Approximate minimum radius of solid lesions, except on slides that are too small for it."""
 GLANDS_SHARE: Final = (0.055, 0.08)
-"""Share of tissue of crowded glands, which need room to show that they are crowded."""
+"""Range of the share of crowded glands in the tissue; they need space to be recognisable as crowded."""
 GLANDS_RADIUS_UM: Final = 110.0
 PEN_SHARE_OF_SLIDES: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """A phantom's layout.
+    """The layout of a phantom.
 
     Args:
         fields: float32 (cells, cells, 6), depths in micrometres: TISSUE, LESION, FAT, GLANDS, LYMPH, PEN.
-        cell_um: the side of a cell.
-        tissue_share: share of the slide that is tissue.
-        lesion_share: share of tissue that is lesion.
-        lesions: how many lesions were laid.
-        pen_marked: whether there is a pen mark.
+        cell_um: side of a cell in micrometres.
+        tissue_share: share of tissue in the slide.
+        lesion_share: share of lesions in the tissue.
+        lesions: number of lesions.
+        pen_marked: whether the slide has a pen mark.
     """
 
     fields: Field
@@ -74,14 +74,11 @@ class Anatomy:
 
 
 def make_anatomy(spec: PhantomSpec, rng: np.random.Generator) -> Anatomy:
-    """Lay out a phantom (steps 1 to 5 above).
+    """Make the layout of a phantom (steps 1 to 5).
 
     Args:
         spec: the phantom.
-        rng: consumed in a fixed order.
-
-    Returns:
-        The layout.
+        rng: random generator, used in a fixed order.
     """
     cells = int(min(max(math.ceil(spec.side_um / FINEST_CELL_UM), MINIMUM_CELLS), MAXIMUM_CELLS))
     grid = _Grid(cells=cells, side_um=spec.side_um)
@@ -107,7 +104,7 @@ def make_anatomy(spec: PhantomSpec, rng: np.random.Generator) -> Anatomy:
 
 
 class _Grid:
-    """The cells' centres in micrometres, and noise on them."""
+    """The centres of the cells in micrometres, and noise at these points."""
 
     def __init__(self, *, cells: int, side_um: float) -> None:
         self.cells = cells
@@ -117,7 +114,7 @@ class _Grid:
         self.x, self.y = centres[None, :], centres[:, None]
 
     def noise(self, rng: np.random.Generator, scale_um: float, octaves: int = 1) -> Field:
-        """Smooth noise (cells, cells) within -2 and 2; ``scale_um`` is its widest lattice's pitch."""
+        """Smooth noise (cells, cells), -2 to 2; ``scale_um`` is the pitch of its coarsest lattice."""
         total: Field = np.zeros((self.cells, self.cells), np.float32)
         for octave in range(octaves):
             pitch_um = max(scale_um / 2**octave, 2 * self.cell_um)
@@ -132,13 +129,13 @@ class _Grid:
         return total
 
     def disc(self, x: float, y: float, radius_um: float) -> Field:
-        """Depth (cells, cells) in a disc."""
+        """Depth field (cells, cells) of a disc."""
         away: Field = np.hypot(self.x - np.float32(x), self.y - np.float32(y))
         return np.float32(radius_um) - away
 
 
 def _tissue(grid: _Grid, rng: np.random.Generator) -> Field:
-    """Step 1: the depth of tissue."""
+    """Depth of the tissue (step 1)."""
     side = grid.side_um
     warp_x = grid.x + grid.noise(rng, 0.25 * side, octaves=5) * np.float32(0.07 * side)
     warp_y = grid.y + grid.noise(rng, 0.25 * side, octaves=5) * np.float32(0.07 * side)
@@ -157,7 +154,7 @@ def _tissue(grid: _Grid, rng: np.random.Generator) -> Field:
 
 
 def _pieces(side: float, rng: np.random.Generator) -> list[tuple[float, float, float, float, float]]:
-    """Centre, half axes and angle of each piece of tissue: one resection, some fragments, or cores."""
+    """Centre, semi-axes and angle of each piece of tissue: one resection, several fragments, or cores."""
     kind = rng.choice(["resection", "fragments", "cores"], p=[0.45, 0.35, 0.2])
     if kind == "resection":
         x, y = rng.uniform(0.42, 0.58, 2) * side
@@ -181,7 +178,7 @@ def _pieces(side: float, rng: np.random.Generator) -> list[tuple[float, float, f
 
 
 def _with_share(depth: Field, limit: Field, share: float, *, of: NDArray[np.bool_]) -> Field:
-    """Shift a depth so that, cut by a limit, it is positive on a share of the cells ``of``."""
+    """Shift a depth so that its minimum with ``limit`` is positive in a given share of the cells ``of``."""
     low, high = float(depth.min()), float(depth.max())
     chosen_depth, chosen_limit = depth[of], limit[of]
     for _ in range(30):
@@ -195,7 +192,7 @@ def _with_share(depth: Field, limit: Field, share: float, *, of: NDArray[np.bool
 
 
 def _lesions(grid: _Grid, tissue: Field, rng: np.random.Generator, share: float, least_um: float) -> tuple[Field, int]:
-    """Step 2: the depth of lesions, and how many were laid."""
+    """Depth of the lesions, and their number (step 2)."""
     inside = tissue > 0
     area_um2 = share * np.count_nonzero(inside) * grid.cell_um**2
     wanted = int(rng.integers(1, 5))
@@ -213,7 +210,7 @@ def _lesions(grid: _Grid, tissue: Field, rng: np.random.Generator, share: float,
 
 
 def _pick(room: Field, rng: np.random.Generator) -> tuple[int, int]:
-    """A random cell where there is room, or the one with most room."""
+    """Pick a random cell where ``room`` is positive, or the cell with the largest value."""
     places = np.flatnonzero(room > 0)
     place = int(places[rng.integers(places.size)]) if places.size else int(room.argmax())
     return place // room.shape[1], place % room.shape[1]
@@ -228,7 +225,7 @@ def _region(
     scale: tuple[float, float],
     clear_of: Field,
 ) -> Field:
-    """Step 3: the depth of a compartment with a share of tissue; scale is (of the side, at most um)."""
+    """Depth of a component with a share of the tissue (step 3); scale is (share of the side, maximum in um)."""
     scale_um = min(scale[0] * grid.side_um, scale[1])
     field = grid.noise(rng, scale_um, octaves=3) * np.float32(0.5 * scale_um)
     level = np.quantile(field[tissue > 0], 1.0 - rng.uniform(*share))
@@ -237,7 +234,7 @@ def _region(
 
 
 def _lymphocyte_clusters(grid: _Grid, fields: Field, rng: np.random.Generator) -> Field:
-    """Step 4: the depth of lymphocyte clusters, about two to five a square millimetre of tissue."""
+    """Depth of lymphocyte clusters, about two to five per square millimetre of tissue (step 4)."""
     tissue, lesion, fat = fields[..., TISSUE], fields[..., LESION], fields[..., FAT]
     depth = np.full_like(tissue, -FAR_UM)
     area_mm2 = np.count_nonzero(tissue > 0) * grid.cell_um**2 * 1e-6
@@ -264,7 +261,7 @@ def _lymphocyte_clusters(grid: _Grid, fields: Field, rng: np.random.Generator) -
 
 
 def _pen(grid: _Grid, rng: np.random.Generator) -> Field:
-    """Step 5: the depth of a pen stroke that bends along one side of the slide."""
+    """Depth of a curved pen stroke along one side of the slide (step 5)."""
     side = grid.side_um
     half_width = min(0.022 * side, 220.0) * rng.uniform(0.7, 1.2)
     bend, place = rng.uniform(-0.35, 0.35), rng.uniform(0.05, 0.13)

@@ -1,7 +1,7 @@
-"""The phantom classes: what a slide may be labelled, and how its lesions differ under the microscope.
+"""The classes of phantoms: labels, and the appearance of their lesions.
 
-These are classes of phantoms, made to be told apart by nuclear size, density, colour and architecture. They
-borrow words from pathology and are no diagnoses.
+The classes can be distinguished by nuclear size, density, colour and architecture. Their names are borrowed from
+pathology, but they are not diagnoses.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ SMALL_CELL: Final = "small_cell"
 PHANTOM_HIERARCHY: Final = MappingProxyType(
     {NORMAL: "benign", CROWDED_GLANDS: "benign", LARGE_CELL: "malignant", SMALL_CELL: "malignant"}
 )
-"""Fine class to coarse class, in the order of the labels."""
+"""Map from fine to coarse class, in the order of the labels."""
 
 PHANTOM_CLASSES: Final = MappingProxyType({"binary": (NORMAL, TUMOUR), "hierarchy": tuple(PHANTOM_HIERARCHY)})
 """The labels of each kind of cohort."""
 
 
 class LesionCells(NamedTuple):
-    """The cells of a lesion; lengths in micrometres, amounts of stain relative to a dark resting nucleus.
+    """The cells of a lesion. Amounts of stain are relative to a dark resting nucleus.
 
     Args:
-        pitch_um: distance from one nucleus to the next.
+        pitch_um: distance between neighbouring nuclei.
         radius_um: mean radius of a nucleus.
         radius_spread: standard deviation of the radius, relative to it.
-        elongation: the longest nuclei's ratio of axes; 1 is round.
+        elongation: ratio of the axes of the longest nuclei; 1 is round.
         dark: mean haematoxylin of a nucleus.
-        dark_spread: its standard deviation.
-        texture: how coarse the chromatin is, 0 to 1.
-        clearing: how pale the nucleus is inside its membrane, 0 to 1.
+        dark_spread: standard deviation of the haematoxylin.
+        texture: coarseness of the chromatin, 0 to 1.
+        clearing: paleness of the nucleus inside its membrane, 0 to 1.
         nucleolus: share of nuclei with a visible nucleolus.
         cytoplasm_haem: haematoxylin of the cytoplasm.
         cytoplasm_eosin: eosin of the cytoplasm.
         nest_um: width of the nests that the cells form.
-        stroma_share: about which share of the lesion is stroma between nests.
+        stroma_share: approximate share of stroma between the nests.
     """
 
     pitch_um: float
@@ -107,4 +107,4 @@ LESION_CELLS: Final = MappingProxyType(
         ),
     }
 )
-"""The cells of each kind of solid lesion; crowded glands differ in architecture and have ordinary cells."""
+"""The cells of each solid lesion. Crowded glands differ in architecture only and have ordinary cells."""

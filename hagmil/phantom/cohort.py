@@ -1,9 +1,9 @@
-"""Cohorts of phantoms: slides, lesion masks, and the labels that a trainer reads.
+"""Cohorts of phantoms: slides, lesion masks and labels for training.
 
-1. Share the slides out evenly over the classes.
-2. Group the slides of a class into cases of one or two.
-3. Shuffle, so that no order tells the label, and number slides and cases.
-4. Write slide after slide, each from a seed of its own; then the tables.
+1. Distribute the slides evenly over the classes.
+2. Group the slides of each class into cases of one or two.
+3. Shuffle, so that the order does not reveal the label, and number slides and cases.
+4. Write the slides, each from its own seed; then the tables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hagmil.phantom.files import write_phantom
 from hagmil.phantom.spec import PhantomSpec, PhantomTruth
 
 TWO_SLIDE_CASES: Final = 0.3
-"""How often a case begins with two slides while its class has slides left."""
+"""Probability that a case has two slides, while its class has slides left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class PhantomSlide:
     """One slide of a cohort.
 
     Args:
-        slide_id: the stem of its file.
-        case_id: the patient, as it were; cases have one or two slides of one label.
-        label: its phantom class.
-        slide_path: the slide.
-        mask_path: the mask of its lesions.
-        truth: what is known of it.
+        slide_id: stem of the file name.
+        case_id: the case, which corresponds to a patient and has one or two slides of one label.
+        label: the phantom class.
+        slide_path: path of the slide.
+        mask_path: path of the lesion mask.
+        truth: the known truth.
     """
 
     slide_id: str
@@ -58,32 +58,32 @@ def write_cohort(
     classes: str = "binary",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[PhantomSlide]:
-    """Write a cohort of phantoms with evenly many slides of each class.
+    """Write a cohort of phantoms, with the slides distributed evenly over the classes.
 
     Writes ``slides/<slide_id>.tif``, ``masks/<slide_id>_mask.tif`` and, last, ``labels.csv`` with the columns
     slide_id, case_id and label; for "hierarchy" also ``hierarchy.json`` (coarse, fine, fine_to_coarse).
 
     Args:
-        out_dir: made if missing; files of the same names are replaced.
-        slides: how many.
+        out_dir: output folder, created if missing; files of the same names are replaced.
+        slides: number of slides.
         size_px: side of each slide in level-0 pixels.
-        seed: of the whole cohort.
+        seed: seed of the whole cohort.
         spacing_um: micrometres per level-0 pixel.
         classes: "binary" (normal, tumour) or "hierarchy" (the fine classes of ``PHANTOM_HIERARCHY``).
-        progress: called with (slides done, slides in all, slide_id) after each slide.
+        progress: called with (slides done, number of slides, slide_id) after each slide.
 
     Returns:
         The slides, in the order of labels.csv.
 
     Raises:
-        UsageError: a number out of range, or unknown classes.
+        UsageError: a value is out of range, or the classes are unknown.
     """
     if slides < 1:
-        raise UsageError(f"phantom cohort: {slides} slides; ask for at least 1")
+        raise UsageError(f"phantom cohort: {slides} slides; pass at least 1")
     if classes not in PHANTOM_CLASSES:
-        raise UsageError(f'phantom cohort: no classes "{classes}"; there are {", ".join(PHANTOM_CLASSES)}')
+        raise UsageError(f'phantom cohort: unknown classes "{classes}"; choose from {", ".join(PHANTOM_CLASSES)}')
     if seed < 0:
-        raise UsageError(f"phantom cohort: seed {seed} is negative; give 0 or more")
+        raise UsageError(f"phantom cohort: seed {seed} is negative; pass 0 or more")
     plan_seed, *slide_seeds = np.random.SeedSequence(seed).spawn(slides + 1)
     plan = _plan(slides, PHANTOM_CLASSES[classes], np.random.default_rng(plan_seed))
     made = []
@@ -115,7 +115,7 @@ def _plan(slides: int, labels: tuple[str, ...], rng: np.random.Generator) -> lis
 
 
 def _write_slide(out_dir: Path, slide_id: str, case_id: str, spec: PhantomSpec) -> PhantomSlide:
-    """Step 4 for one slide."""
+    """Write one slide and its mask (step 4)."""
     slide_path = out_dir / "slides" / f"{slide_id}.tif"
     mask_path = out_dir / "masks" / f"{slide_id}_mask.tif"
     truth = write_phantom(spec, slide_path, mask_path)
@@ -123,7 +123,7 @@ def _write_slide(out_dir: Path, slide_id: str, case_id: str, spec: PhantomSpec) 
 
 
 def _labels_csv(slides: list[PhantomSlide]) -> str:
-    """The label table's text."""
+    """Text of labels.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["slide_id", "case_id", "label"])
@@ -132,7 +132,7 @@ def _labels_csv(slides: list[PhantomSlide]) -> str:
 
 
 def _hierarchy_json() -> str:
-    """The hierarchy's text, in the form that a bundle's manifest has it."""
+    """Text of hierarchy.json, in the form of the bundle manifest."""
     coarse = list(dict.fromkeys(PHANTOM_HIERARCHY.values()))
     table = {"coarse": coarse, "fine": list(PHANTOM_HIERARCHY), "fine_to_coarse": dict(PHANTOM_HIERARCHY)}
     return json.dumps(table, indent=2) + "\n"

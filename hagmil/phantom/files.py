@@ -1,9 +1,9 @@
-"""A phantom on disk: painted while libvips encodes it, so that memory does not grow with the slide's area.
+"""Writes phantoms to files. Painting and encoding overlap, so that memory does not depend on the area of the slide.
 
-1. Strips of rows are painted ahead by a few threads and handed on in order.
-2. They go to libvips as one PNG without compression, through a source that is read once from front to back
-   (of the formats that libvips's wheel reads from a stream, the one that needs no seeking).
-3. libvips cuts tiles, shrinks the pyramid and writes the TIFF.
+1. A few threads paint strips of rows in advance and return them in order.
+2. libvips reads the strips as one uncompressed PNG from a sequential stream. (PNG is the only format that the libvips
+   wheel can read from a stream without seeking.)
+3. libvips cuts tiles, computes the pyramid and writes the TIFF.
 """
 
 from __future__ import annotations
@@ -40,22 +40,21 @@ Strip = NDArray[np.uint8]
 def write_phantom(
     spec: PhantomSpec, slide_path: Path, mask_path: Path | None = None, *, threads: int = _THREADS
 ) -> PhantomTruth:
-    """Write a phantom, and the mask of its lesions.
+    """Write a phantom and the mask of its lesions.
 
-    The slide is a tiled pyramid, JPEG at quality 80 with 4:2:0 chroma, tiles of 256 pixels, levels a factor
-    of 2 apart, its spacing in the TIFF resolution tags. The mask is a tiled, deflated, 8-bit TIFF pyramid of
-    one band, 255 in lesions and 0 elsewhere, its own spacing in its tags: one mask pixel is a square of
-    ``MASK_STEP_PX`` level-0 pixels (the last row and column may reach beyond the slide). A phantom without
-    lesions gets an empty mask.
+    The slide is a tiled pyramid: JPEG at quality 80 with 4:2:0 chroma, tiles of 256 pixels, levels that differ by a
+    factor of 2, and the spacing in the TIFF resolution tags. The mask is a tiled, deflated, 8-bit TIFF pyramid with one
+    band, 255 in lesions and 0 elsewhere, and its own spacing in the tags. A mask pixel is a square of ``MASK_STEP_PX``
+    level-0 pixels; the last row and column may extend beyond the slide. A phantom without lesions gets an empty mask.
 
     Args:
         spec: the phantom.
-        slide_path: the TIFF to write; appears whole or not at all.
-        mask_path: where the mask goes; None for no mask.
-        threads: how many strips are painted at a time; pixels do not depend on it.
+        slide_path: path of the TIFF; the file appears complete or not at all.
+        mask_path: path of the mask; None for no mask.
+        threads: number of strips that are painted at the same time; the pixels do not depend on it.
 
     Returns:
-        What is known of the phantom.
+        The known truth of the phantom.
     """
     painter = Painter(spec)
     _write_slide(painter, slide_path, threads)
@@ -105,7 +104,7 @@ def _write_mask(painter: Painter, path: Path, threads: int) -> None:
 
 
 def _in_order(paint: Callable[[int], Strip], tops: range, threads: int) -> Iterator[Strip]:
-    """Step 1: the strips from top to bottom, each painted a little before it is asked for."""
+    """Yield the strips from top to bottom, painted slightly in advance (step 1)."""
     pending: deque[Future[Strip]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="phantom") as pool:
         try:
@@ -123,7 +122,7 @@ def _in_order(paint: Callable[[int], Strip], tops: range, threads: int) -> Itera
 def _save(
     path: Path, strips: Iterator[Strip], *, size_px: int, colour_type: int, spacing_um: float, **options: Any
 ) -> None:
-    """Steps 2 and 3: stream strips through libvips into a tiled pyramid."""
+    """Stream strips through libvips into a tiled pyramid (steps 2 and 3)."""
     reader = _PngReader(size_px, size_px, strips, colour_type)
     source = pyvips.SourceCustom()
     source.on_read(reader.read)
@@ -153,15 +152,15 @@ def _save(
 
 
 class _PngReader:
-    """A file-like reader over an uncompressed PNG that is made as it is read.
+    """A stream of an uncompressed PNG that is generated while it is read.
 
-    libvips calls it from C, where an exception would be lost: it is kept in ``failure`` and the stream ends.
+    libvips calls it from C, where an exception would be lost; it is stored in ``failure``, and the stream ends.
 
     Args:
-        width: in pixels.
-        height: in pixels.
+        width: width in pixels.
+        height: height in pixels.
         strips: uint8 (rows, width) grey or (rows, width, 3) RGB, from top to bottom.
-        colour_type: 0 for grey, 2 for RGB, as PNG has it.
+        colour_type: 0 for grey, 2 for RGB, as in the PNG specification.
     """
 
     def __init__(self, width: int, height: int, strips: Iterator[Strip], colour_type: int) -> None:
@@ -170,13 +169,13 @@ class _PngReader:
         self._rest = memoryview(b"")
 
     def read(self, length: int) -> memoryview | None:
-        """Up to ``length`` bytes; None at the end."""
+        """Read up to ``length`` bytes; None at the end."""
         try:
             while not self._rest:
-                made = next(self._parts, None)
-                if made is None:
+                piece = next(self._parts, None)
+                if piece is None:
                     return None
-                self._rest = memoryview(made)
+                self._rest = memoryview(piece)
         except BaseException as failure:  # noqa: BLE001 raised again by the caller, outside C
             self.failure = failure
             return None
@@ -184,25 +183,25 @@ class _PngReader:
         return part
 
     def close(self) -> None:
-        """Stop painting and let the pixels go."""
+        """Stop painting and free the pixels."""
         self._rest = memoryview(b"")
         self._parts.close()
 
 
 def _png_parts(width: int, height: int, strips: Iterator[Strip], colour_type: int) -> Generator[bytes, None, None]:
-    """The bytes of a PNG without compression: signature, header, one IDAT for each strip, end."""
+    """Yield the bytes of an uncompressed PNG: signature, header, one IDAT chunk per strip, end."""
     size = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
     yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size)
     deflate = zlib.compressobj(0)
     for strip in strips:
         rows = strip.reshape(strip.shape[0], -1)  # (rows, width * bands)
-        filtered = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)  # a row begins with filter 0: none
+        filtered = np.zeros((rows.shape[0], rows.shape[1] + 1), np.uint8)  # each row starts with filter type 0 (none)
         filtered[:, 1:] = rows
         yield _chunk(b"IDAT", deflate.compress(filtered.data))
     yield _chunk(b"IDAT", deflate.flush()) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    """One chunk: length, kind, data, checksum."""
+    """One PNG chunk: length, type, data, checksum."""
     checksum = zlib.crc32(data, zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))

@@ -1,9 +1,9 @@
-"""Glands and small vessels: round things with a wall, on a jittered lattice of their own.
+"""Glands and small vessels: round structures with a wall ("rings"), on jittered lattices.
 
-1. Find the lattice cells near the tile whose gland stands free: in tissue, in its compartment, away from
-   others (``find_rings``).
-2. Paint wall and lumen of each (``paint_rings``).
-3. Stamp the nuclei of its wall, side by side (``stamp_walls``), after all walls of the tile.
+1. Find the lattice cells near the tile that contain a ring: in tissue, in its component, at a distance from others
+   (``find_rings``).
+2. Paint wall and lumen of each ring (``paint_rings``).
+3. Stamp the nuclei of the walls, side by side, after all walls of the tile are painted (``stamp_walls``).
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from hagmil.phantom.scene import Scene, depth, lesion_depth, tissue_depth
 
 Plane = NDArray[np.float32]
 Rings = NDArray[np.float64]
-"""float64 (rings, 9): x, y, radius, four lobe amplitudes, share of secretion, bits."""
+"""float64 (rings, 9): x, y, radius, four lobe amplitudes, amount of secretion, random bits."""
 
 SALT_RING: Final = 151
 _COLUMNS: Final = 9
 _MARGIN: Final = 1.4
-"""No ring reaches farther than this many times its radius."""
+"""Upper bound of the extent of a ring, relative to its radius."""
 
 
 class RingKind(NamedTuple):
     """Glands or vessels of one kind.
 
     Args:
-        salt: of the lattice.
-        field: the layout's field that they live in; -1: the stroma that nothing else claims.
-        pitch_um: the lattice's pitch.
-        chance: share of lattice cells that hold one where there is room.
-        smallest_um: least radius.
-        largest_um: greatest radius.
-        lobes: how far from round, 0 to about 0.15.
+        salt: salt of the lattice.
+        field: the field of the layout that contains them; -1 for stroma without other components.
+        pitch_um: pitch of the lattice.
+        chance: share of lattice cells with a ring, where there is space.
+        smallest_um: minimum radius.
+        largest_um: maximum radius.
+        lobes: deviation from a circle, 0 to about 0.15.
         wall_um: thickness of the wall.
-        vessel: whether it is a vessel, with blood inside.
+        vessel: whether they are vessels, filled with blood.
         nucleus_um: distance between nuclei along the wall.
-        dark: haematoxylin of its nuclei.
+        dark: haematoxylin of the nuclei.
     """
 
     salt: int
@@ -61,13 +61,13 @@ class RingKind(NamedTuple):
 
 @compiled
 def find_rings(width: int, height: int, x0: int, y0: int, scene: Scene, kind: RingKind) -> Rings:
-    """Step 1: the rings that reach into a tile, in row order of their lattice.
+    """Find the rings that overlap a tile, in row order of their lattice (step 1).
 
     Args:
-        width: of the tile in pixels.
-        height: of the tile in pixels.
-        x0: the tile's left edge in level-0 pixels.
-        y0: its upper edge.
+        width: width of the tile in pixels.
+        height: height of the tile in pixels.
+        x0: left edge of the tile in level-0 pixels.
+        y0: upper edge of the tile in level-0 pixels.
         scene: the phantom.
         kind: glands or vessels of one kind.
 
@@ -90,7 +90,7 @@ def find_rings(width: int, height: int, x0: int, y0: int, scene: Scene, kind: Ri
 
 @compiled
 def _try_ring(ring: NDArray[np.float64], column: int, row: int, scene: Scene, kind: RingKind) -> int:
-    """Fill in the ring of a lattice cell; 1 when there is one, else 0."""
+    """Store the ring of a lattice cell; return 1 if there is one, else 0."""
     bits = hash_cell(column, row, scene.salt + kind.salt)
     if unit(bits) >= kind.chance:
         return 0
@@ -115,7 +115,7 @@ def _try_ring(ring: NDArray[np.float64], column: int, row: int, scene: Scene, ki
 
 @compiled
 def _has_room(scene: Scene, kind: RingKind, x: float, y: float, radius: float) -> bool:
-    """Whether a ring of a radius may stand at a place."""
+    """Whether there is space for a ring of the given radius."""
     if tissue_depth(scene, x, y) < 1.15 * radius + 3.0:
         return False
     if depth(scene, LYMPH, x, y) > -radius or depth(scene, FAT, x, y) > -radius:
@@ -130,7 +130,7 @@ def _has_room(scene: Scene, kind: RingKind, x: float, y: float, radius: float) -
 
 @compiled
 def _outline(ring: NDArray[np.float64], c: float, s: float) -> float:
-    """The radius of a ring in the direction (c, s), by its second and third harmonics."""
+    """Radius of a ring in the direction (c, s), from its second and third harmonics."""
     c2, s2 = c * c - s * s, 2.0 * c * s
     c3, s3 = c * c2 - s * s2, s * c2 + c * s2
     return float(ring[2] * (1.0 + ring[3] * c2 + ring[4] * s2 + 0.7 * (ring[5] * c3 + ring[6] * s3)))
@@ -138,7 +138,7 @@ def _outline(ring: NDArray[np.float64], c: float, s: float) -> float:
 
 @compiled
 def paint_rings(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene, kind: RingKind, rings: Rings) -> None:
-    """Step 2: wall and lumen of each ring over a tile's planes."""
+    """Paint wall and lumen of each ring on the planes of a tile (step 2)."""
     spacing = scene.spacing_um
     for index in range(rings.shape[0]):
         ring = rings[index]
@@ -171,7 +171,7 @@ def paint_rings(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene, kind:
 def _gland(
     scene: Scene, ring: NDArray[np.float64], kind: RingKind, inside: float, x: float, y: float
 ) -> tuple[float, float]:
-    """Stain of a gland: membrane, epithelium with a darker brim, and a lumen with some secretion."""
+    """Stain of a gland: membrane, epithelium with a darker border, and a lumen with some secretion."""
     grain = value_noise(x / 1.9, y / 1.9, scene.salt + SALT_RING + 1) - 0.5
     if inside < 0.0:
         return 0.05, 0.55 + 0.1 * grain
@@ -189,7 +189,7 @@ def _gland(
 def _vessel(
     scene: Scene, ring: NDArray[np.float64], kind: RingKind, inside: float, x: float, y: float
 ) -> tuple[float, float]:
-    """Stain of a vessel: a pink wall, and red cells inside."""
+    """Stain of a vessel: a pink wall, and red blood cells inside."""
     if inside < kind.wall_um:
         fibre = value_noise(inside / 1.5, (x + y) / 20.0, scene.salt + SALT_RING + 3)
         return 0.06, 0.38 + 0.24 * fibre
@@ -208,7 +208,7 @@ def _vessel(
 
 @compiled
 def stamp_walls(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene, kind: RingKind, rings: Rings) -> None:
-    """Step 3: the nuclei in the walls of all rings over a tile's planes."""
+    """Stamp the nuclei of the walls of all rings on the planes of a tile (step 3)."""
     for index in range(rings.shape[0]):
         ring = rings[index]
         count = max(int(6.2831853 * ring[2] / kind.nucleus_um), 3)

@@ -1,4 +1,4 @@
-"""The ground of a tile: stroma with its fibres, fat, and the cytoplasm of solid lesions; no nuclei yet."""
+"""The ground of a tile: stroma with its fibres, fat, and the cytoplasm of solid lesions, without nuclei."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Plane = NDArray[np.float32]
 
 SALT_GROUND: Final = 71
 _SKIP_PX: Final = 16
-"""Far from tissue, so many pixels of bare glass are passed over at a time."""
+"""Number of glass pixels that are skipped at once, far from tissue."""
 
 
 @compiled
 def paint_ground(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene) -> bool:
-    """Fill a tile's two planes of stain with everything but glands and nuclei.
+    """Paint the two stain planes of a tile, except glands and nuclei.
 
     Args:
-        haem: float32 (rows, columns), the amount of haematoxylin; overwritten.
-        eosin: the same of eosin.
-        x0: the tile's left edge in level-0 pixels.
-        y0: its upper edge.
+        haem: float32 (rows, columns), amount of haematoxylin; overwritten.
+        eosin: float32 (rows, columns), amount of eosin; overwritten.
+        x0: left edge of the tile in level-0 pixels.
+        y0: upper edge of the tile in level-0 pixels.
         scene: the phantom.
 
     Returns:
-        Whether any of the tile is tissue.
+        Whether the tile contains tissue.
     """
     spacing = scene.spacing_um
     skip_um = 1.6 * scene.edge_um + _SKIP_PX * spacing
@@ -61,7 +61,7 @@ def paint_ground(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene) -> b
 
 @compiled
 def _amounts(scene: Scene, x: float, y: float, inside: float) -> tuple[float, float]:
-    """Haematoxylin and eosin of the ground at a place that is so far inside tissue."""
+    """Haematoxylin and eosin of the ground at a point with depth ``inside`` in the tissue."""
     lesion = lesion_depth(scene, x, y)
     if lesion > 0.0:
         nest = min(max(0.5 + 0.4 * nest_depth(scene, x, y), 0.0), 1.0)
@@ -80,7 +80,7 @@ def _amounts(scene: Scene, x: float, y: float, inside: float) -> tuple[float, fl
 
 @compiled
 def _cytoplasm(scene: Scene, x: float, y: float) -> tuple[float, float]:
-    """The cytoplasm of lesion cells: granular, and cut by faint borders between cells."""
+    """Stain of the cytoplasm of lesion cells: granular, with faint borders between cells."""
     grain = value_noise(x / 1.7, y / 1.7, scene.salt + SALT_GROUND) - 0.5
     pitch = 0.8 * scene.lesion.pitch_um
     patchy = value_noise(x / pitch, y / pitch, scene.salt + SALT_GROUND + 1)
@@ -91,7 +91,7 @@ def _cytoplasm(scene: Scene, x: float, y: float) -> tuple[float, float]:
 
 @compiled
 def _stroma(scene: Scene, x: float, y: float) -> tuple[float, float]:
-    """Collagen: wavy fibres, bundles, and clefts between bundles."""
+    """Stain of collagen: wavy fibres, bundles, and clefts between bundles."""
     salt = scene.salt + SALT_GROUND
     crinkle = value_noise(x / 7.0, y / 7.0, salt + 1) - 0.5
     across = fibre_across(scene, x, y) + 4.5 * crinkle

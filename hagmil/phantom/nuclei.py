@@ -1,7 +1,7 @@
-"""Nuclei: one stamp, and the lattices that say where nuclei of each population stand.
+"""Nuclei: a stamp for one nucleus, and the lattices that place the nuclei of each population.
 
-A population is a jittered lattice over the whole slide. A tile visits, in row order, all lattice cells whose
-nucleus could reach into it, so that every pixel sees the same stamps in the same order whatever the tiles.
+A population is a jittered lattice over the whole slide. A tile processes, in row order, all lattice cells whose nucleus
+could overlap it. Each pixel therefore gets the same stamps in the same order, however the slide is divided into tiles.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ LYMPHOCYTES: Final = 2
 
 SALT_CHROMATIN: Final = 101
 _REACH: Final = 3.2
-"""No nucleus is longer than this many times its population's mean radius (from centre to tip)."""
+"""Upper bound of the length of a nucleus, from centre to tip, relative to the mean radius of its population."""
 
 
 class Population(NamedTuple):
-    """Nuclei of one kind.
+    """A population of nuclei.
 
     Args:
         where: STROMA, LESION_NEST or LYMPHOCYTES.
-        salt: of its lattice.
-        pitch_um: the lattice's pitch.
-        keep: share of lattice cells that hold a nucleus where the population lives.
-        jitter: how far a nucleus strays from its cell's middle, in pitches.
+        salt: salt of the lattice.
+        pitch_um: pitch of the lattice.
+        keep: share of lattice cells with a nucleus, where the population occurs.
+        jitter: maximum distance of a nucleus from the centre of its cell, relative to the pitch.
         radius_um: mean radius.
-        radius_spread: standard deviation relative to it.
-        slimmest: smallest ratio of axes (1 is round).
-        longest: greatest ratio of axes.
+        radius_spread: standard deviation of the radius, relative to it.
+        slimmest: minimum ratio of the axes (1 is round).
+        longest: maximum ratio of the axes.
         dark: mean haematoxylin.
-        dark_spread: its standard deviation.
-        texture: of the chromatin, 0 to 1.
+        dark_spread: standard deviation of the haematoxylin.
+        texture: coarseness of the chromatin, 0 to 1.
         clearing: paleness inside the membrane, 0 to 1.
-        nucleolus: share with a nucleolus.
+        nucleolus: share of nuclei with a nucleolus.
     """
 
     where: int
@@ -64,7 +64,7 @@ class Population(NamedTuple):
 
 
 class Nucleus(NamedTuple):
-    """One nucleus: centre and half axes in micrometres, direction of the long axis, and its stain."""
+    """One nucleus: centre and semi-axes in micrometres, direction of the long axis, and stain."""
 
     x: float
     y: float
@@ -81,7 +81,7 @@ class Nucleus(NamedTuple):
 
 @compiled
 def stamp(haem: Plane, eosin: Plane, x0: int, y0: int, spacing: float, nucleus: Nucleus) -> None:
-    """Lay one nucleus over a tile's planes, as far as it reaches into the tile."""
+    """Paint the part of one nucleus that overlaps a tile."""
     reach = 1.25 * nucleus.long_um + 1.0 + spacing
     left = max(math.floor((nucleus.x - reach) / spacing) - x0, 0)
     right = min(math.ceil((nucleus.x + reach) / spacing) - x0 + 1, haem.shape[1])
@@ -118,13 +118,13 @@ def stamp(haem: Plane, eosin: Plane, x0: int, y0: int, spacing: float, nucleus: 
 
 @compiled
 def stamp_population(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene, kind: Population) -> None:
-    """Lay all nuclei of a population over a tile's planes, as far as they reach into it.
+    """Paint all nuclei of a population that overlap a tile.
 
     Args:
-        haem: float32 (rows, columns), haematoxylin.
-        eosin: the same of eosin.
-        x0: the tile's left edge in level-0 pixels.
-        y0: its upper edge.
+        haem: float32 (rows, columns), amount of haematoxylin.
+        eosin: float32 (rows, columns), amount of eosin.
+        x0: left edge of the tile in level-0 pixels.
+        y0: upper edge of the tile in level-0 pixels.
         scene: the phantom.
         kind: the population.
     """
@@ -142,20 +142,20 @@ def stamp_population(haem: Plane, eosin: Plane, x0: int, y0: int, scene: Scene, 
             bits = next_bits(bits)
             y = (row + 0.5 + 2.0 * kind.jitter * (unit(bits) - 0.5)) * pitch
             bits = next_bits(bits)
-            if _lives_at(scene, kind.where, x, y, unit(bits)):
-                stamp(haem, eosin, x0, y0, spacing, _grow(scene, kind, x, y, bits))
+            if _occurs_at(scene, kind.where, x, y, unit(bits)):
+                stamp(haem, eosin, x0, y0, spacing, _make_nucleus(scene, kind, x, y, bits))
 
 
 @compiled
 def _cells(start_px: int, length_px: int, spacing: float, margin: float, pitch: float) -> tuple[int, int]:
-    """First and last lattice cell whose nucleus could reach a tile, along one axis."""
+    """First and last lattice cell whose nucleus could overlap a tile, along one axis."""
     first = math.floor((start_px * spacing - margin) / pitch)
     return first, math.floor(((start_px + length_px) * spacing + margin) / pitch)
 
 
 @compiled
-def _lives_at(scene: Scene, where: int, x: float, y: float, chance: float) -> bool:
-    """Whether a population has a nucleus at a place; chance is uniform in [0, 1)."""
+def _occurs_at(scene: Scene, where: int, x: float, y: float, chance: float) -> bool:
+    """Whether a population has a nucleus at a point; ``chance`` is uniform in [0, 1)."""
     if where == LYMPHOCYTES:
         crowd = depth(scene, LYMPH, x, y)
         if crowd < 26.0 * chance * chance - 6.0 or tissue_depth(scene, x, y) < 3.0:
@@ -173,8 +173,8 @@ def _lives_at(scene: Scene, where: int, x: float, y: float, chance: float) -> bo
 
 
 @compiled
-def _grow(scene: Scene, kind: Population, x: float, y: float, bits: int) -> Nucleus:
-    """The nucleus of a lattice cell."""
+def _make_nucleus(scene: Scene, kind: Population, x: float, y: float, bits: int) -> Nucleus:
+    """Make the nucleus of a lattice cell."""
     bits = next_bits(bits)
     radius = kind.radius_um * min(max(1.0 + kind.radius_spread * bell(bits), 0.55), 1.9)
     bits = next_bits(bits)

@@ -1,8 +1,8 @@
-"""Painting: a phantom's pixels, any rectangle of them at a time, the same however it is cut.
+"""Paints the pixels of a phantom, for any rectangle; the pixels do not depend on the rectangle.
 
-1. Lay out the anatomy and draw the slide's constants from its seed.
-2. For each tile: ground, then glands and vessels, then nuclei, as amounts of two stains.
-3. Amounts to colour by the slide's table, with thickness, the sensor's noise and the pen.
+1. Make the anatomy, and draw the constants of the slide from its seed.
+2. For each tile, paint the ground, then glands and vessels, then nuclei, as amounts of two stains.
+3. Convert the amounts to colours with the colour table of the slide; apply thickness, sensor noise and pen marks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hagmil.phantom.stain import EOSIN_STEP, HAEM_STEP, colour_table, pen_colour
 TILE_PX: Final = 256
 SALT_LIGHT: Final = 201
 _THICKNESS_PX: Final = 8
-"""The section's thickness is worked out once for so many pixels of a row."""
+"""Number of pixels of a row that share one value of the section's thickness."""
 
 _VESSELS: Final = RingKind(1009, -1, 260.0, 0.4, 9.0, 26.0, 0.22, 4.0, True, 15.0, 0.8)
 _GLANDS: Final = RingKind(1013, GLANDS, 124.0, 0.86, 26.0, 57.0, 0.17, 14.0, False, 6.2, 0.78)
@@ -37,7 +37,7 @@ _LYMPHOCYTES: Final = Population(LYMPHOCYTES, 2011, 7.3, 0.9, 0.34, 2.85, 0.07, 
 
 
 class Painter:
-    """Paints one phantom.
+    """Painter of one phantom.
 
     Args:
         spec: the phantom.
@@ -57,10 +57,10 @@ class Painter:
         """Paint a rectangle.
 
         Args:
-            x: its left edge in level-0 pixels.
-            y: its upper edge in level-0 pixels.
-            width: in level-0 pixels.
-            height: in level-0 pixels.
+            x: left edge in level-0 pixels.
+            y: upper edge in level-0 pixels.
+            width: width in level-0 pixels.
+            height: height in level-0 pixels.
 
         Returns:
             uint8 (height, width, 3), RGB.
@@ -75,17 +75,17 @@ class Painter:
         return rgb
 
     def paint_mask(self, x: int, y: int, width: int, height: int, step_px: int) -> NDArray[np.uint8]:
-        """Mark lesions on a rectangle of a coarser grid.
+        """Paint the lesion mask of a rectangle.
 
         Args:
-            x: its left edge in mask pixels.
-            y: its upper edge in mask pixels.
-            width: in mask pixels.
-            height: in mask pixels.
+            x: left edge in mask pixels.
+            y: upper edge in mask pixels.
+            width: width in mask pixels.
+            height: height in mask pixels.
             step_px: level-0 pixels per mask pixel.
 
         Returns:
-            uint8 (height, width): 255 where the middle of the mask pixel lies in lesion, else 0.
+            uint8 (height, width): 255 if the centre of the mask pixel lies in a lesion, else 0.
         """
         mask = np.zeros((height, width), np.uint8)
         if self.anatomy.lesions:
@@ -93,7 +93,7 @@ class Painter:
         return mask
 
     def _paint_tile(self, rgb: NDArray[np.uint8], haem: Plane, eosin: Plane, x0: int, y0: int) -> None:
-        """Steps 2 and 3 for one tile."""
+        """Paint one tile (steps 2 and 3)."""
         if paint_ground(haem, eosin, x0, y0, self._scene):
             stamp_population(haem, eosin, x0, y0, self._scene, _FIBROBLASTS)
             for kind in self._ring_kinds:
@@ -108,7 +108,7 @@ class Painter:
 
 
 def _scene(spec: PhantomSpec, anatomy: Anatomy, rng: np.random.Generator) -> Scene:
-    """The slide's constants."""
+    """Draw the constants of the slide (step 1)."""
     angle = rng.uniform(0.0, math.pi)
     return Scene(
         salt=int(rng.integers(2**31)),
@@ -126,7 +126,7 @@ def _scene(spec: PhantomSpec, anatomy: Anatomy, rng: np.random.Generator) -> Sce
 
 
 def _populations(label: str) -> tuple[Population, ...]:
-    """The nuclei that lie over glands, in the order in which they are stamped."""
+    """The populations that are painted after the glands, in order."""
     if label in (NORMAL, CROWDED_GLANDS):
         return (_LYMPHOCYTES,)
     cells = LESION_CELLS[label]
@@ -159,7 +159,7 @@ def _to_colour(
     scene: Scene,
     table: NDArray[np.uint8],
 ) -> None:
-    """Step 3: colours of a tile, with the section's thickness and the sensor's noise."""
+    """Colours of a tile, with the thickness of the section and the noise of the sensor (step 3)."""
     spacing = scene.spacing_um
     for row in range(rgb.shape[0]):
         y = (y0 + row + 0.5) * spacing
@@ -182,7 +182,7 @@ def _to_colour(
 
 @compiled
 def _draw_pen(rgb: NDArray[np.uint8], x0: int, y0: int, scene: Scene, pen: NDArray[np.float32]) -> None:
-    """Step 3: the pen's ink, which is thicker at its edge and streaky."""
+    """Paint the ink of the pen, which is streaky and thicker at its edge (step 3)."""
     spacing = scene.spacing_um
     for row in range(rgb.shape[0]):
         y = (y0 + row + 0.5) * spacing
@@ -201,7 +201,7 @@ def _draw_pen(rgb: NDArray[np.uint8], x0: int, y0: int, scene: Scene, pen: NDArr
 
 @compiled
 def _mark_lesions(mask: NDArray[np.uint8], x0: int, y0: int, step_um: float, scene: Scene) -> None:
-    """Mark the mask pixels whose middle lies in lesion."""
+    """Mark the mask pixels whose centre lies in a lesion."""
     for row in range(mask.shape[0]):
         y = (y0 + row + 0.5) * step_um
         for column in range(mask.shape[1]):

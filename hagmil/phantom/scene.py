@@ -1,7 +1,7 @@
-"""What the painters ask of a place: is it tissue, a nest of lesion cells, a fat vacuole; how do fibres run.
+"""Properties of points for the painters: tissue, nests of lesion cells, fat vacuoles, direction of fibres.
 
-Places are (x, y) in micrometres from the slide's upper left corner. All answers are functions of the place
-and the scene alone, so that any tile can be painted by itself.
+Points are (x, y) in micrometres from the top-left corner of the slide. All functions depend only on the point and the
+scene, so that each tile can be painted independently.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ SALT_FIBRE: Final = 57
 
 
 class Scene(NamedTuple):
-    """A phantom as the compiled painters see it.
+    """The constants of a phantom for the compiled painters.
 
     Args:
-        salt: of all noise of this slide, 0 to 2**31 - 1.
+        salt: salt of all noise of the slide, 0 to 2**31 - 1.
         spacing_um: micrometres per level-0 pixel.
-        cell_um: side of a layout cell.
-        fields: float32 (cells, cells, fields), the layout's depths in micrometres.
-        edge_um: how far the tissue's fine outline strays from the layout's.
-        fibre_x: x of the unit vector along which the stroma's fibres run.
-        fibre_y: its y.
-        fibre_density: how dense collagen is, about 0.8 to 1.2.
+        cell_um: side of a cell of the layout.
+        fields: float32 (cells, cells, fields), depths of the layout in micrometres.
+        edge_um: amplitude of the fine outline of the tissue around that of the layout.
+        fibre_x: x of the unit vector along the fibres of the stroma.
+        fibre_y: y of the same vector.
+        fibre_density: density of collagen, about 0.8 to 1.2.
         fat_pitch_um: width of a fat vacuole.
-        solid_lesion: whether lesions are nests of cells (else they are made of glands).
+        solid_lesion: whether lesions are nests of cells (else glands).
         lesion: the cells of solid lesions.
     """
 
@@ -55,13 +55,13 @@ class Scene(NamedTuple):
 
 @compiled
 def depth(scene: Scene, field: int, x: float, y: float) -> float:
-    """The layout's depth of a place in one of its fields, in micrometres."""
+    """Depth of a point in one field of the layout, in micrometres."""
     return sample(scene.fields, field, x, y, scene.cell_um)
 
 
 @compiled
 def tissue_depth(scene: Scene, x: float, y: float) -> float:
-    """How far a place is inside tissue, in micrometres; the fine outline where it matters."""
+    """Depth of a point in the tissue, in micrometres, with the fine outline near the edge."""
     coarse = depth(scene, TISSUE, x, y)
     if abs(coarse) > 1.6 * scene.edge_um:
         return coarse
@@ -72,7 +72,7 @@ def tissue_depth(scene: Scene, x: float, y: float) -> float:
 
 @compiled
 def lesion_depth(scene: Scene, x: float, y: float) -> float:
-    """How far a place is inside a lesion, in micrometres."""
+    """Depth of a point in a lesion, in micrometres."""
     coarse = depth(scene, LESION, x, y)
     if abs(coarse) > 16.0:
         return coarse
@@ -81,7 +81,7 @@ def lesion_depth(scene: Scene, x: float, y: float) -> float:
 
 @compiled
 def nest_depth(scene: Scene, x: float, y: float) -> float:
-    """How far a place is inside a nest of lesion cells, in micrometres; negative in the stroma between."""
+    """Depth of a point in a nest of lesion cells, in micrometres; negative in the stroma between nests."""
     lesion = lesion_depth(scene, x, y)
     if lesion <= -2.0 or not scene.solid_lesion:
         return -2.0
@@ -94,10 +94,10 @@ def nest_depth(scene: Scene, x: float, y: float) -> float:
 
 @compiled
 def fat_wall(scene: Scene, x: float, y: float) -> float:
-    """Distance in micrometres from the wall of the fat vacuole around a place; -1 outside fat.
+    """Distance in micrometres from the wall of the fat vacuole around a point; -1 outside fat.
 
-    Vacuoles are the cells of a jittered lattice whose own point lies in the layout's fat, so that they are
-    whole at the rim.
+    Vacuoles are the Voronoi cells of a jittered lattice whose seed lies in the fat of the layout, so that they are
+    complete at the edge.
     """
     pitch = scene.fat_pitch_um
     if depth(scene, FAT, x, y) < -1.5 * pitch:
@@ -123,7 +123,7 @@ def fat_wall(scene: Scene, x: float, y: float) -> float:
 
 @compiled
 def fibre_across(scene: Scene, x: float, y: float) -> float:
-    """The coordinate across the stroma's wavy fibres, in micrometres (constant along a fibre)."""
+    """Coordinate perpendicular to the wavy fibres of the stroma, in micrometres (constant along a fibre)."""
     straight = x * -scene.fibre_y + y * scene.fibre_x
     bend = value_noise(x / 260.0, y / 260.0, scene.salt + SALT_FIBRE) - 0.5
     wave = value_noise(x / 48.0, y / 48.0, scene.salt + SALT_FIBRE + 1) - 0.5

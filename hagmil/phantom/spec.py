@@ -1,4 +1,4 @@
-"""What a phantom shall be, and what it came out to be."""
+"""Specification of a phantom, and the known truth about it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from hagmil.errors import UsageError
 from hagmil.phantom.classes import NORMAL, PHANTOM_CLASSES
 
 MINIMUM_SIDE_UM: Final = 128.0
-"""Below this a slide has no room for a piece of tissue with a lesion in it."""
+"""Minimum side of a slide that has space for tissue with a lesion."""
 
 LABELS: Final = tuple(dict.fromkeys(label for labels in PHANTOM_CLASSES.values() for label in labels))
 
 
 @dataclass(frozen=True, slots=True)
 class PhantomSpec:
-    """One synthetic slide to be made; the same specification gives the same pixels.
+    """Specification of one synthetic slide. The same specification gives the same pixels.
 
     Args:
-        seed: from 0 up; all that is random follows from it.
-        label: one of the phantom classes; all but "normal" have lesions.
+        seed: seed of all random choices, 0 or more.
+        label: one of the phantom classes; all except "normal" have lesions.
         size_px: side of the square slide in level-0 pixels.
         spacing_um: micrometres per level-0 pixel.
 
     Raises:
-        UsageError: a number out of range, or a label that no phantom has.
+        UsageError: a value is out of range, or the label is unknown.
     """
 
     seed: int
@@ -35,15 +35,15 @@ class PhantomSpec:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise UsageError(f"phantom: seed {self.seed} is negative; give 0 or more")
+            raise UsageError(f"phantom: seed {self.seed} is negative; pass 0 or more")
         if self.label not in LABELS:
-            raise UsageError(f'phantom: no class "{self.label}"; there are {", ".join(LABELS)}')
+            raise UsageError(f'phantom: unknown class "{self.label}"; choose from {", ".join(LABELS)}')
         if not 0.05 <= self.spacing_um <= 8.0:
-            raise UsageError(f"phantom: spacing {self.spacing_um} um/px; give a value from 0.05 to 8")
+            raise UsageError(f"phantom: spacing {self.spacing_um} um/px is out of range; pass a value from 0.05 to 8")
         if self.side_um < MINIMUM_SIDE_UM:
             raise UsageError(
                 f"phantom: {self.size_px} px at {self.spacing_um} um/px is {self.side_um:g} um wide; "
-                f"tissue needs {MINIMUM_SIDE_UM:g} um, take a larger size"
+                f"pass a size of at least {MINIMUM_SIDE_UM:g} um"
             )
 
     @property
@@ -54,13 +54,13 @@ class PhantomSpec:
 
 @dataclass(frozen=True, slots=True)
 class PhantomTruth:
-    """What is known of a phantom that was made.
+    """The known truth about a phantom.
 
     Args:
-        spec: what was asked for.
-        tissue_share: share of the slide that is tissue, by the low-resolution layout.
-        lesion_share: share of the tissue that is lesion, by the same; 0 on a normal slide.
-        lesions: how many lesions were laid; some may have grown together.
+        spec: the specification.
+        tissue_share: share of tissue in the slide, from the low-resolution layout.
+        lesion_share: share of lesions in the tissue, from the low-resolution layout; 0 on a normal slide.
+        lesions: number of lesions; some may have merged.
         pen_marked: whether there is a pen mark on the glass.
     """
 

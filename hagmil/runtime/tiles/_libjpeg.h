@@ -1,8 +1,8 @@
 /*
- * libjpeg-turbo's functions, from a shared library that is opened when the kernel is loaded.
+ * The functions of libjpeg-turbo, from a shared library that is opened at run time.
  *
- * Not linked: the library that is there when hagmil is built is often an old one, and a newer one lies in Pillow's own
- * wheel. Which are tried, hagmil/runtime/tiles/kernel.py says.
+ * The library is not linked, because the one that is installed where hagmil is built is often old, and Pillow's wheel
+ * contains a newer one. hagmil/runtime/tiles/kernel.py chooses the library.
  */
 
 #ifndef HAGMIL_LIBJPEG_H
@@ -16,10 +16,10 @@
 #include <jpeglib.h>
 
 #ifndef LIBJPEG_TURBO_VERSION
-#error "hagmil's tile kernel needs libjpeg-turbo: pixels of other libjpegs differ, and they are several times slower"
+#error "hagmil's tile kernel needs libjpeg-turbo; other libjpegs give other pixels and are several times slower"
 #endif
 
-/* The last two are libjpeg-turbo's own. */
+/* The last two exist in libjpeg-turbo only. */
 #define EACH_FUNCTION(DO) \
     DO(jpeg_std_error) \
     DO(jpeg_CreateDecompress) \
@@ -39,13 +39,13 @@ typedef struct {
 } Libjpeg;
 #undef MEMBER_OF
 
-/* Of the whole process: set once, under the interpreter's lock, before any thread decodes. */
+/* Shared by the process; set once, while the GIL is held, before any thread decodes. */
 static Libjpeg libjpeg;
 
-/* ---- libjpeg's errors: its warnings are errors here, for a damaged tile is no tile ---- */
+/* ---- errors of libjpeg; warnings are treated as errors, because they mean that a tile is damaged ---- */
 
 typedef struct {
-    struct jpeg_error_mgr errors; /* first, so that libjpeg's pointer to it is a pointer to all of this */
+    struct jpeg_error_mgr errors; /* first member, so that a pointer to it can be cast to Failure */
     jmp_buf failed;
     char message[JMSG_LENGTH_MAX];
 } Failure;
@@ -59,28 +59,28 @@ static void on_error(j_common_ptr common)
 
 static void on_message(j_common_ptr common, int level)
 {
-    if (level < 0) /* a warning; the rest are traces */
+    if (level < 0) /* a warning; other levels are traces */
         on_error(common);
 }
 
-static void say_nothing(j_common_ptr common)
+static void discard_message(j_common_ptr common)
 {
     (void)common;
 }
 
-/* What libjpeg is given to report by: an error jumps to `failed`, which must be set, and leaves its message. */
+/* Set up error reporting: on an error, libjpeg jumps to `failed`, which must be set, and stores the message. */
 static struct jpeg_error_mgr *report_to(const Libjpeg *library, Failure *failure)
 {
     library->jpeg_std_error(&failure->errors);
     failure->errors.error_exit = on_error;
     failure->errors.emit_message = on_message;
-    failure->errors.output_message = say_nothing;
+    failure->errors.output_message = discard_message;
     return &failure->errors;
 }
 
 /* ---- opening ---- */
 
-/* Whether the library has the interface that this was compiled for; else 0 and a message. */
+/* Return whether the library has the interface that this file was compiled for; else store a message. */
 static int interface_fits(const Libjpeg *found, Failure *failure)
 {
     struct jpeg_decompress_struct jpeg = {0};
@@ -88,12 +88,12 @@ static int interface_fits(const Libjpeg *found, Failure *failure)
     jpeg.err = report_to(found, failure);
     if (setjmp(failure->failed))
         return 0;
-    found->jpeg_CreateDecompress(&jpeg, JPEG_LIB_VERSION, sizeof jpeg); /* it compares both */
+    found->jpeg_CreateDecompress(&jpeg, JPEG_LIB_VERSION, sizeof jpeg); /* compares version and struct size */
     found->jpeg_destroy_decompress(&jpeg);
     return 1;
 }
 
-/* Take the functions of a shared library; 0, or -1 and a message, with those of before still there. */
+/* Use the functions of a shared library. Return 0, or -1 and a message; then the previous functions remain in use. */
 static int open_libjpeg(const char *path, char *message, size_t message_bytes)
 {
     Libjpeg found;
@@ -108,18 +108,18 @@ static int open_libjpeg(const char *path, char *message, size_t message_bytes)
     *(void **)&found.name = dlsym(library, #name); \
     if (found.name == NULL) { \
         snprintf(message, message_bytes, "%s has no " #name, path); \
-        goto useless; \
+        goto unsuitable; \
     }
     EACH_FUNCTION(FIND)
 #undef FIND
     if (!interface_fits(&found, &failure)) {
         snprintf(message, message_bytes, "%s: %s", path, failure.message);
-        goto useless;
+        goto unsuitable;
     }
     libjpeg = found; /* the library stays open */
     return 0;
 
-useless:
+unsuitable:
     dlclose(library);
     return -1;
 }

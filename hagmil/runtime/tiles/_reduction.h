@@ -1,5 +1,5 @@
 /*
- * Reduction by whole numbers: what Pillow's Image.reduce gives, to the last bit.
+ * Reduction by an integer factor, identical to Pillow's Image.reduce.
  */
 
 #ifndef HAGMIL_REDUCTION_H
@@ -11,19 +11,19 @@
 
 #include "_tile_types.h"
 
-#define MAX_REDUCTION 256 /* above, sums do not fit into 16 and 32 bits */
+#define MAX_REDUCTION 256 /* larger sums do not fit into 16 and 32 bits */
 
 typedef struct {
     const unsigned char *pixels; /* height * factor rows of width * factor pixels */
     unsigned char *means;        /* height rows of width pixels */
     size_t pixels_pitch, means_pitch; /* bytes from one row to the next */
     size_t height, width, factor;
-    uint16_t *sums; /* room for width * factor pixels; 257 rows of 255 fit */
+    uint16_t *sums; /* space for width * factor pixels; the type holds the sum of 257 values of 255 */
 } Reduction;
 
 /*
- * The means of one row of squares of 2 x 2. Each pixel's mean with its neighbours to the right and below is taken, also
- * where the four are no square: that is done in vectors. Every other one is then a square's.
+ * Means of one row of squares of 2 x 2. The mean of each pixel and its neighbours to the right and below is computed at
+ * every column, because the compiler can vectorise that; every second mean is the one of a square.
  */
 static void row_of_four(const Reduction *work, size_t row)
 {
@@ -34,19 +34,19 @@ static void row_of_four(const Reduction *work, size_t row)
     for (size_t value = 0; value < values - CHANNELS; value++)
         near[value] =
             (unsigned char)((upper[value] + upper[value + CHANNELS] + lower[value] + lower[value + CHANNELS] + 2) >> 2);
-    for (size_t column = 0; column + 1 < work->width; column++) /* a byte more each, which the next one overwrites */
+    for (size_t column = 0; column + 1 < work->width; column++) /* one extra byte, which the next copy overwrites */
         memcpy(means + column * CHANNELS, near + column * 2 * CHANNELS, CHANNELS + 1);
     memcpy(means + (work->width - 1) * CHANNELS, near + (work->width - 1) * 2 * CHANNELS, CHANNELS);
 }
 
-/* The means of one row; `factor` is a constant where it is small, for the compiler's sake. */
+/* Means of one row. A constant `factor` lets the compiler unroll the loops; see all_means. */
 static inline void row_of_means(const Reduction *work, size_t row, size_t factor)
 {
     const size_t values = work->width * factor * CHANNELS;
     const unsigned char *pixels = work->pixels + row * factor * work->pixels_pitch;
     unsigned char *means = work->means + row * work->means_pitch;
     const uint32_t count = (uint32_t)(factor * factor);
-    const uint32_t share = (1u << 24) / count; /* Pillow's arithmetic: 24 bits behind the point, rounded down */
+    const uint32_t share = (1u << 24) / count; /* Pillow's arithmetic: 24 fractional bits, rounded down */
 
     for (size_t value = 0; value < values; value++)
         work->sums[value] = pixels[value];

@@ -1,13 +1,12 @@
 /*
- * Resampling by weights that are given: with those of linear_filter.py what Pillow's Image.resize gives, to the last
- * bit.
+ * Resampling with given weights. With the weights of filter_weights.py it is identical to Pillow's Image.resize.
  *
- * 1. Across: each row is resampled once, as soon as a row of the result needs it, to a ring of as many rows as that
- *    needs.
- * 2. Down: a row of the result is made of the ring's rows.
+ * 1. Horizontally: each row is resampled once, when a row of the result first needs it, into a ring buffer with as many
+ *    rows as the filter has taps.
+ * 2. Vertically: a row of the result is a weighted sum of the rows in the ring buffer.
  *
- * Weights have 22 bits behind the point, more than a product of two vectors of 16 bits takes. Each is cut into its low
- * 11 bits and the rest, both for two pixels side by side; sums of both are put together at the end.
+ * Weights have 22 fractional bits, more than a 16-bit vector multiplication supports. Each weight is split into its low
+ * 11 bits and the rest, and both are stored for pairs of pixels; the two sums are combined at the end.
  */
 
 #ifndef HAGMIL_RESAMPLING_H
@@ -25,15 +24,15 @@
 
 #define WEIGHT_BITS 22
 #define LOW_BITS 11
-#define HALF (1 << (WEIGHT_BITS - 1)) /* sums are rounded */
+#define HALF (1 << (WEIGHT_BITS - 1)) /* added to round the sums */
 #define VECTOR 16
 
-/* What the pixels of one axis are made of. */
+/* The filter of one axis. */
 typedef struct {
-    const int32_t *first;   /* (count,), of the pixels that make each */
+    const int32_t *first;   /* (count,), index of the first input pixel of each output pixel */
     const int32_t *weights; /* (count, taps) */
-    size_t count, taps;     /* an even number of taps */
-    int32_t *pairs;         /* (count, taps): low bits of two weights, then the rest of both; room for them */
+    size_t count, taps;     /* the number of taps is even */
+    int32_t *pairs;         /* (count, taps): low bits of two weights, then the rest of both; allocated by the caller */
 } Axis;
 
 typedef struct {
@@ -41,10 +40,10 @@ typedef struct {
     unsigned char *out;          /* down.count rows of across.count pixels */
     size_t width;
     Axis across, down;
-    unsigned char *ring; /* room for down.taps rows of across.count pixels and a byte */
+    unsigned char *ring; /* space for down.taps rows of across.count pixels and one byte each */
 } Resampling;
 
-static void cut_weights(Axis *axis)
+static void split_weights(Axis *axis)
 {
     for (size_t at = 0; at < axis->count * axis->taps; at += 2) {
         const uint32_t one = (uint32_t)axis->weights[at], other = (uint32_t)axis->weights[at + 1];
@@ -56,7 +55,7 @@ static void cut_weights(Axis *axis)
 
 #ifdef __SSE2__
 
-/* Add two pixels' share: `values` are 8 numbers of 16 bits, of the one and of the other in turn. */
+/* Add two weighted pixels: `values` are 8 numbers of 16 bits, alternately of the first and the second pixel. */
 static inline void add_pair(__m128i *low, __m128i *rest, __m128i values, const int32_t *pair)
 {
     *low = _mm_add_epi32(*low, _mm_madd_epi16(values, _mm_set1_epi32(pair[0])));
@@ -79,17 +78,17 @@ static void resample_across(const Axis *axis, const unsigned char *row, unsigned
         for (; pair < end; pair += 2, pixel += 2 * CHANNELS) {
             int32_t one, other;
             memcpy(&one, pixel, 4);
-            memcpy(&other, pixel + CHANNELS - 1, 4); /* not a byte beyond the pair */
+            memcpy(&other, pixel + CHANNELS - 1, 4); /* reads no byte beyond the pair */
             const __m128i left = _mm_cvtsi32_si128(one), right = _mm_srli_si128(_mm_cvtsi32_si128(other), 1);
             add_pair(&low, &rest, _mm_unpacklo_epi8(_mm_unpacklo_epi8(left, right), zero), pair);
         }
         const __m128i sums = _mm_packs_epi32(sum_of(low, rest), zero);
         const int32_t means = _mm_cvtsi128_si32(_mm_packus_epi16(sums, zero));
-        memcpy(out + CHANNELS * column, &means, 4); /* a byte more, which the next one overwrites */
+        memcpy(out + CHANNELS * column, &means, 4); /* one extra byte, which the next copy overwrites */
     }
 }
 
-/* As many bytes as whole vectors hold; how many. */
+/* Resample the bytes that fill whole vectors, and return their number. */
 static size_t resample_down(const Axis *axis, size_t row, const unsigned char *const *rows, size_t bytes,
                             unsigned char *out)
 {
@@ -140,15 +139,15 @@ static size_t resample_down(const Axis *axis, size_t row, const unsigned char *c
 
 #endif
 
-/* `rows` is room for a pointer to each row that one is made of. */
+/* `rows` has space for down.taps pointers. */
 static void resample_all(Resampling *work, const unsigned char **rows)
 {
     const Axis *down = &work->down;
     const size_t bytes = work->across.count * CHANNELS, pitch = bytes + 1;
-    size_t done = (size_t)down->first[0]; /* rows before it are in the ring, or not needed */
+    size_t done = (size_t)down->first[0]; /* rows before it are in the ring buffer, or not needed */
 
-    cut_weights(&work->across);
-    cut_weights(&work->down);
+    split_weights(&work->across);
+    split_weights(&work->down);
     for (size_t row = 0; row < down->count; row++) {
         const size_t first = (size_t)down->first[row];
         const int32_t *weights = down->weights + row * down->taps;

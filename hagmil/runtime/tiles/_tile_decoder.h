@@ -1,5 +1,5 @@
 /*
- * Steps 2 and 3 of _tile_kernel.c: a tile is read and decoded.
+ * Steps 2 and 3 of _tile_kernel.c: read and decode a tile.
  */
 
 #ifndef HAGMIL_TILE_DECODER_H
@@ -15,11 +15,11 @@
 #include "_libjpeg.h"
 #include "_tile_types.h"
 
-#define ADOBE_YCBCR 1 /* the transform that an Adobe marker names */
-#define BESIDE 4      /* columns on either side of those that are needed; see read_box */
-#define FROM_LEFT 16  /* what is left out on the left is a whole number of it */
+#define ADOBE_YCBCR 1 /* value of the transform in an Adobe marker */
+#define BESIDE 4      /* extra columns on each side of the needed ones; see read_box */
+#define FROM_LEFT 16  /* the number of omitted columns on the left is a multiple of this */
 
-/* Markers of a JPEG stream, each behind the byte MARKER. */
+/* Markers of a JPEG stream; each follows the byte MARKER. */
 enum {
     MARKER = 0xff,
     BASELINE = 0xc0,
@@ -34,11 +34,11 @@ enum {
 typedef struct {
     Failure failure;
     struct jpeg_decompress_struct jpeg;
-    int has_head;          /* whether it holds the tables of the head, and no others */
-    J_COLOR_SPACE colours; /* of tiles that do not say it themselves */
-    unsigned char *stream; /* the encoded tile */
-    size_t stream_bytes;   /* that there is room for */
-    JSAMPROW *rows;        /* one pointer for each row of a tile */
+    int has_head;          /* whether it has the tables of the head, and no others */
+    J_COLOR_SPACE colours; /* of tiles without a marker of their own */
+    unsigned char *stream; /* buffer for the encoded tile */
+    size_t stream_bytes;   /* size of the buffer */
+    JSAMPROW *rows;        /* one pointer per row of a tile */
 } Decoder;
 
 static int decoder_open(Decoder *decoder, int64_t tile_height)
@@ -58,12 +58,12 @@ static int decoder_open(Decoder *decoder, int64_t tile_height)
 
 static void decoder_close(Decoder *decoder)
 {
-    libjpeg.jpeg_destroy_decompress(&decoder->jpeg); /* nothing happens where it was never created */
+    libjpeg.jpeg_destroy_decompress(&decoder->jpeg); /* no effect if it was not created */
     free(decoder->rows);
     free(decoder->stream);
 }
 
-/* Read the tile's JPEG stream; its length, or 0 and a message. */
+/* Read the JPEG stream of a tile. Return its length, or 0 and a message. */
 static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
 {
     const size_t size = (size_t)work->sizes[tile];
@@ -86,7 +86,7 @@ static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0) {
-            snprintf(decoder->failure.message, sizeof decoder->failure.message, "its bytes cannot be read (errno %d)",
+            snprintf(decoder->failure.message, sizeof decoder->failure.message, "cannot be read (errno %d)",
                      errno);
             return 0;
         }
@@ -98,11 +98,11 @@ static size_t read_stream(Decoder *decoder, const Work *work, int64_t tile)
         return size;
 
 no_stream:
-    strcpy(decoder->failure.message, "its bytes are no JPEG stream");
+    strcpy(decoder->failure.message, "not a JPEG stream");
     return 0;
 }
 
-/* Have the decoder hold the head's tables and no others; errors jump. */
+/* Load the tables of the head into the decoder, and no others. Jumps on errors. */
 static void read_head(Decoder *decoder, const Work *work)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
@@ -113,15 +113,15 @@ static void read_head(Decoder *decoder, const Work *work)
         jpeg->dc_huff_tbl_ptrs[table] = jpeg->ac_huff_tbl_ptrs[table] = NULL;
     libjpeg.jpeg_mem_src(jpeg, work->head, (unsigned long)work->head_bytes);
     if (libjpeg.jpeg_read_header(jpeg, FALSE) != JPEG_HEADER_TABLES_ONLY) {
-        strcpy(decoder->failure.message, "the tables that it shares with others hold an image");
+        strcpy(decoder->failure.message, "the JPEG tables that the tiles share contain an image");
         longjmp(decoder->failure.failed, 1);
     }
     decoder->colours = jpeg->Adobe_transform == ADOBE_YCBCR ? JCS_YCbCr : JCS_RGB;
 }
 
 /*
- * Whether a tile surely leaves the decoder's tables as they are: nothing comes before its only scan but what ends with
- * the tile. Where another marker is met, it is taken to bring tables.
+ * Return whether a tile certainly does not change the tables of the decoder: the only markers before its only scan are
+ * those whose effect ends with the tile. Any other marker is assumed to define tables.
  */
 static int leaves_tables(const unsigned char *stream, size_t length)
 {
@@ -130,7 +130,7 @@ static int leaves_tables(const unsigned char *stream, size_t length)
     while (at + 5 <= length && stream[at] == MARKER) {
         const int kind = stream[at + 1];
         if (kind == SCAN)
-            return stream[at + 4] == CHANNELS; /* all of them in one scan, so no other follows */
+            return stream[at + 4] == CHANNELS; /* one scan with all channels, so there is no other */
         const int harmless = kind == BASELINE || kind == COMMENT || kind == RESTARTS ||
                              (kind >= FIRST_APPLICATION && kind <= LAST_APPLICATION);
         if (!harmless)
@@ -149,13 +149,14 @@ static void read_rows(Decoder *decoder, JDIMENSION end)
 }
 
 /*
- * Have the pixels of a box written where the decoder's rows say; others may be, too. What is around the box is parsed
- * all the same, but its pixels are not made: whether a tile is damaged does not depend on what is needed of it. (Were
- * the last rows skipped, they would not be parsed. So the very last is made.)
+ * Write the pixels of a box, and possibly others, to the rows of the decoder. The rest of the tile is parsed but not
+ * decoded to pixels, so that damage is found regardless of the box. (libjpeg does not parse rows that are skipped at
+ * the end, so the very last row is always decoded.)
  *
- * Smooth chroma is made of two columns on either side, and plain chroma where so few are asked for in all. Rows that
- * begin at another column shall be as little aligned to vectors as those that begin at the first. A lossless tile
- * cannot be cut, and an incomplete progressive one is smoothed from further away: a part is made of sequential ones.
+ * Smooth chroma upsampling reads two columns on each side, and is replaced by simple upsampling if very few columns are
+ * requested in total. Rows that start at another column must be as unaligned to vectors as those that start at the
+ * first. A lossless tile cannot be decoded in part, and an incomplete progressive tile is smoothed over a larger
+ * distance; only sequential tiles are therefore decoded in part.
  */
 static void read_box(Decoder *decoder, const Box *box)
 {
@@ -164,12 +165,12 @@ static void read_box(Decoder *decoder, const Box *box)
     JDIMENSION left = (JDIMENSION)most(box->left - BESIDE, 0) / FROM_LEFT * FROM_LEFT;
     JDIMENSION width = (JDIMENSION)least(box->right + BESIDE, jpeg->output_width) - left;
 
-    if (jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1) { /* no scan of a progressive or lossless one has both */
+    if (jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1) { /* no scan of a progressive or lossless tile has both */
         read_rows(decoder, height);
         return;
     }
     if (width < jpeg->output_width) {
-        libjpeg.jpeg_crop_scanline(jpeg, &left, &width); /* to whole blocks */
+        libjpeg.jpeg_crop_scanline(jpeg, &left, &width); /* rounds to whole blocks */
         for (JDIMENSION row = 0; row < height; row++)
             decoder->rows[row] += left * CHANNELS;
     }
@@ -181,7 +182,7 @@ static void read_box(Decoder *decoder, const Box *box)
     read_rows(decoder, height);
 }
 
-/* Decode a box of a tile, in its own pixels, to rows that lie `pitch` bytes apart; 0, or -1 and a message. */
+/* Decode a box of a tile, in pixels of the tile, to rows `pitch` bytes apart. Return 0, or -1 and a message. */
 static int decode(Decoder *decoder, const Work *work, int64_t tile, const Box *box, unsigned char *to, size_t pitch)
 {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
@@ -192,7 +193,7 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, const Box *b
     for (int64_t row = 0; row < work->tile_height; row++)
         decoder->rows[row] = to + (size_t)row * pitch;
     if (setjmp(decoder->failure.failed)) {
-        libjpeg.jpeg_abort_decompress(jpeg); /* ready for nothing but being destroyed, and for that in any state */
+        libjpeg.jpeg_abort_decompress(jpeg); /* afterwards it can only be destroyed, which is possible in any state */
         return -1;
     }
     if (!decoder->has_head)
@@ -201,17 +202,17 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, const Box *b
     libjpeg.jpeg_mem_src(jpeg, decoder->stream, (unsigned long)length);
     libjpeg.jpeg_read_header(jpeg, TRUE);
     if (jpeg->image_width != work->tile_width || jpeg->image_height != work->tile_height) {
-        snprintf(decoder->failure.message, sizeof decoder->failure.message, "it holds %u x %u px", jpeg->image_width,
-                 jpeg->image_height);
+        snprintf(decoder->failure.message, sizeof decoder->failure.message, "the JPEG image is %u x %u px",
+                 jpeg->image_width, jpeg->image_height);
         longjmp(decoder->failure.failed, 1);
     }
     if (jpeg->num_components != CHANNELS) {
-        strcpy(decoder->failure.message, "it does not hold three channels");
+        strcpy(decoder->failure.message, "the JPEG image does not have three channels");
         longjmp(decoder->failure.failed, 1);
     }
     if (!jpeg->saw_JFIF_marker && !jpeg->saw_Adobe_marker)
         jpeg->jpeg_color_space = decoder->colours;
-    jpeg->out_color_space = JCS_RGB; /* all else stays at the defaults: the accurate transform, smooth chroma */
+    jpeg->out_color_space = JCS_RGB; /* the other defaults are kept: accurate transform, smooth chroma upsampling */
     libjpeg.jpeg_start_decompress(jpeg);
     read_box(decoder, box);
     libjpeg.jpeg_finish_decompress(jpeg);

@@ -1,33 +1,32 @@
 /*
- * The compiled tile kernel: reads, decodes and hands out the JPEG tiles of a chunk of patches in one call.
+ * The compiled tile kernel: reads and decodes the JPEG tiles of a chunk of patches and copies them, in one call.
  *
- * hagmil/runtime/tiles/kernel_numpy.py is its plain twin: same pixels, same errors, and but for resampling the same arguments;
- * that module says what they are. One contract test holds both.
+ * hagmil/runtime/tiles/kernel_numpy.py is its NumPy equivalent. It gives the same pixels and errors, and takes the same
+ * arguments except for resampling; its docstrings describe them. One contract test covers both.
  *
- * 1. Arguments are checked and turned into plain C while the interpreter is held. It is let go for all that follows
+ * 1. The arguments are checked and converted to C structures while the GIL is held. It is released for the other steps
  *    (_tile_decoder.h, _tile_work.h).
- * 2. Tile after tile that is not decoded yet is read by pread. The tables that tiles share are read once: the decoder
+ * 2. Each tile that is not decoded yet is read with pread. The tables that the tiles share are parsed once; the decoder
  *    keeps them.
- * 3. It is decoded into the memory that the caller holds for it. Where nothing is held, no other chunk needs it: then
- *    it is decoded into the scratch tile, and only those pixels are made that patches need; or, where all of it goes to
- *    one place, right there.
- * 4. Its parts are copied to the patches at once, or the means of their squares are, while the processor's cache still
- *    holds it.
+ * 3. The tile is decoded into its buffer. A tile without a buffer is needed by no other chunk: it is decoded into the
+ *    scratch tile, and only the pixels that patches need; or directly into the patch, if the whole tile belongs there.
+ * 4. The parts of the tile, or the means of their squares, are written to the patches while the tile is still in the
+ *    processor's cache.
  *
- * Two facts about memory make up most of the speed; docs/decisions/0012-tile-engine.md has the figures. libjpeg-turbo
- * writes past the cache where rows are aligned to its vectors, so a tile that is copied from must NOT be aligned: the
- * caller sees to that. Patches are not read again soon and are many, so they are written past the cache, in lines, but
- * for means, of which there are fewer.
+ * Two properties of the memory give most of the speed; docs/decisions/0012-tile-engine.md has the figures.
+ * libjpeg-turbo bypasses the cache for rows that are aligned to its vectors, so the caller must pass unaligned buffers
+ * for tiles that are copied from. Patches are large in total and not read again soon, so they are written with
+ * streaming stores, in whole cache lines. Means are fewer and are written normally.
  *
- * Pixels that were put together otherwise are reduced by whole numbers here (_reduction.h) or resampled
- * (_resampling.h): several times as fast as by Pillow, which keeps four bytes a pixel.
+ * The module also reduces (_reduction.h) and resamples (_resampling.h) pixels that were assembled in other ways. This
+ * is several times as fast as Pillow, which stores four bytes per pixel.
  *
- * There is no state beyond a call but the library's functions (_libjpeg.h), which are set before the first, so any
- * number of threads may be in here at once.
+ * The only state between calls is the table of library functions (_libjpeg.h), which is set before the first call. Any
+ * number of threads may call the module at the same time.
  */
 
 #define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000 /* buffers are part of it since Python 3.11: one binary for all later ones */
+#define Py_LIMITED_API 0x030B0000 /* includes buffers since Python 3.11; one binary for all later versions */
 #include <Python.h>
 
 #include "_resampling.h"
@@ -58,42 +57,43 @@ static int64_t tiles_of(const Work *work)
     return tiles_across(work) * down;
 }
 
-/* The tiles as plain C, their memory held by `buffers`; how many of those are held, all is well only if `*fine`. */
-static Py_ssize_t take_tiles(Work *work, PyObject *indices, PyObject *memories, Py_ssize_t decoded, Py_buffer *buffers,
-                             int *fine)
+/* Convert the tiles to C structures, and acquire their buffers. Return the number of acquired buffers; an exception is
+ * set unless `*valid`. */
+static Py_ssize_t take_tiles(Work *work, PyObject *indices, PyObject *tile_buffers, Py_ssize_t decoded,
+                             Py_buffer *buffers, int *valid)
 {
     const int64_t level_tiles = tiles_of(work);
     const Py_ssize_t bytes = (Py_ssize_t)(work->tile_width * work->tile_height * CHANNELS);
     Py_ssize_t held = 0;
 
-    *fine = 0;
+    *valid = 0;
     for (Py_ssize_t place = 0; place < work->tile_count; place++) {
         Tile *tile = &work->tiles[place];
-        PyObject *memory = PyList_GetItem(memories, place);
+        PyObject *buffer = PyList_GetItem(tile_buffers, place);
         tile->index = PyLong_AsLongLong(PyList_GetItem(indices, place));
         tile->decoded = place < decoded;
         tile->pixels = NULL;
         if (PyErr_Occurred())
             return held;
-        if (tile->index < 0 || tile->index >= level_tiles || (memory == Py_None && tile->decoded)) {
-            PyErr_Format(PyExc_TypeError, "tile %lld is not there", (long long)tile->index);
+        if (tile->index < 0 || tile->index >= level_tiles || (buffer == Py_None && tile->decoded)) {
+            PyErr_Format(PyExc_TypeError, "tile %lld does not exist", (long long)tile->index);
             return held;
         }
-        if (memory == Py_None)
+        if (buffer == Py_None)
             continue;
-        if (PyObject_GetBuffer(memory, &buffers[held], PyBUF_WRITABLE) < 0)
+        if (PyObject_GetBuffer(buffer, &buffers[held], PyBUF_WRITABLE) < 0)
             return held;
         tile->pixels = buffers[held].buf;
         if (buffers[held++].len != bytes) {
-            PyErr_SetString(PyExc_TypeError, "memory of a tile has another size");
+            PyErr_SetString(PyExc_TypeError, "the buffer of a tile has the wrong size");
             return held;
         }
     }
-    *fine = 1;
+    *valid = 1;
     return held;
 }
 
-/* Take the patches and where they lie; whether their sizes belong together. */
+/* Set the patches and their corners, and return whether their shapes match. */
 static int take_patches(Work *work, const Py_buffer *corners, const Py_buffer *patches)
 {
     if (patches->ndim != 4 || patches->itemsize != 1 || patches->shape[3] != CHANNELS)
@@ -105,7 +105,7 @@ static int take_patches(Work *work, const Py_buffer *corners, const Py_buffer *p
            work->shrink >= 1 && work->shrink <= MAX_REDUCTION;
 }
 
-/* Whether no square of `shrink` x `shrink` pixels lies in two tiles. */
+/* Return whether no square of `shrink` x `shrink` pixels crosses a tile border. */
 static int squares_fit(const Work *work)
 {
     for (Py_ssize_t patch = 0; patch < work->patch_count; patch++)
@@ -114,33 +114,33 @@ static int squares_fit(const Work *work)
     return work->tile_width % work->shrink == 0 && work->tile_height % work->shrink == 0;
 }
 
-/* Whether the sizes of all other arrays belong together. */
-static int sizes_fit(const Work *work, Py_ssize_t memories, const Py_buffer *offsets, const Py_buffer *sizes,
+/* Return whether the shapes of all other arrays match. */
+static int sizes_fit(const Work *work, Py_ssize_t tile_buffers, const Py_buffer *offsets, const Py_buffer *sizes,
                      const Py_buffer *scratch)
 {
     if (work->width < 1 || work->height < 1 || work->tile_width < 1 || work->tile_height < 1 || work->head_bytes < 2)
         return 0;
-    return work->tile_count == memories && offsets->len == sizes->len && offsets->len / 8 >= tiles_of(work) &&
+    return work->tile_count == tile_buffers && offsets->len == sizes->len && offsets->len / 8 >= tiles_of(work) &&
            scratch->len == work->tile_width * work->tile_height * CHANNELS;
 }
 
 static PyObject *read_tiles(PyObject *module, PyObject *arguments)
 {
     Py_buffer head, offsets, sizes, corners, scratch, patches = {0}, *buffers = NULL;
-    PyObject *indices, *memories, *out, *result = NULL;
+    PyObject *indices, *tile_buffers, *out, *result = NULL;
     Py_ssize_t width, height, tile_width, tile_height, shrink, decoded, done, held = 0;
     Work work = {0};
     Decoder *decoder = NULL;
-    int fine = 0;
+    int valid = 0;
 
     (void)module;
     if (libjpeg.jpeg_std_error == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "no library is open");
+        PyErr_SetString(PyExc_RuntimeError, "open_library was not called");
         return NULL;
     }
     if (!PyArg_ParseTuple(arguments, "iy*y*y*(nn)(nn)O!O!ny*nOw*p:read_tiles", &work.descriptor, &head, &offsets,
                           &sizes, &width, &height, &tile_width, &tile_height, &PyList_Type, &indices, &PyList_Type,
-                          &memories, &decoded, &corners, &shrink, &out, &scratch, &work.bypass_cache))
+                          &tile_buffers, &decoded, &corners, &shrink, &out, &scratch, &work.bypass_cache))
         return NULL;
     if (PyObject_GetBuffer(out, &patches, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         goto end;
@@ -152,8 +152,8 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
     work.scratch = scratch.buf;
     work.shrink = shrink;
     if (!take_patches(&work, &corners, &patches) || !squares_fit(&work) ||
-        !sizes_fit(&work, PyList_Size(memories), &offsets, &sizes, &scratch)) {
-        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        !sizes_fit(&work, PyList_Size(tile_buffers), &offsets, &sizes, &scratch)) {
+        PyErr_SetString(PyExc_TypeError, "the shapes of the arrays do not match");
         goto end;
     }
     work.right = (width + shrink - 1) / shrink * shrink, work.lower = (height + shrink - 1) / shrink * shrink;
@@ -166,8 +166,8 @@ static PyObject *read_tiles(PyObject *module, PyObject *arguments)
         PyErr_NoMemory();
         goto end;
     }
-    held = take_tiles(&work, indices, memories, decoded, buffers, &fine);
-    if (!fine)
+    held = take_tiles(&work, indices, tile_buffers, decoded, buffers, &valid);
+    if (!valid)
         goto end;
 
     Py_BEGIN_ALLOW_THREADS
@@ -199,11 +199,11 @@ end:
     PyBuffer_Release(&sizes);
     PyBuffer_Release(&corners);
     PyBuffer_Release(&scratch);
-    PyBuffer_Release(&patches); /* nothing happens where there is none */
+    PyBuffer_Release(&patches); /* no effect if there is none */
     return result;
 }
 
-/* ---- before a chunk is read: what is white, and which tiles are needed ---- */
+/* ---- before a chunk is read: white padding and the needed tiles ---- */
 
 static int count_tile(PyObject *counts, int64_t index)
 {
@@ -222,7 +222,7 @@ static int count_tile(PyObject *counts, int64_t index)
     return failed;
 }
 
-/* Whiten a patch that reaches beyond the level, and count the tiles that it touches. */
+/* Fill a patch that extends beyond the level with white, and count the tiles that it touches. */
 static int start_patch(const Work *work, Py_ssize_t patch, PyObject *counts)
 {
     const int64_t x = work->corners[2 * patch], y = work->corners[2 * patch + 1];
@@ -262,7 +262,7 @@ static PyObject *start_patches(PyObject *module, PyObject *arguments)
     if (take_patches(&work, &corners, &patches) && tile_width > 0 && tile_height > 0)
         counts = PyDict_New();
     else
-        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        PyErr_SetString(PyExc_TypeError, "the shapes of the arrays do not match");
     for (Py_ssize_t patch = 0; counts != NULL && patch < work.patch_count; patch++)
         if (start_patch(&work, patch, counts) < 0)
             Py_CLEAR(counts);
@@ -292,7 +292,7 @@ static PyObject *reduce_pixels(PyObject *module, PyObject *arguments)
     if (factor < 1 || factor > MAX_REDUCTION || pixels.ndim != 3 || means.ndim != 3 || pixels.itemsize != 1 ||
         means.itemsize != 1 || pixels.shape[2] != CHANNELS || means.shape[2] != CHANNELS ||
         pixels.shape[0] != means.shape[0] * factor || pixels.shape[1] != means.shape[1] * factor) {
-        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        PyErr_SetString(PyExc_TypeError, "the shapes of the arrays do not match");
         goto close;
     }
     work = (Reduction){.pixels = pixels.buf,
@@ -324,7 +324,8 @@ end:
 
 /* ---- resampling ---- */
 
-/* Take one axis; whether it makes `count` pixels of those that are there. Room for its pairs is the caller's. */
+/* Set the filter of one axis, and return whether it is valid for `count` pixels from `there` pixels. The caller
+ * allocates `pairs`. */
 static int take_axis(Axis *axis, const Py_buffer *first, const Py_buffer *weights, Py_ssize_t count, Py_ssize_t there)
 {
     const Py_ssize_t taps = count < 1 ? 0 : weights->len / ((Py_ssize_t)sizeof(int32_t) * count);
@@ -343,7 +344,7 @@ static int take_axis(Axis *axis, const Py_buffer *first, const Py_buffer *weight
                 return 0;
             sum += *weight;
         }
-        if (sum > (1 << WEIGHT_BITS) + taps) /* each may have been rounded up */
+        if (sum > (1 << WEIGHT_BITS) + taps) /* each weight may have been rounded up */
             return 0;
     }
     return 1;
@@ -368,7 +369,7 @@ static PyObject *resample_pixels(PyObject *module, PyObject *arguments)
         pixels.shape[2] != CHANNELS || out.shape[2] != CHANNELS ||
         !take_axis(&work.across, &columns, &column_weights, out.shape[1], pixels.shape[1]) ||
         !take_axis(&work.down, &rows, &row_weights, out.shape[0], pixels.shape[0])) {
-        PyErr_SetString(PyExc_TypeError, "the arrays' sizes do not belong together");
+        PyErr_SetString(PyExc_TypeError, "the shapes of the arrays do not match");
         goto close;
     }
     work.pixels = pixels.buf, work.out = out.buf, work.width = (size_t)pixels.shape[1];
@@ -402,11 +403,11 @@ end:
 }
 
 static PyMethodDef methods[] = {
-    {"open_library", open_library, METH_O, "Decode with the libjpeg-turbo of this file, from now on."},
+    {"open_library", open_library, METH_O, "Use the libjpeg-turbo of this file in all later calls."},
     {"reduce_pixels", reduce_pixels, METH_VARARGS, "Means of squares of pixels."},
-    {"resample_pixels", resample_pixels, METH_VARARGS, "Pixels as weighted means of others."},
-    {"start_patches", start_patches, METH_VARARGS, "What some patches need, and white where there is nothing."},
-    {"read_tiles", read_tiles, METH_VARARGS, "Read, decode and hand out tiles; see plain_tiles.py."},
+    {"resample_pixels", resample_pixels, METH_VARARGS, "Pixels as weighted means of other pixels."},
+    {"start_patches", start_patches, METH_VARARGS, "Count the tiles that patches need, and fill padding with white."},
+    {"read_tiles", read_tiles, METH_VARARGS, "Read and decode tiles, and copy them to patches; see kernel_numpy.py."},
     {NULL, NULL, 0, NULL},
 };
 

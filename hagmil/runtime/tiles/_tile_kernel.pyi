@@ -28,7 +28,7 @@ def read_tiles(
     level: tuple[int, int],
     tile: tuple[int, int],
     indices: list[int],
-    memories: list[NDArray[np.uint8] | None],
+    buffers: list[NDArray[np.uint8] | None],
     decoded: int,
     corners: NDArray[np.int64],
     shrink: int,

@@ -1,5 +1,5 @@
 /*
- * Step 4 of _tile_kernel.c, and all of them tile after tile, without the interpreter.
+ * Step 4 of _tile_kernel.c, and the loop over tiles that performs steps 2 to 4, without the GIL.
  */
 
 #ifndef HAGMIL_TILE_WORK_H
@@ -18,7 +18,7 @@
 #endif
 
 #define WHITE 255
-#define LINE_BYTES 64 /* of the processor's cache */
+#define LINE_BYTES 64 /* a line of the processor's cache */
 #define ROWS_AHEAD 8
 
 #ifdef __GNUC__
@@ -30,7 +30,7 @@
 static void copy_bypassing_cache(unsigned char *to, const unsigned char *from, size_t count)
 {
 #ifdef __SSE2__
-    /* Only whole lines: a line that is written past the cache in parts costs more than it saves. */
+    /* Whole lines only: streaming a part of a line costs more than it saves. */
     size_t before = (size_t)(-(uintptr_t)to) % LINE_BYTES;
     before = before < count ? before : count;
     memcpy(to, from, before);
@@ -42,7 +42,7 @@ static void copy_bypassing_cache(unsigned char *to, const unsigned char *from, s
     memcpy(to, from, count);
 }
 
-/* Find what a tile covers of each patch; how many parts these are. */
+/* Find the part of each patch that a tile covers, and return the number of parts. */
 static ptrdiff_t find_parts(const Work *work, const Box *tile)
 {
     ptrdiff_t count = 0;
@@ -61,7 +61,7 @@ static ptrdiff_t find_parts(const Work *work, const Box *tile)
     return count;
 }
 
-/* The box that holds all parts, in the tile's own pixels; where there is none, all of the tile. */
+/* Bounding box of all parts in pixels of the tile; the whole tile if there are no parts. */
 static Box box_of_parts(const Work *work, const Box *tile, ptrdiff_t count)
 {
     Box box = count == 0 ? *tile : work->parts[0].box;
@@ -74,7 +74,7 @@ static Box box_of_parts(const Work *work, const Box *tile, ptrdiff_t count)
     return (Box){box.left - tile->left, box.upper - tile->upper, box.right - tile->left, box.lower - tile->upper};
 }
 
-static unsigned char *place_of(const Work *work, const Part *part)
+static unsigned char *destination_of(const Work *work, const Part *part)
 {
     const int64_t column = (part->box.left - work->corners[2 * part->patch]) / work->shrink;
     const int64_t row = (part->box.upper - work->corners[2 * part->patch + 1]) / work->shrink;
@@ -83,16 +83,16 @@ static unsigned char *place_of(const Work *work, const Part *part)
            CHANNELS * ((part->patch * work->patch_height + row) * work->patch_width + column);
 }
 
-/* Copy a part from where it lies in the tile. */
+/* Copy a part of a tile to its patch. */
 static void copy_part(const Work *work, const unsigned char *from, const Part *part)
 {
     const size_t bytes = (size_t)(part->box.right - part->box.left) * CHANNELS;
     const size_t from_pitch = (size_t)work->tile_width * CHANNELS, to_pitch = (size_t)work->patch_width * CHANNELS;
     const int64_t rows = part->box.lower - part->box.upper;
-    unsigned char *to = place_of(work, part);
+    unsigned char *to = destination_of(work, part);
 
     for (int64_t row = 0; row < rows; row++, from += from_pitch, to += to_pitch) {
-        if (row + ROWS_AHEAD < rows) { /* the lines at both ends are there when their turn comes */
+        if (row + ROWS_AHEAD < rows) { /* so that the lines at both ends are in the cache in time */
             PREFETCH(to + ROWS_AHEAD * to_pitch);
             PREFETCH(to + ROWS_AHEAD * to_pitch + bytes - 1);
         }
@@ -103,12 +103,12 @@ static void copy_part(const Work *work, const unsigned char *from, const Part *p
     }
 }
 
-/* Put the means of a part's squares where they belong. */
+/* Write the means of the squares of a part to its patch. */
 static void shrink_part(const Work *work, const unsigned char *from, const Part *part)
 {
     const Reduction reduction = {
         .pixels = from,
-        .means = place_of(work, part),
+        .means = destination_of(work, part),
         .pixels_pitch = (size_t)work->tile_width * CHANNELS,
         .means_pitch = (size_t)work->patch_width * CHANNELS,
         .height = (size_t)((part->box.lower - part->box.upper) / work->shrink),
@@ -120,7 +120,7 @@ static void shrink_part(const Work *work, const unsigned char *from, const Part 
     all_means(&reduction);
 }
 
-/* Whiten what of a tile lies beyond the level: squares that are there in part have white in their means. */
+/* Fill the part of a tile beyond the level with white, which counts in the means of squares at the edge. */
 static void whiten_beyond(const Work *work, const Box *tile, unsigned char *pixels)
 {
     const size_t pitch = (size_t)work->tile_width * CHANNELS;
@@ -132,7 +132,7 @@ static void whiten_beyond(const Work *work, const Box *tile, unsigned char *pixe
     memset(pixels + (size_t)height * pitch, WHITE, (size_t)(work->tile_height - height) * pitch);
 }
 
-/* Whether a tile's only part is all of it, as it is. */
+/* Return whether the only part is the whole tile, unreduced. */
 static int is_whole(const Work *work, const Box *tile, ptrdiff_t count)
 {
     const Box *box = &work->parts[0].box;
@@ -152,7 +152,7 @@ static int do_tile(Decoder *decoder, const Work *work, const Tile *tile)
     unsigned char *pixels = tile->pixels == NULL ? work->scratch : tile->pixels;
 
     if (tile->pixels == NULL && is_whole(work, &place, count))
-        return decode(decoder, work, tile->index, &whole, place_of(work, work->parts),
+        return decode(decoder, work, tile->index, &whole, destination_of(work, work->parts),
                       (size_t)work->patch_width * CHANNELS);
     if (!tile->decoded) {
         const Box needed = tile->pixels == NULL ? box_of_parts(work, &place, count) : whole;
@@ -170,7 +170,7 @@ static int do_tile(Decoder *decoder, const Work *work, const Tile *tile)
     return 0;
 }
 
-/* All tiles in order: how many were done before the first that failed. */
+/* Process all tiles in order, and return the number of tiles before the first that failed. */
 static ptrdiff_t do_all(Decoder *decoder, const Work *work)
 {
     ptrdiff_t done = 0;
@@ -180,7 +180,7 @@ static ptrdiff_t do_all(Decoder *decoder, const Work *work)
             done++;
     decoder_close(decoder);
 #ifdef __SSE2__
-    _mm_sfence(); /* what went past the cache is there before another thread is told so */
+    _mm_sfence(); /* makes streamed data visible before another thread is notified */
 #endif
     return done;
 }

@@ -1,13 +1,13 @@
 """Weights of Pillow's antialiasing linear filter, for the compiled tile kernel.
 
-1. An axis of a picture is cut from ``begin`` to ``end`` and resampled to ``count`` pixels, each ``scale`` wide.
-2. A pixel of the result is made of those whose middle lies within ``scale`` of its own, or within 1 where it is
-   enlarged. Their weights fall linearly to 0 there, and are divided by their sum.
-3. Weights are whole numbers of 2^-22.
+1. One axis of an image is cut from ``begin`` to ``end`` and resampled to ``count`` pixels, each ``scale`` wide.
+2. A pixel of the result is a weighted mean of the pixels whose centres lie within ``scale`` of its own centre (within 1
+   if the image is enlarged). The weights decrease linearly to 0 at that distance and are divided by their sum.
+3. The weights are integer multiples of 2^-22.
 
-All of it is Pillow's arithmetic, its rounding of ``begin`` and ``end`` to single precision included, so that pixels of
-squares are the same to the last bit; a contract test holds them side by side. (Whether rows or columns come first shows
-in the last bit. It is rows here, as in Pillow up to 12; from 13 on Pillow chooses by the shape, for squares rows.)
+This is Pillow's arithmetic, including its rounding of ``begin`` and ``end`` to single precision, so that the pixels of
+squares are identical; a contract test compares them. (The last bit depends on whether rows or columns are resampled
+first. Rows are first here and in Pillow up to version 12. Pillow 13 decides by the shape; rows are first for squares.)
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _WEIGHT_BITS = 22
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearFilter:
-    """What the pixels of one axis are made of.
+    """The filter of one axis.
 
     Args:
-        first: int32 (count,), the first of the pixels that make each; it does not fall.
-        weights: int32 (count, taps), of 2^22; an even number of taps.
+        first: int32 (count,), index of the first input pixel of each output pixel; never decreases.
+        weights: int32 (count, taps), multiples of 2^-22; the number of taps is even.
     """
 
     first: NDArray[np.int32]
@@ -36,16 +36,16 @@ class LinearFilter:
 
 @functools.lru_cache(maxsize=256)
 def linear_filter(size: int, begin: float, end: float, count: int) -> LinearFilter | None:
-    """The filter of one axis.
+    """Compute the filter of one axis.
 
     Args:
-        size: pixels that there are.
-        begin: where the part that is resampled begins, in pixels.
-        end: where it ends.
-        count: pixels of the result.
+        size: number of input pixels.
+        begin: start of the part to resample, in pixels.
+        end: end of that part.
+        count: number of output pixels.
 
     Returns:
-        The filter; None where there are fewer pixels than its taps.
+        The filter; None if it has more taps than there are input pixels.
     """
     low, high = np.float32(begin), np.float32(end)
     scale = float(high - low) / count  # step 1
@@ -62,10 +62,10 @@ def linear_filter(size: int, begin: float, end: float, count: int) -> LinearFilt
     weights = np.maximum(1 - np.abs((pixels - middles[:, np.newaxis] + 0.5) * (1 / reach)), 0)
     weights *= (pixels >= first[:, np.newaxis]) & (pixels < after[:, np.newaxis])
     total = np.zeros(count)
-    for tap in range(taps):  # one after the other, as rounding has it
+    for tap in range(taps):  # in this order, for the same rounding as Pillow
         total += weights[:, tap]
     whole = (weights / total[:, np.newaxis] * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)  # step 3
     found = LinearFilter(start.astype(np.int32), whole)
     for array in (found.first, found.weights):
-        array.setflags(write=False)  # it is everybody's
+        array.setflags(write=False)  # shared by all callers, through the cache
     return found

@@ -1,10 +1,11 @@
-"""The encoded JPEG tiles of one level of a TIFF file, each decoded by itself, by libjpeg-turbo.
+"""The encoded JPEG tiles of one level of a TIFF file, decoded one by one by libjpeg-turbo.
 
-What is given to the decoder beside a tile's own bytes, as a JPEG stream without an image, the head of all tiles:
+In addition to the bytes of a tile, the decoder gets a JPEG stream without an image (the head), which is the same for
+all tiles of the level:
 
-1. An Adobe marker that says whether the three channels are YCbCr or RGB, as the TIFF tags say it. Many files
-   leave that to the tags, and a decoder would take them for YCbCr. What a tile itself says comes first.
-2. The tables that all tiles of the level share, where they do.
+1. An Adobe marker with the colour space of the TIFF tags, YCbCr or RGB. Many files specify it only in the tags, and a
+   decoder would assume YCbCr. Markers of the tile itself take precedence.
+2. The tables that all tiles of the level share, if any.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from hagmil.runtime.tiles.tiff_tags import TiffDirectory, TiffError, read_tile_i
 
 _JPEG, _SIDE_BY_SIDE = 7, 1
 _RGB, _YCBCR = 2, 6
-_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and one byte: 0 for RGB, 1 for YCbCr
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # followed by one byte: 0 for RGB, 1 for YCbCr
 
 
 def holds_jpeg_tiles(directory: TiffDirectory) -> bool:
-    """Whether an image is stored in JPEG tiles of three channels of 8 bits, none of them missing."""
+    """Return whether an image consists of JPEG tiles with three 8-bit channels, and none is missing."""
     return (
         directory.tiled
         and directory.compression == _JPEG
@@ -38,15 +39,16 @@ def holds_jpeg_tiles(directory: TiffDirectory) -> bool:
 
 
 class JpegTiles:
-    """Tiles of one level; several threads may read at once.
+    """The JPEG tiles of one level; see ``EncodedTiles``.
 
     Args:
         path: the file.
         level: index of the level, for messages.
-        directory: the level's image; see ``holds_jpeg_tiles``.
+        directory: the image of the level; ``holds_jpeg_tiles`` is true for it.
 
     Raises:
-        SlideFailed: the tags do not say where the tiles lie, or the file is gone (code ``unreadable``).
+        SlideFailed: the tags do not give the positions of the tiles, or the file cannot be opened (code
+            ``unreadable``).
     """
 
     def __init__(self, path: Path, level: int, directory: TiffDirectory) -> None:

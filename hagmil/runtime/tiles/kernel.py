@@ -1,7 +1,7 @@
-"""Which tile kernel is used, and which libjpeg-turbo: the compiled one where it was built, else its plain twin.
+"""Selects the tile kernel: the compiled one if it was built, else its NumPy equivalent.
 
-Both give the same pixels; docs/decisions/0012-tile-engine.md says what the compiled one saves. It decodes by the
-libjpeg-turbo that lies in Pillow's wheel, which is a new one, or else by the system's.
+Both give the same pixels; docs/decisions/0012-tile-engine.md gives the difference in speed. The compiled kernel decodes
+with the libjpeg-turbo in Pillow's wheel, which is recent, or with that of the system.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from PIL import features
 from hagmil.runtime.tiles import kernel_numpy
 from hagmil.runtime.tiles.filter_weights import linear_filter
 
-_SYSTEM_LIBRARIES = ("libjpeg.so.62", "libjpeg.so.8")  # of the two interfaces in use: Debian's and Ubuntu's
+_SYSTEM_LIBRARIES = ("libjpeg.so.62", "libjpeg.so.8")  # the two interfaces in use: Debian and Ubuntu
 
 why_not_compiled: str | None = None
-"""Why the compiled kernel is not used; None where it is."""
+"""Reason why the compiled kernel is not used; None if it is used."""
 try:
     from hagmil.runtime.tiles import _tile_kernel as compiled
 except ImportError as error:
@@ -27,23 +27,23 @@ except ImportError as error:
 
 
 def libraries() -> list[str]:
-    """Where libjpeg-turbo may be, the one to be preferred first: Pillow's own, then the system's."""
+    """Return the libraries to try, in order of preference: libjpeg-turbo of Pillow, then of the system."""
     package = Path(PIL.__file__).parent
     own = [*package.parent.glob("pillow.libs/libjpeg*"), *package.glob(".dylibs/libjpeg*")]
     return [*sorted(map(str, own)), *_SYSTEM_LIBRARIES]
 
 
 def open_first(paths: list[str]) -> str:
-    """Have the compiled kernel decode by the first of some libraries that has the interface it was compiled for.
+    """Let the compiled kernel use the first library that has the interface the kernel was compiled for.
 
     Args:
-        paths: of shared libraries, or their names.
+        paths: paths or names of shared libraries.
 
     Returns:
-        The one that was taken.
+        The library that is used.
 
     Raises:
-        OSError: none will do.
+        OSError: no library is suitable.
     """
     errors = []
     for path in paths:
@@ -57,30 +57,30 @@ def open_first(paths: list[str]) -> str:
 
 
 library: str | None = None
-"""The libjpeg-turbo of the compiled kernel, where that is used."""
+"""The libjpeg-turbo that the compiled kernel uses; None if that kernel is not used."""
 if why_not_compiled is None:
     try:
         library = open_first(libraries())
     except OSError as error:
-        why_not_compiled = f"no libjpeg-turbo for it ({error})"
+        why_not_compiled = f"no suitable libjpeg-turbo ({error})"
 if why_not_compiled is None:
     start_patches, read_tiles = compiled.start_patches, compiled.read_tiles
 else:
     start_patches, read_tiles = kernel_numpy.start_patches, kernel_numpy.read_tiles
 
-REMEDY = "install a C compiler and libjpeg-turbo's headers (Debian, Ubuntu: gcc, libjpeg-dev), then hagmil once more"
-"""How to get the compiled kernel."""
+REMEDY = "install a C compiler and the headers of libjpeg-turbo (Debian, Ubuntu: gcc, libjpeg-dev); reinstall hagmil"
+"""Instructions for getting the compiled kernel."""
 
 MAX_REDUCTION = 256
-"""Side of the largest square that the compiled kernel reduces to a pixel."""
+"""Side of the largest square that the compiled kernel can reduce to a pixel."""
 
 
 def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8]) -> None:
-    """Means of squares of pixels, rounded as Pillow rounds them.
+    """Compute means of squares of pixels, rounded as in Pillow's ``Image.reduce``.
 
     Args:
         pixels: uint8 (height * factor, width * factor, 3).
-        factor: side of a square.
+        factor: side of the squares.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
     if why_not_compiled is None and factor <= MAX_REDUCTION:
@@ -90,11 +90,11 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
 
 
 def resample_pixels(pixels: NDArray[np.uint8], box: tuple[float, float, float, float], out: NDArray[np.uint8]) -> None:
-    """Resample a square of a picture by Pillow's antialiasing linear filter.
+    """Resample a square of an image with Pillow's antialiasing linear filter.
 
     Args:
         pixels: uint8 (side, side, 3).
-        box: left, upper, right and lower edge of the square, in pixels and within them; fractions count.
+        box: left, upper, right and lower edge of the square in pixels, fractions included, within the image.
         out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
     """
     if why_not_compiled is None:
@@ -107,9 +107,9 @@ def resample_pixels(pixels: NDArray[np.uint8], box: tuple[float, float, float, f
 
 
 def kernel_name() -> str:
-    """What reads JPEG tiles here, for reports."""
+    """Return the name of the tile kernel and its JPEG decoder, for reports."""
     if library is None:
-        return "plain, simplejpeg"
+        return "NumPy, simplejpeg"
     if library in _SYSTEM_LIBRARIES:
         return f"compiled, libjpeg-turbo of the system ({library})"
     return f"compiled, libjpeg-turbo {features.version('libjpeg_turbo')} of Pillow"

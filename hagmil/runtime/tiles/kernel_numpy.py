@@ -1,6 +1,6 @@
-"""The plain twin of the compiled tile kernel: simplejpeg decodes, NumPy copies, Pillow reduces and resamples.
+"""NumPy equivalent of the compiled tile kernel: simplejpeg decodes, NumPy copies, Pillow reduces and resamples.
 
-Same pixels and same errors as ``_tile_kernel.c`` by way of ``tile_kernel.py``; one contract test holds both.
+It gives the same pixels and errors as ``_tile_kernel.c`` (used through ``kernel.py``); one contract test covers both.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from PIL import Image
 from hagmil.runtime.pixels import WHITE
 
 START, END = b"\xff\xd8", b"\xff\xd9"
-"""Of a JPEG stream."""
+"""First and last marker of a JPEG stream."""
 _THREE_CHANNELS = ("RGB", "YCbCr")
 
-_Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # where to, and which rows and columns of the tile
+_Piece = tuple[NDArray[np.uint8], tuple[slice, slice]]  # destination; rows and columns of the tile
 
 
 def start_patches(
@@ -29,17 +29,17 @@ def start_patches(
     patches: NDArray[np.uint8],
     /,
 ) -> dict[int, int]:
-    """Whiten patches that reach beyond the level, and say which tiles patches need.
+    """Fill patches that extend beyond the level with white, and count the patches that touch each tile.
 
     Args:
-        level: width and height of the level, in pixels.
-        tile: width and height of a tile, in pixels.
-        corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
-        shrink: pixels of the level, each way, that make one of a patch.
+        level: width and height of the level in pixels.
+        tile: width and height of a tile in pixels.
+        corners: int64 (n, 2), top-left corners (x, y) of the patches in pixels of the level; they may lie outside.
+        shrink: pixels of the level, along each axis, that become one pixel of a patch.
         patches: uint8 (n, height, width, 3), contiguous.
 
     Returns:
-        Tiles, counted row after row, in the order of patches, and how many patches touch each.
+        The tiles that the patches need, in the order of the patches: tile index (row by row) to number of patches.
     """
     counts: dict[int, int] = {}
     (level_width, level_height), (tile_width, tile_height) = level, tile
@@ -65,48 +65,49 @@ def read_tiles(
     level: tuple[int, int],
     tile: tuple[int, int],
     indices: list[int],
-    memories: list[NDArray[np.uint8] | None],
+    buffers: list[NDArray[np.uint8] | None],
     decoded: int,
     corners: NDArray[np.int64],
     shrink: int,
     patches: NDArray[np.uint8],
     scratch: NDArray[np.uint8],
-    bypass_cache: bool,  # noqa: ARG001 - NumPy cannot
+    bypass_cache: bool,  # noqa: ARG001 - not possible in NumPy
     /,
 ) -> None:
-    """Read, decode and hand out tiles to the patches that they cover; nothing else of the patches is written.
+    """Read and decode tiles, and write the pixels that they cover to the patches; no other pixels are written.
 
-    What of a tile lies beyond the level is white in its memory.
+    The part of a tile beyond the level is white in its buffer.
 
     Args:
-        descriptor: of the file.
-        head: a JPEG stream without an image, of what stands before each tile's own markers.
-        offsets: int64 (tiles of the level,), where each encoded tile lies in the file.
-        sizes: int64 (tiles of the level,), bytes of each.
-        level: width and height of the level, in pixels.
-        tile: width and height of a tile, in pixels.
-        indices: which tiles, counted row after row, each once.
-        memories: uint8 (tile_height, tile_width, 3), contiguous, that hold each of them; None where nothing is to be
-            kept of a tile.
-        decoded: how many of them, from the first, are in their memory already. The others are decoded to there.
-        corners: int64 (n, 2), upper left corners (x, y) of the patches in the level's pixels; they may lie outside.
-            Whole numbers of ``shrink``, as the sides of tiles are.
-        shrink: a pixel of a patch is the mean of so many of the level's each way, 1 to 256; beyond the level these are
-            white.
+        descriptor: file descriptor.
+        head: JPEG stream without an image: the tables and markers that precede the markers of each tile.
+        offsets: int64 (tiles of the level,), position of each encoded tile in the file.
+        sizes: int64 (tiles of the level,), size of each encoded tile in bytes.
+        level: width and height of the level in pixels.
+        tile: width and height of a tile in pixels.
+        indices: the tiles to use, numbered row by row, without repeats.
+        buffers: a buffer for each of them, uint8 (tile_height, tile_width, 3), contiguous; None if the decoded tile is
+            not kept.
+        decoded: number of tiles at the start of ``indices`` whose buffers contain the decoded tile already.
+        corners: int64 (n, 2), top-left corners (x, y) of the patches in pixels of the level; they may lie outside.
+            Corners and tile sides are multiples of ``shrink``.
+        shrink: pixels of the level, along each axis, whose mean is one pixel of a patch: 1 to 256. Pixels beyond the
+            level count as white.
         patches: uint8 (n, height, width, 3), contiguous.
-        scratch: uint8 (tile_height, tile_width, 3), for tiles of which nothing is to be kept; overwritten.
-        bypass_cache: whether patches are so many that they had better not pass through the processor's cache.
+        scratch: uint8 (tile_height, tile_width, 3), buffer for tiles that are not kept; overwritten.
+        bypass_cache: whether to write patches past the processor's cache (compiled kernel only).
 
     Raises:
-        ValueError: a tile is damaged, or cannot be read; the index of the first such, and what is wrong with it.
+        ValueError: a tile is damaged or cannot be read; the arguments are the index of the first such tile and the
+            reason.
     """
     assert not (corners % shrink).any()
     assert not any(side % shrink for side in tile)
     starts: list[list[int]] = corners.tolist()
-    for number, (index, memory) in enumerate(zip(indices, memories, strict=True)):
+    for number, (index, buffer) in enumerate(zip(indices, buffers, strict=True)):
         pieces = _pieces(index, level, tile, starts, shrink, patches)
-        pixels = scratch if memory is None else memory
-        if memory is None and len(pieces) == 1 and _takes_whole(pieces[0][0], scratch):
+        pixels = scratch if buffer is None else buffer
+        if buffer is None and len(pieces) == 1 and _takes_whole(pieces[0][0], scratch):
             pixels = pieces[0][0]
         if number >= decoded:
             try:
@@ -122,11 +123,11 @@ def read_tiles(
 
 
 def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint8], /) -> None:
-    """Means of squares of pixels, rounded as Pillow rounds them.
+    """Compute means of squares of pixels, rounded as in Pillow's ``Image.reduce``.
 
     Args:
         pixels: uint8 (height * factor, width * factor, 3).
-        factor: side of a square, 1 to 256.
+        factor: side of the squares, 1 to 256.
         means: uint8 (height, width, 3), contiguous; overwritten.
     """
     means[...] = _reduced(pixels, factor)
@@ -135,11 +136,11 @@ def reduce_pixels(pixels: NDArray[np.uint8], factor: int, means: NDArray[np.uint
 def resample_pixels(
     pixels: NDArray[np.uint8], box: tuple[float, float, float, float], out: NDArray[np.uint8], /
 ) -> None:
-    """Resample a square of a picture by Pillow's antialiasing linear filter.
+    """Resample a square of an image with Pillow's antialiasing linear filter.
 
     Args:
         pixels: uint8 (side, side, 3).
-        box: left, upper, right and lower edge of the square, in pixels and within them; fractions count.
+        box: left, upper, right and lower edge of the square in pixels, fractions included, within the image.
         out: uint8 (patch_px, patch_px, 3), contiguous; overwritten.
     """
     out[...] = np.asarray(Image.fromarray(pixels).resize((len(out), len(out)), Image.Resampling.BILINEAR, box=box))
@@ -150,13 +151,13 @@ def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def _corner(index: int, level: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
-    """Where a tile begins, in the level's pixels: x, y."""
+    """Top-left corner (x, y) of a tile in pixels of the level."""
     row, column = divmod(index, -(-level[0] // tile[0]))
     return column * tile[0], row * tile[1]
 
 
 def _whiten_beyond(index: int, level: tuple[int, int], tile: tuple[int, int], pixels: NDArray[np.uint8]) -> None:
-    """Whiten what of a tile lies beyond the level: squares that are there in part have white in their means."""
+    """Fill the part of a tile beyond the level with white, which counts in the means of squares at the edge."""
     left, upper = _corner(index, level, tile)
     pixels[level[1] - upper :] = WHITE
     pixels[:, level[0] - left :] = WHITE
@@ -170,7 +171,7 @@ def _pieces(
     shrink: int,
     patches: NDArray[np.uint8],
 ) -> list[_Piece]:
-    """Which parts of a tile go where; squares that are there in part belong to the level."""
+    """Find the parts of a tile that patches need, including squares that lie partly beyond the level."""
     left, upper = _corner(index, level, tile)
     right, lower = (
         min(begin + side, -(-end // shrink) * shrink)
@@ -188,19 +189,19 @@ def _pieces(
 
 
 def _takes_whole(place: NDArray[np.uint8], tile: NDArray[np.uint8]) -> bool:
-    """Whether a tile can be decoded right where it goes."""
+    """Whether a tile can be decoded directly into its destination."""
     return place.shape == tile.shape and place.flags.c_contiguous
 
 
 def _decode(descriptor: int, head: bytes, offset: int, size: int, out: NDArray[np.uint8]) -> None:
-    """Decode one tile; raises ValueError or OSError."""
+    """Decode one tile; raise ValueError or OSError if that fails."""
     data = os.pread(descriptor, size, offset)
     if len(data) < size or not data.startswith(START):
-        raise ValueError("its bytes are no JPEG stream")
+        raise ValueError("not a JPEG stream")
     stream = head[: -len(END)] + data[len(START) :]
     height, width, colours, _ = simplejpeg.decode_jpeg_header(stream)
     if (height, width) != out.shape[:2]:
-        raise ValueError(f"it holds {width} x {height} px")
+        raise ValueError(f"the JPEG image is {width} x {height} px")
     if colours not in _THREE_CHANNELS:
-        raise ValueError("it does not hold three channels")
+        raise ValueError("the JPEG image does not have three channels")
     simplejpeg.decode_jpeg(stream, "RGB", buffer=out)

@@ -1,7 +1,7 @@
-"""The tags of a TIFF file's directories: what a file is, known without decoding a pixel.
+"""Reads the tags of the directories of a TIFF file, without decoding pixels.
 
-Classic TIFF and BigTIFF, either byte order (TIFF 6.0, section 2; BigTIFF as libtiff writes it). Only tags
-that decide how a slide is read are kept.
+Supports classic TIFF and BigTIFF in both byte orders (TIFF 6.0, section 2; BigTIFF as libtiff writes it). Only tags
+that determine how a slide is read are kept.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_DIRECTORIES = 10_000
-_MOST_BYTES = 256 << 20
+_MAX_DIRECTORIES = 10_000
+_MAX_BYTES = 256 << 20
 _REDUCED_IMAGE = 1
 
 _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
@@ -51,23 +51,23 @@ class TiffDirectory:
     """One image inside a TIFF file, as its tags describe it.
 
     Args:
-        offset: where its tags lie in the file, in bytes.
+        offset: position of its tags in the file, in bytes.
         page: index in the chain of directories.
-        subifd: index among the page's SubIFDs; None for the page itself.
-        width: pixels.
-        height: pixels.
-        tile_width: pixels; None where the image is stored in strips.
-        tile_height: pixels; None where the image is stored in strips.
+        subifd: index among the SubIFDs of the page; None for the page itself.
+        width: width in pixels.
+        height: height in pixels.
+        tile_width: width of a tile in pixels; None if the image is stored in strips.
+        tile_height: height of a tile in pixels; None if the image is stored in strips.
         bits: bits of each sample.
         sample_format: 1 unsigned integer, 2 signed, 3 float, 4 undefined.
-        compression: TIFF's number, 7 is JPEG.
-        photometric: TIFF's number, 2 is RGB, 6 is YCbCr.
-        planar: 1 samples side by side, 2 a plane for each.
-        reduced: whether the tags call it a smaller version of another image.
-        description: the text of ImageDescription.
-        resolution: pixels per unit along x and y; None where a tag lacks or is no number above 0.
+        compression: code of the TIFF specification; 7 is JPEG.
+        photometric: code of the TIFF specification; 2 is RGB, 6 is YCbCr.
+        planar: 1 for interleaved samples, 2 for one plane per sample.
+        reduced: whether the tags mark it as a smaller version of another image.
+        description: value of ImageDescription.
+        resolution: pixels per unit along x and y; None if a tag is missing or not positive.
         resolution_unit: 1 none, 2 inch, 3 centimetre.
-        missing_tiles: whether some tiles have no bytes at all.
+        missing_tiles: whether some tiles have no bytes.
         subdirectories: its SubIFDs.
     """
 
@@ -92,23 +92,23 @@ class TiffDirectory:
 
     @property
     def samples(self) -> int:
-        """Numbers stored for one pixel."""
+        """Number of samples per pixel."""
         return len(self.bits)
 
     @property
     def tiled(self) -> bool:
-        """Whether it is stored in tiles, so that a part of it can be decoded alone."""
+        """Whether the image is stored in tiles, so that a part of it can be decoded separately."""
         return self.tile_width is not None and self.tile_height is not None
 
 
 @dataclass(frozen=True, slots=True)
 class TileIndex:
-    """Where the encoded tiles of one image lie in the file, row after row of tiles.
+    """Positions of the encoded tiles of one image in the file, row by row.
 
     Args:
-        offsets: int64 (tiles,), bytes from the file's start.
-        sizes: int64 (tiles,), bytes of each.
-        jpeg_tables: the JPEG stream of tables that all tiles share; empty where each brings its own.
+        offsets: int64 (tiles,), bytes from the start of the file.
+        sizes: int64 (tiles,), size of each tile in bytes.
+        jpeg_tables: JPEG stream of the tables that all tiles share; empty if each tile contains its own.
     """
 
     offsets: NDArray[np.int64]
@@ -117,14 +117,14 @@ class TileIndex:
 
 
 def read_tile_index(path: Path, directory: TiffDirectory) -> TileIndex:
-    """Read where the tiles of one image lie.
+    """Read the positions of the tiles of one image.
 
     Args:
         path: the file.
-        directory: one of its images, stored in tiles.
+        directory: a tiled image in it.
 
     Raises:
-        TiffError: the tags are damaged, or tell of fewer tiles than the image has.
+        TiffError: the tags are damaged, or list fewer tiles than the image has.
         OSError: the file cannot be read.
     """
     assert directory.tile_width is not None
@@ -133,7 +133,8 @@ def read_tile_index(path: Path, directory: TiffDirectory) -> TileIndex:
     with _parsing(path) as parser:
         index = parser.tile_index(directory.offset)
     if min(len(index.offsets), len(index.sizes)) < tiles:
-        raise TiffError(f"the TIFF tags tell of {min(len(index.offsets), len(index.sizes))} tiles, not of {tiles}")
+        listed = min(len(index.offsets), len(index.sizes))
+        raise TiffError(f"the TIFF tags list {listed} tiles, but the image has {tiles}")
     return index
 
 
@@ -141,7 +142,7 @@ def read_directories(path: Path) -> tuple[TiffDirectory, ...]:
     """Read the tags of every page of a TIFF file, in file order.
 
     Raises:
-        TiffError: the file is no TIFF, or is damaged where its directories lie.
+        TiffError: the file is not TIFF, or its directories are damaged.
         OSError: the file cannot be read.
     """
     with _parsing(path) as parser:
@@ -150,7 +151,7 @@ def read_directories(path: Path) -> tuple[TiffDirectory, ...]:
 
 @contextmanager
 def _parsing(path: Path) -> Iterator[_Parser]:
-    """A parser of the file; whatever its damage makes Python raise becomes a TiffError."""
+    """Yield a parser of the file; errors that damage causes in Python become a TiffError."""
     with path.open("rb") as file:
         try:
             yield _Parser(file)
@@ -161,7 +162,7 @@ def _parsing(path: Path) -> Iterator[_Parser]:
 
 
 class _Parser:
-    """Follows the directories of one open file."""
+    """Reads the directories of one open file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -185,7 +186,7 @@ class _Parser:
             page += 1
 
     def tile_index(self, offset: int) -> TileIndex:
-        """The places of all tiles of the directory at an offset."""
+        """Return the positions of all tiles of the directory at an offset."""
         values = {
             tag: self._integers(kind, value)
             for tag, kind, value in self._entries(offset)[0]
@@ -196,7 +197,7 @@ class _Parser:
         return TileIndex(values.get(_TILE_OFFSETS, none), values.get(_TILE_BYTES, none), tables)
 
     def _directory(self, offset: int, page: int, subifd: int | None) -> tuple[TiffDirectory, int]:
-        if offset in self._seen or len(self._seen) >= _MOST_DIRECTORIES:
+        if offset in self._seen or len(self._seen) >= _MAX_DIRECTORIES:
             raise TiffError("the chain of TIFF directories does not end")
         self._seen.add(offset)
         numbers, description, following = self._tags(offset)
@@ -217,7 +218,7 @@ class _Parser:
         return numbers, description, following
 
     def _entries(self, offset: int) -> tuple[list[tuple[int, int, bytes]], int]:
-        """Tag, type and value field of every entry of a directory, and where the next directory lies."""
+        """Read tag, type and value field of each entry of a directory, and the offset of the next directory."""
         count_code, link_bytes, entry_bytes = ("Q", 8, 20) if self._big else ("H", 4, 12)
         head_bytes = struct.calcsize(count_code)
         count = self._unpack(count_code, self._read(offset, head_bytes))
@@ -234,13 +235,13 @@ class _Parser:
         return tuple(top / bottom if bottom else 0.0 for top, bottom in pairs)
 
     def _integers(self, kind: int, entry: bytes) -> NDArray[np.int64]:
-        """Whole numbers of any type; UNDEFINED is bytes."""
+        """Read integers of any type; UNDEFINED is read as bytes."""
         if kind == _UNDEFINED:
             kind = _BYTE
         return self._value(np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order), 1, entry).astype(np.int64)
 
     def _value(self, number: np.dtype[Any], parts: int, entry: bytes) -> NDArray[Any]:
-        """The value of an entry: the count, then the value itself where it fits, else where it lies."""
+        """Read the value of an entry, which contains the count and the value itself if it fits, else its offset."""
         width = len(entry) // 2
         size = self._offset(entry[:width]) * parts * number.itemsize
         inside = size <= width
@@ -248,8 +249,8 @@ class _Parser:
         return np.frombuffer(data, number)
 
     def _read(self, offset: int, size: int) -> bytes:
-        if offset + size > self._size or size > _MOST_BYTES:
-            raise TiffError("the TIFF tags point beyond the end of the file, or to too much of it")
+        if offset + size > self._size or size > _MAX_BYTES:
+            raise TiffError("the TIFF tags point beyond the end of the file, or to a value of more than 256 MiB")
         self._file.seek(offset)
         return self._file.read(size)
 

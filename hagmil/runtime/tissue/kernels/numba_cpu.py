@@ -1,13 +1,13 @@
-"""The compiled set of mask kernels: all CPU cores, and the interpreter's lock released for other threads.
+"""Mask kernels compiled by numba, which use all CPU cores and release the GIL.
 
-A kernel works on a band of rows, and threads of our own take bands in turn. numba's parallel loops would do the same,
-but take three times as long to compile, wait in a spin where cores are short, and not all of their threading layers
-bear two calls at once (docs/decisions/0011-masks.md). Each pixel is written by one band and counts are whole numbers,
-so the result does not depend on the threads.
+A kernel processes one band of rows, and a thread pool processes the bands. numba's parallel loops would do the same,
+but compile three times as slowly, use spin waits that are slow when cores are busy, and not all of their threading
+layers support concurrent calls (docs/decisions/0011-masks.md). Each pixel is written by one band and counts are
+integers, so the result does not depend on the number of threads.
 
-Machine code is kept in numba's cache (where ``NUMBA_CACHE_DIR`` says, else beside the module, else in the user's cache
-folder), so that a second process does not compile again. A kernel compiles at its first call, and for one kind of
-argument only: the methods hand over plain row-major arrays.
+The machine code is stored in numba's cache (``NUMBA_CACHE_DIR``, else the folder of the module, else the user's cache
+folder), so that a second process does not compile again. A kernel is compiled at its first call, for one type of
+arguments: the methods pass row-major arrays.
 """
 
 from __future__ import annotations
@@ -29,60 +29,60 @@ from hagmil.runtime.tissue.kernels.runs import Runs, large_objects, small_holes
 
 _log = logging.getLogger(__name__)
 _BAND_PX = 1 << 18
-"""Pixels of a band of rows: enough for a thread to be worth its call, few enough for all threads to end together."""
+"""Pixels per band of rows: large enough for the overhead of a call, small enough to balance the threads."""
 
 _WIDEST_COUNTED_PX = 255
-"""The widest square whose pixels 16 bits can count."""
+"""Side of the largest square whose pixels can be counted in 16 bits."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Compile a function at its first call, and keep the machine code for later processes where possible.
+    """Compile a function at its first call, and store the machine code for later processes if possible.
 
     Args:
-        function: what numba can compile.
+        function: a function that numba can compile.
 
     Returns:
-        The compiled function. Where no folder can hold the cache, as in a read-only container without a home,
-        each process compiles for itself, and the log says so.
+        The compiled function. If no folder is writable, as in a read-only container without a home folder, each
+        process compiles it again, and a warning is logged.
     """
     try:
         kernel: F = numba.njit(function, cache=True, nogil=True)
     except RuntimeError as error:
-        _log.warning("%s; it is compiled anew in each process; NUMBA_CACHE_DIR can name a folder", error)
+        _log.warning("%s; it is compiled again in each process; set NUMBA_CACHE_DIR to a writable folder", error)
         kernel = numba.njit(function, nogil=True)
     return kernel
 
 
 @dataclass(frozen=True, slots=True)
 class NumbaKernels(ReferenceKernels):
-    """Mask kernels compiled by numba; see ``MaskKernels`` for what each does.
+    """Mask kernels compiled by numba; see ``MaskKernels`` for the methods.
 
     Args:
-        name: what logs and benchmarks call this set.
-        threads: how many work at once; as many as this process may use cores where none are given.
+        name: name in logs and benchmarks.
+        threads: number of threads; by default the number of cores that the process may use.
     """
 
     name: str = "numba"
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def brightness(self, rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """How often each value is a pixel's brightest channel."""
-        plain = _plain(rgb)
-        counts = np.zeros((rgb.shape[0], 256), dtype=np.int64)  # a band counts in its first row
-        self._over_bands(rgb.shape, lambda top, stop: _brightness(plain[top:stop], counts[top]))
+        """See ``MaskKernels.brightness``."""
+        image = _row_major(rgb)
+        counts = np.zeros((rgb.shape[0], 256), dtype=np.int64)  # each band counts in its first row
+        self._over_bands(rgb.shape, lambda top, stop: _brightness(image[top:stop], counts[top]))
         total: NDArray[np.int64] = counts.sum(axis=0)
         return total
 
     def saturation(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Saturation of HSV, 0 to 255; 0 where there is no light."""
-        plain, result = _plain(rgb), np.empty(rgb.shape[:2], dtype=np.uint8)
-        self._over_bands(rgb.shape, lambda top, stop: _saturation(plain[top:stop], result[top:stop]))
+        """See ``MaskKernels.saturation``."""
+        image, result = _row_major(rgb), np.empty(rgb.shape[:2], dtype=np.uint8)
+        self._over_bands(rgb.shape, lambda top, stop: _saturation(image[top:stop], result[top:stop]))
         return result
 
     def median(self, image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-        """Median over a square around each pixel."""
+        """See ``MaskKernels.median``."""
         if side_px == 1 or image.size == 0:
             return image.copy()
         if side_px > _WIDEST_COUNTED_PX:
@@ -95,29 +95,29 @@ class NumbaKernels(ReferenceKernels):
         return result
 
     def median_above(self, image: NDArray[np.uint8], side_px: int, threshold: int) -> NDArray[np.bool_]:
-        """Where the median over a square is above a threshold."""
+        """See ``MaskKernels.median_above``."""
         if side_px == 1 or image.size == 0:
             return image > threshold
         above = np.pad(image > threshold, side_px // 2, mode="edge")
         return self._at_least(above, side_px, side_px * side_px // 2 + 1)
 
     def close(self, mask: NDArray[np.bool_], side_px: int) -> NDArray[np.bool_]:
-        """Morphological closing by a square."""
+        """See ``MaskKernels.close``."""
         if side_px == 1 or mask.size == 0:
             return mask.copy()
         dilated = self._at_least(np.pad(mask, side_px - 1), side_px, 1)
         return self._at_least(dilated, side_px, side_px * side_px)
 
     def remove_small_objects(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
-        """Drop True components of fewer pixels, 8-connected."""
+        """See ``MaskKernels.remove_small_objects``."""
         return large_objects(mask, min_area_px, join_runs)
 
     def fill_small_holes(self, mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
-        """Fill enclosed False components of fewer pixels, 4-connected."""
+        """See ``MaskKernels.fill_small_holes``."""
         return mask | small_holes(mask, min_area_px, join_runs)
 
     def _at_least(self, mask: NDArray[np.bool_], side_px: int, least: int) -> NDArray[np.bool_]:
-        """Where the square below and right of a pixel holds at least so many True; side - 1 smaller on both axes."""
+        """Return where a square, given by its top-left corner, has at least ``least`` True pixels."""
         result = np.empty((mask.shape[0] - side_px + 1, mask.shape[1] - side_px + 1), dtype=np.bool_)
         self._over_bands(
             result.shape,
@@ -126,24 +126,24 @@ class NumbaKernels(ReferenceKernels):
         return result
 
     def _over_bands(self, shape: tuple[int, ...], work: Callable[[int, int], None]) -> None:
-        """Do the work for every band of rows, given its first row and the row after its last."""
+        """Call ``work`` for each band, with its first row and the row after its last."""
         height, width = shape[:2]
         step = max(1, _BAND_PX // max(width, 1))
         tops = range(0, height, step)
         with ThreadPoolExecutor(self.threads) as threads:
             for _ in threads.map(lambda top: work(top, min(top + step, height)), tops):
-                pass  # an error of a band is raised here
+                pass  # raises the error of a band
 
 
 def join_runs(runs: Runs, reach: int) -> NDArray[np.int64]:
-    """Step 3 of ``runs``, compiled.
+    """Join runs (step 3 of ``runs``).
 
     Args:
-        runs: of one mask.
+        runs: the runs of a mask.
         reach: ``SIDES`` or ``CORNERS``.
 
     Returns:
-        int64 (runs,), for each run the least index of a run of its component.
+        int64 (runs,), for each run the smallest index of a run in its component.
     """
     root = np.arange(runs.start.size)
     ends = np.stack([runs.start, runs.stop])  # (2, runs)
@@ -151,8 +151,8 @@ def join_runs(runs: Runs, reach: int) -> NDArray[np.int64]:
     return root
 
 
-def _plain(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Row-major and writeable, the one kind of argument that kernels are compiled for."""
+def _row_major(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a row-major, writeable array, the only type that the kernels are compiled for."""
     return np.require(array, requirements=("C", "W"))
 
 
@@ -179,11 +179,11 @@ def _saturation(rgb: NDArray[np.uint8], result: NDArray[np.uint8]) -> None:
 
 @compiled
 def _median(padded: NDArray[np.uint8], side_px: int, result: NDArray[np.uint8]) -> None:
-    """The median of each window of ``padded``, row by row and bit by bit: it is at least v if more than half are."""
+    """Median of each window of ``padded``, row by row and bit by bit: it is at least v if more than half are."""
     height, width = result.shape
     middle = side_px * side_px // 2
     candidate = np.empty(width, dtype=np.uint8)
-    counts = np.empty(width, dtype=np.uint16)  # loops over a row of few bytes become vector instructions
+    counts = np.empty(width, dtype=np.uint16)  # small types, so that the loops are vectorised
     for y in range(height):
         found = result[y]
         found[:] = 0
@@ -203,7 +203,7 @@ def _median(padded: NDArray[np.uint8], side_px: int, result: NDArray[np.uint8]) 
 
 @compiled
 def _at_least(mask: NDArray[np.bool_], side_px: int, least: int, result: NDArray[np.bool_]) -> None:
-    """Whether each square of ``mask`` holds so many, from sums of columns that slide down."""
+    """Whether each square of ``mask`` has at least ``least`` True pixels, from running sums of columns."""
     height, width = result.shape
     columns = np.zeros(width + side_px - 1, dtype=np.int32)
     for y in range(side_px - 1):
@@ -211,9 +211,9 @@ def _at_least(mask: NDArray[np.bool_], side_px: int, least: int, result: NDArray
         for x in range(columns.size):
             columns[x] += line[x]
     for y in range(height):
-        come, gone, row = mask[y + side_px - 1], mask[y], result[y]
+        added, removed, row = mask[y + side_px - 1], mask[y], result[y]
         for x in range(columns.size):
-            columns[x] += come[x]
+            columns[x] += added[x]
         count = 0
         for x in range(side_px - 1):
             count += columns[x]
@@ -222,19 +222,19 @@ def _at_least(mask: NDArray[np.bool_], side_px: int, least: int, result: NDArray
             row[x] = count >= least
             count -= columns[x]
         for x in range(columns.size):
-            columns[x] -= gone[x]
+            columns[x] -= removed[x]
 
 
 @compiled
 def _join(ends: NDArray[np.int64], stride: int, reach: int, root: NDArray[np.int64]) -> None:
-    """Union-find over runs, ``root`` being its own index for each at first; smaller indices become roots."""
+    """Union-find over runs. ``root`` is initially the index of each run; smaller indices become roots."""
     first = 0
     for run in range(root.size):
         left, right = ends[0, run] - stride - reach, ends[1, run] - stride + reach
-        while ends[1, first] <= left:  # ends at the latest at the run itself
+        while ends[1, first] <= left:  # stops at the run itself at the latest
             first += 1
         other = first
-        while ends[0, other] < right:  # ends at the latest at the run itself
+        while ends[0, other] < right:  # stops at the run itself at the latest
             one, two = run, other
             while root[one] != one:
                 root[one] = root[root[one]]
@@ -245,4 +245,4 @@ def _join(ends: NDArray[np.int64], stride: int, reach: int, root: NDArray[np.int
             root[max(one, two)] = min(one, two)
             other += 1
     for run in range(root.size):
-        root[run] = root[root[run]]  # roots come before what hangs on them
+        root[run] = root[root[run]]  # a root precedes its members
