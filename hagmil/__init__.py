@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.errors import (
     BundleError,
     DataError,

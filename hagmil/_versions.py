@@ -1,10 +1,11 @@
-"""Versions of the installed packages, as recorded in hagmil's files."""
+"""The package's version, and the versions of installed packages that hagmil's files record."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from hagmil._version import __version__
+__version__ = "0.1.0"
+"""Read by the build from this line, without importing the package."""
 
 
 def installed_version(distribution: str) -> str | None:

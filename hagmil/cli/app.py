@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.cli.bench import bench
 from hagmil.cli.demo import demo
 from hagmil.cli.doctor import doctor

@@ -23,8 +23,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from hagmil._files import write_text
-from hagmil._version import __version__
-from hagmil._versions import export_versions
+from hagmil._versions import __version__, export_versions
 from hagmil.bundle import (
     BACKBONE_ONNX_NAME,
     RESEARCH_USE_ONLY,

@@ -58,7 +58,7 @@ def examine() -> tuple[Finding, ...]:
     Returns:
         Findings about hagmil, Python, cores, ONNX Runtime and its providers, packages, and the tile kernel.
     """
-    from hagmil._version import __version__
+    from hagmil._versions import __version__
 
     cores = len(os.sched_getaffinity(0))
     head = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.bundle import BackboneCard
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.checkpoints.checkpoint import (

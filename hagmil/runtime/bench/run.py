@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.bundle import Bundle
 from hagmil.errors import BundleError, EnvironmentLacks, Interrupted
 from hagmil.progress import Progress

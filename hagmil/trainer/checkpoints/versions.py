@@ -7,7 +7,7 @@ import platform
 import numpy as np
 import torch
 
-from hagmil._version import __version__
+from hagmil._versions import __version__
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from hagmil._models import FrozenModel
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.bundle import Digest
 from hagmil.errors import DataError
 from hagmil.spec import Kind

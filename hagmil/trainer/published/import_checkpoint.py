@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hagmil._files import sha256_of
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.bundle import BackboneCard, new_folder
 from hagmil.errors import BundleError
 from hagmil.spec import Kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hagmil._version import __version__
+from hagmil._versions import __version__
 from hagmil.trainer.checkpoints.checkpoint import (
     CheckpointBackbone,
     CheckpointCard,
