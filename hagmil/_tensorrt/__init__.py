@@ -1,5 +1,5 @@
-"""What export and runtime share about TensorRT: flavours, engine identity, profiles, messages and the builder.
+"""TensorRT support that export and runtime share: flavours, engine identity, profiles, messages and the builder.
 
-Nothing here imports torch or onnx: an engine is built from an ONNX file by TensorRT's own parser, so that a machine
-that only runs models can rebuild its engines.
+Nothing here imports torch or onnx. TensorRT's own parser reads the ONNX file, so that a machine with the runtime only
+can rebuild engines.
 """

@@ -1,11 +1,11 @@
-"""An ONNX file to a TensorRT engine.
+"""Build a TensorRT engine from an ONNX file.
 
-1. Parse the file into a network; where that fails, say which node and what to do.
-2. Hold the profiles against the network's inputs.
-3. Configure: TF32 off, so that an fp32 graph computes in fp32; workspace, compute capabilities, compatibility.
-4. Build, with the timings of earlier builds where the flavour keeps any.
+1. Parse the file into a network; if that fails, name the node and a remedy.
+2. Check the profiles against the inputs of the network.
+3. Configure the builder: TF32 off, so that fp32 graphs compute in fp32; workspace, compute capabilities, compatibility.
+4. Build, with the timings of earlier builds if the flavour supports a timing cache.
 
-Precision is what the graph says; nothing here changes it.
+The engine computes in the precision of the graph.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hagmil.bundle import EnginePrecision, HardwareCompatibility, Profile
 from hagmil.errors import BundleError, UsageError
 
 _DYNAMIC = -1
-_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")  # said for every profile and capability
+_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")  # logged for every profile and capability
 _log = logging.getLogger(__name__)
 
 
@@ -36,12 +36,12 @@ class BuildRequest:
 
     Args:
         graph: the ONNX file.
-        profiles: the shapes that the engine shall take.
-        capabilities: the compute capabilities that it shall run on.
-        workspace_bytes: the most memory that one operation may take; the device's where None.
-        hardware_compatibility: GPUs beyond the one here, where the flavour can.
-        version_compatible: for other versions of TensorRT too, where the flavour can.
-        timing_cache: file that keeps the timings of earlier builds, where the flavour has such; None for none.
+        profiles: ranges of input shapes.
+        capabilities: compute capabilities of the GPUs that run the engine.
+        workspace_bytes: maximum memory of one operation in bytes; None for all device memory.
+        hardware_compatibility: GPUs other than the present one that can load the engine, if the flavour supports it.
+        version_compatible: whether other TensorRT versions can load the engine, if the flavour supports it.
+        timing_cache: file with the timings of earlier builds, if the flavour supports it; None for no file.
     """
 
     graph: Path
@@ -55,15 +55,15 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine as it came from the builder.
+    """A built engine.
 
     Args:
-        data: its bytes; two builds of one graph do not give the same.
-        precision: the smallest floating type that its graph computes in.
-        layers: layers of the network, before TensorRT fuses them.
-        seconds: wall-clock seconds of parsing and building.
-        memory_bytes: of the GPU that a run takes beside the weights, at the largest shapes, as the builder counts it;
-            None where it did not say.
+        data: the serialized engine; builds of one graph are not reproducible byte for byte.
+        precision: the smallest floating-point type in the network.
+        layers: number of layers of the network, before fusion.
+        seconds: wall-clock time of parsing and building, in seconds.
+        memory_bytes: GPU memory of a run at the largest shapes, without weights, as reported by the builder; None if
+            not reported.
     """
 
     data: bytes
@@ -74,19 +74,19 @@ class BuiltEngine:
 
 
 def check_request(flavour: Flavour, hardware: HardwareCompatibility, *, version_compatible: bool) -> None:
-    """Refuse what a flavour has not got, before anything is built.
+    """Check that a flavour supports the options.
 
     Raises:
-        UsageError: what, and what to do instead.
+        UsageError: an option is not supported; the message names an alternative.
     """
     if flavour.name != "tensorrt-rtx":
         return
     if hardware != "none":
         raise UsageError(
-            f"{flavour.title} has no hardware compatibility; name every GPU with --compute-capability instead"
+            f"{flavour.title} does not support --trt-hardware-compatibility; pass --compute-capability for every GPU"
         )
     if version_compatible:
-        raise UsageError(f"{flavour.title} builds no version-compatible engines; build again for each version")
+        raise UsageError(f"{flavour.title} does not support --trt-version-compatible; build engines for each version")
 
 
 def build_engine(flavour: Flavour, request: BuildRequest) -> BuiltEngine:
@@ -94,26 +94,26 @@ def build_engine(flavour: Flavour, request: BuildRequest) -> BuiltEngine:
 
     Args:
         flavour: the builder.
-        request: what to build; its capabilities are those that the flavour was found to build for.
+        request: what to build; its capabilities come from :func:`~hagmil._tensorrt.flavour.resolve_capabilities`.
 
     Raises:
         BundleError: the graph cannot be parsed or built; the message names the node and a remedy.
-        UsageError: the flavour has not got what was asked for.
+        UsageError: the flavour does not support an option.
     """
     check_request(flavour, request.hardware_compatibility, version_compatible=request.version_compatible)
     start = perf_counter()
-    with transcript() as said:
+    with transcript() as messages:
         builder = flavour.trt.Builder(logger_of(flavour.trt))
         network = _parse(flavour, builder, request.graph)
         _check_profiles(request, network)
         config = _configure(flavour, builder, request)
         timings = _timing_cache(flavour, request)
         if timings is not None:
-            _take_timings(config, timings)
-        _add_profiles(builder, config, request, said)
+            _load_timings(config, timings)
+        _add_profiles(builder, config, request, messages)
         serialized = builder.build_serialized_network(network, config)  # step 4
         if serialized is None:
-            raise _not_built(flavour, request.graph, said)
+            raise _build_error(flavour, request.graph, messages)
         if timings is not None:
             write_bytes(timings, bytes(memoryview(config.get_timing_cache().serialize())))
         return BuiltEngine(
@@ -121,7 +121,7 @@ def build_engine(flavour: Flavour, request: BuildRequest) -> BuiltEngine:
             precision=_precision(network),
             layers=int(network.num_layers),
             seconds=perf_counter() - start,
-            memory_bytes=_memory(said),
+            memory_bytes=_memory(messages),
         )
 
 
@@ -130,14 +130,14 @@ def _parse(flavour: Flavour, builder: Any, graph: Path) -> Any:
     trt = flavour.trt
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger_of(trt))
-    if not parser.parse_from_file(str(graph)):  # from the file, since its weights may lie beside it
-        raise _not_parsed(flavour, graph, [parser.get_error(index) for index in range(parser.num_errors)])
+    if not parser.parse_from_file(str(graph)):  # by path, because weights may be in a file beside it
+        raise _parse_error(flavour, graph, [parser.get_error(index) for index in range(parser.num_errors)])
     if network.num_outputs == 0:
-        raise BundleError(f'"{graph.name}" is no ONNX graph: {flavour.title} finds no output', code="engine_failed")
+        raise BundleError(f'"{graph.name}" is not an ONNX graph: {flavour.title} finds no output', code="engine_failed")
     return network
 
 
-def _not_parsed(flavour: Flavour, graph: Path, errors: Sequence[Any]) -> BundleError:
+def _parse_error(flavour: Flavour, graph: Path, errors: Sequence[Any]) -> BundleError:
     if not errors:
         return BundleError(f'"{graph.name}" cannot be parsed by {flavour.title}', code="engine_failed")
     first = errors[0]
@@ -155,18 +155,18 @@ def _check_profiles(request: BuildRequest, network: Any) -> None:
     for profile in request.profiles:
         if profile.keys() != inputs.keys():
             raise BundleError(
-                f'"{request.graph.name}" has the inputs {", ".join(inputs)}, its profile {", ".join(profile)}',
+                f'"{request.graph.name}" has the inputs {", ".join(inputs)}, but its profile has {", ".join(profile)}',
                 code="contract",
             )
         for name, shapes in profile.items():
             axes = inputs[name]
             if len(axes) != len(shapes.minimum) or any(
-                axis != _DYNAMIC and not least == axis == most
-                for axis, least, most in zip(axes, shapes.minimum, shapes.maximum, strict=True)
+                axis != _DYNAMIC and not minimum == axis == maximum
+                for axis, minimum, maximum in zip(axes, shapes.minimum, shapes.maximum, strict=True)
             ):
                 raise BundleError(
-                    f'"{request.graph.name}": input {name} has the axes {axes} ({_DYNAMIC}: any), its profile '
-                    f"{shapes.minimum} to {shapes.maximum}",
+                    f'"{request.graph.name}": input {name} has the axes {axes} ({_DYNAMIC}: dynamic), but its profile '
+                    f"has {shapes.minimum} to {shapes.maximum}",
                     code="contract",
                 )
 
@@ -191,33 +191,33 @@ def _configure(flavour: Flavour, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def _add_profiles(builder: Any, config: Any, request: BuildRequest, said: Transcript) -> None:
+def _add_profiles(builder: Any, config: Any, request: BuildRequest, messages: Transcript) -> None:
     for shapes in request.profiles:
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():
             profile.set_shape(name, shape.minimum, shape.optimum, shape.maximum)
         if config.add_optimization_profile(profile) < 0:
-            raise BundleError(f'"{request.graph.name}": {"; ".join(said.errors)}', code="engine_failed")
+            raise BundleError(f'"{request.graph.name}": {"; ".join(messages.errors)}', code="engine_failed")
 
 
 def _timing_cache(flavour: Flavour, request: BuildRequest) -> Path | None:
-    """The file of timings; none with TensorRT-RTX, which measures nothing when it builds."""
+    """The file of timings; None with TensorRT-RTX, which does not time kernels during a build."""
     if request.timing_cache is not None and flavour.name == "tensorrt-rtx":
-        _log.info("%s keeps no timings between builds; the timing cache is left alone", flavour.title)
+        _log.info("%s does not use a timing cache; the option is ignored", flavour.title)
         return None
     return request.timing_cache
 
 
-def _take_timings(config: Any, path: Path) -> None:
+def _load_timings(config: Any, path: Path) -> None:
     earlier = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(earlier)
     if cache is None or not config.set_timing_cache(cache, False):  # of another version or GPU
-        _log.info('timing cache "%s" is not of this TensorRT and GPU; starting a new one', path)
+        _log.info('timing cache "%s" is from another TensorRT version or GPU; starting a new one', path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _precision(network: Any) -> EnginePrecision:
-    """The smallest floating type among the outputs of a network's layers."""
+    """The smallest floating-point type among the outputs of a network's layers."""
     layers = map(network.get_layer, range(network.num_layers))
     types = {layer.get_output(index).dtype.name for layer in layers for index in range(layer.num_outputs)}
     if "HALF" in types:
@@ -225,11 +225,11 @@ def _precision(network: Any) -> EnginePrecision:
     return "bf16" if "BF16" in types else "fp32"
 
 
-def _memory(said: Transcript) -> int | None:
-    found = [_MEMORY.search(message.text) for message in said.messages]
+def _memory(messages: Transcript) -> int | None:
+    found = [_MEMORY.search(message.text) for message in messages.messages]
     return max((int(match[1]) for match in found if match), default=None)
 
 
-def _not_built(flavour: Flavour, graph: Path, said: Transcript) -> BundleError:
-    why = with_remedy(said.errors[0]) if said.errors else "it gave no reason"
+def _build_error(flavour: Flavour, graph: Path, messages: Transcript) -> BundleError:
+    why = with_remedy(messages.errors[0]) if messages.errors else "it gave no reason"
     return BundleError(f'"{graph.name}" cannot be built by {flavour.title}: {why}', code="engine_failed")

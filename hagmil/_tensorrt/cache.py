@@ -1,4 +1,4 @@
-"""The folder where this machine keeps what it built: engines, and the timings that builds share."""
+"""Cache folder for engines built on this machine and for the timings that builds share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hagmil._tensorrt.flavour import Flavour
 
 
 def default_cache() -> Path:
-    """``hagmil/engines`` in the user's cache folder."""
+    """Return ``hagmil/engines`` in the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "hagmil" / "engines"
 
 
 def timing_cache(flavour: Flavour, cache: Path | None = None) -> Path | None:
-    """The file of timings that builds of a flavour share; None with TensorRT-RTX, which measures nothing.
+    """Return the file of timings that builds of a flavour share; None for TensorRT-RTX, which takes no timings.
 
     Args:
-        flavour: the builder; timings of another version are of no use.
-        cache: the folder; the default one where None.
+        flavour: the builder; each version has its own file.
+        cache: the cache folder; None for the default.
     """
     if flavour.name == "tensorrt-rtx":
         return None

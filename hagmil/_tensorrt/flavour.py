@@ -1,8 +1,8 @@
-"""The two flavours of TensorRT: which are installed, and for which GPUs they build.
+"""The two flavours of TensorRT, and the GPUs that they build for.
 
-``tensorrt`` is the data-centre library: it builds on the GPU that it builds for. ``tensorrt-rtx`` builds ahead of time,
-without a GPU, for the RTX generations that it knows. The parts of their Python interfaces that are used here are the
-same but for the choice of compute capabilities, which RTX alone has.
+``tensorrt`` is the data-centre library; it builds on the target GPU. ``tensorrt-rtx`` builds in advance, without a GPU,
+for RTX generations. Their Python interfaces are the same for everything used here, except for the choice of compute
+capabilities, which only RTX has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MODULES: dict[FlavourName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "ten
 _TITLES: dict[FlavourName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
 _TARGET = re.compile(r"SM(\d+)(\d)")
-_FIRST_BY_DEFAULT = (8, 0)  # capability 7.5 takes fp16 alone and makes engines larger; it must be asked for
+_FIRST_BY_DEFAULT = (8, 0)  # 7.5 supports fp16 graphs only and makes engines larger, so it must be requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Flavour:
 
     Args:
         name: ``tensorrt`` or ``tensorrt-rtx``.
-        version: its version; an engine is bound to it.
+        version: its version; engines are tied to it.
         trt: its Python module.
     """
 
@@ -42,12 +42,12 @@ class Flavour:
 
     @property
     def title(self) -> str:
-        """Its name and version for people."""
+        """Name and version for messages."""
         return f"{_TITLES[self.name]} {self.version}"
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The compute capabilities that it builds for ahead of time, ``8.9`` and the like; none: the GPU here alone."""
+        """Compute capabilities such as ``8.9`` that it can build for without a GPU; empty for ``tensorrt``."""
         if self.name != "tensorrt-rtx":
             return ()
         matches = (_TARGET.fullmatch(member) for member in self.trt.ComputeCapability.__members__)
@@ -55,32 +55,32 @@ class Flavour:
 
 
 def installed_flavours() -> tuple[Flavour, ...]:
-    """Every flavour on this machine, data centre first."""
+    """Return the installed flavours, ``tensorrt`` first."""
     return tuple(load_flavour(name) for name in FLAVOUR_NAMES if importlib.util.find_spec(_MODULES[name]) is not None)
 
 
 def choose_flavour(name: str | None = None) -> Flavour:
-    """The flavour that was asked for, or the one that is installed.
+    """Return a flavour by name, or the installed one.
 
     Args:
         name: ``tensorrt``, ``tensorrt-rtx``, or None for the installed one.
 
     Raises:
-        UsageError: no such flavour, or both are installed and none was asked for.
-        EnvironmentLacks: it is not installed, or none is; the message holds the install line.
+        UsageError: the name is unknown, or it is None and both are installed.
+        EnvironmentLacks: the flavour is not installed, or none is; the message contains the install command.
     """
     if name is not None:
         for known in FLAVOUR_NAMES:
             if name == known:
                 return load_flavour(known)
-        raise UsageError(f'no TensorRT flavour "{name}"; choose one of {", ".join(FLAVOUR_NAMES)}')
+        raise UsageError(f'unknown TensorRT flavour "{name}"; choose one of {", ".join(FLAVOUR_NAMES)}')
     found = installed_flavours()
     if len(found) > 1:
         raise UsageError("both TensorRT flavours are installed; choose with --trt-flavour tensorrt or tensorrt-rtx")
     if not found:
         raise EnvironmentLacks(
-            'no TensorRT is installed; run: pip install "hagmil[tensorrt-rtx]" for RTX GPUs (it builds engines without '
-            'a GPU), or pip install "hagmil[tensorrt]" for data-centre GPUs',
+            'no TensorRT is installed; run: pip install "hagmil[tensorrt-rtx]" for RTX GPUs (builds engines without a '
+            'GPU), or pip install "hagmil[tensorrt]" for data-centre GPUs',
             code="package_missing",
         )
     return found[0]
@@ -105,7 +105,7 @@ def load_flavour(name: FlavourName) -> Flavour:
 
 
 def device_capability() -> str:
-    """The compute capability of this machine's GPU, ``8.9`` and the like.
+    """Return the compute capability of this machine's GPU, such as ``8.9``.
 
     Raises:
         EnvironmentLacks: cupy is not installed, or there is no GPU.
@@ -118,42 +118,42 @@ def device_capability() -> str:
     return f"{digits[:-1]}.{digits[-1]}"
 
 
-def resolve_capabilities(flavour: Flavour, asked: Sequence[str]) -> tuple[str, ...]:
-    """The compute capabilities to build for, in rising order.
+def resolve_capabilities(flavour: Flavour, requested: Sequence[str]) -> tuple[str, ...]:
+    """Return the compute capabilities to build for, ascending.
 
     Args:
         flavour: the builder.
-        asked: what was asked for; for none, RTX builds for all of 8.0 and above, TensorRT for the GPU here.
+        requested: compute capabilities; if empty, 8.0 and above for ``tensorrt-rtx``, the present GPU for ``tensorrt``.
 
     Raises:
-        UsageError: a word that is no compute capability.
-        EnvironmentLacks: the flavour cannot build for it here; the message says which can.
+        UsageError: a value is not a compute capability.
+        EnvironmentLacks: the flavour cannot build for a GPU on this machine; the message names an alternative.
     """
-    for word in asked:
+    for word in requested:
         if not _CAPABILITY.fullmatch(word):
-            raise UsageError(f'"{word}" is no compute capability; write it like 8.9')
+            raise UsageError(f'"{word}" is not a compute capability; write it like 8.9')
     if flavour.name == "tensorrt":
-        return _present_device(flavour, asked)
+        return _present_device(flavour, requested)
     targets = flavour.targets
-    for word in asked:
+    for word in requested:
         if word not in targets:
             raise EnvironmentLacks(
-                f"{flavour.title} builds no engine for compute capability {word}, only for {', '.join(targets)}; "
+                f"{flavour.title} cannot build for compute capability {word}, only for {', '.join(targets)}; "
                 'data-centre GPUs such as H100 (9.0) and B200 (10.0) need pip install "hagmil[tensorrt]" on a machine '
                 "with that GPU",
                 code="capability",
             )
-    chosen = asked or [target for target in targets if _ordered(target) >= _FIRST_BY_DEFAULT]
+    chosen = requested or [target for target in targets if _ordered(target) >= _FIRST_BY_DEFAULT]
     return tuple(sorted(set(chosen), key=_ordered))
 
 
-def _present_device(flavour: Flavour, asked: Sequence[str]) -> tuple[str, ...]:
+def _present_device(flavour: Flavour, requested: Sequence[str]) -> tuple[str, ...]:
     present = device_capability()
-    for word in asked:
+    for word in requested:
         if word != present:
             raise EnvironmentLacks(
-                f"{flavour.title} builds on the GPU that it builds for, and the one here has compute capability "
-                f"{present}, not {word}; build on a machine that has it, or ahead of time with "
+                f"{flavour.title} builds only for the GPU of this machine, which has compute capability {present}, not "
+                f"{word}; build on a machine with that GPU, or without a GPU with "
                 '--trt-flavour tensorrt-rtx (pip install "hagmil[tensorrt-rtx]")',
                 code="capability",
             )

@@ -1,7 +1,7 @@
-"""What TensorRT says while it parses, builds and runs.
+"""Messages of TensorRT during parsing, building and inference.
 
-TensorRT keeps the first logger that it is given for the life of the process and ignores all later ones. So there is
-one logger a flavour here, and what it hears goes to every transcript that is open, or, where none is, to logging.
+TensorRT uses the first logger that it receives for the life of the process and ignores all later ones. Therefore this
+module has one logger per flavour. Its messages go to every open transcript, or to ``logging`` if none is open.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _open: list[Transcript] = []
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One thing that TensorRT said.
+    """One message of TensorRT.
 
     Args:
-        severity: ``ERROR``, ``WARNING``, ``INFO`` and the like.
-        text: what it said.
+        severity: ``INTERNAL_ERROR``, ``ERROR``, ``WARNING``, ``INFO`` or ``VERBOSE``.
+        text: the message.
     """
 
     severity: str
@@ -39,29 +39,29 @@ class Message:
 
 @dataclass(slots=True)
 class Transcript:
-    """Everything that TensorRT said while it was open."""
+    """The messages of TensorRT while the transcript was open."""
 
     messages: list[Message] = field(default_factory=list)
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """The errors; that there is no driver comes last, since on a machine without a GPU it follows any other."""
+        """The errors. The missing driver comes last: on a machine without a GPU it follows every other error."""
         texts = [message.text for message in self.messages if message.severity in _ERRORS]
         return tuple(sorted(texts, key=lambda text: _NO_DRIVER in text))
 
     def add(self, severity: str, text: str) -> None:
-        """Take one message down."""
+        """Append one message."""
         self.messages.append(Message(severity, text))
 
     def render(self, *, verbose: bool = False) -> str:
-        """All messages, one a line; the verbose ones only where asked for."""
+        """Format all messages, one per line; verbose ones only with ``verbose``."""
         kept = (message for message in self.messages if verbose or message.severity != "VERBOSE")
         return "".join(f"{message.severity:<8} {message.text}\n" for message in kept)
 
 
 @contextmanager
 def transcript() -> Iterator[Transcript]:
-    """Take down what TensorRT says until the block ends; transcripts may be open inside one another."""
+    """Record the messages of TensorRT in a ``with`` block; transcripts may be nested."""
     opened = Transcript()
     with _lock:
         _open.append(opened)
@@ -73,7 +73,7 @@ def transcript() -> Iterator[Transcript]:
 
 
 def logger_of(trt: ModuleType) -> Any:
-    """The one logger of a flavour; every builder, parser and runtime must be given it."""
+    """Return the logger of a flavour, for every builder, parser and runtime."""
     with _lock:
         if trt not in _loggers:
             _loggers[trt] = _new_logger(trt)
@@ -86,12 +86,12 @@ def _new_logger(trt: ModuleType) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            _hear(severity.name, msg)
+            _dispatch(severity.name, msg)
 
     return Logger()
 
 
-def _hear(severity: str, text: str) -> None:
+def _dispatch(severity: str, text: str) -> None:
     listeners = tuple(_open)
     for listener in listeners:
         listener.add(severity, text)

@@ -1,7 +1,7 @@
-"""Optimisation profiles: the ranges of shapes that an engine is built for.
+"""Optimisation profiles: the ranges of input shapes that an engine is built for.
 
-A bag of 40,000 patches needs several times the memory of one of 10,000, and an engine's context takes what its profile
-may need. So large bags have a profile of their own, and small ones do not pay for them.
+An execution context allocates memory for the largest shape of its profile, and a bag of 40,000 patches needs several
+times the memory of one of 10,000. Therefore large bags have a separate profile.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from hagmil.spec import BAG, PATCHES
 
 _ORDINARY_PATCHES = 10_000
 _OPTIMAL_PATCHES = 3_000
-_MOST_PATCHES = 40_000  # of a stage that reads what tissue there is
+_MAX_PATCHES = 40_000  # of the first stage, which reads all tissue
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Lengths of one dynamic axis.
+    """Range of lengths of one dynamic axis.
 
     Args:
-        minimum: the smallest that the engine takes.
-        optimum: the one that it is fastest at.
-        maximum: the largest that it takes.
+        minimum: smallest length that the engine accepts.
+        optimum: length that the engine is optimised for.
+        maximum: largest length that the engine accepts.
     """
 
     minimum: int
@@ -35,7 +35,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum <= self.optimum <= self.maximum:
-            raise UsageError(f"a range must rise from 1: min,opt,max, not {self}")
+            raise UsageError(f"invalid range {self}: write min,opt,max with 1 <= min <= opt <= max")
 
     def __str__(self) -> str:
         return f"{self.minimum},{self.optimum},{self.maximum}"
@@ -45,71 +45,71 @@ DEFAULT_BATCH = Range(1, 64, 256)
 
 
 def parse_range(option: str, text: str) -> Range:
-    """Read ``min,opt,max``.
+    """Parse ``min,opt,max``.
 
     Args:
-        option: the option that it stands in, for the message.
-        text: three whole numbers with commas between them.
+        option: name of the option, for the error message.
+        text: three integers separated by commas.
 
     Raises:
-        UsageError: it is not that.
+        UsageError: the text has another form.
     """
     try:
         minimum, optimum, maximum = (int(word) for word in text.split(","))
     except ValueError:
-        raise UsageError(f'{option} "{text}" must be three whole numbers: min,opt,max') from None
+        raise UsageError(f'{option} "{text}" must be three integers: min,opt,max') from None
     return Range(minimum, optimum, maximum)
 
 
 def backbone_profile(patch_px: int, batch: Range = DEFAULT_BATCH) -> Profile:
-    """The profile of a patch encoder: batches of patches of one size."""
+    """Return the profile of a backbone: batches of patches of one size."""
     return {PATCHES.name: _shape_range(batch, (patch_px, patch_px, 3))}
 
 
 def bag_profiles(features: int, patches: Sequence[Range]) -> tuple[Profile, ...]:
-    """Profiles of a stage's model, one for each range of patch counts."""
+    """Return the profiles of a stage model, one for each range of bag sizes."""
     return tuple({BAG.name: _shape_range(lengths, (features,))} for lengths in patches)
 
 
-def patch_ranges(most: int) -> tuple[Range, ...]:
-    """The ranges for bags of up to so many patches: one up to 10,000, and one for what is beyond."""
-    ordinary = min(most, _ORDINARY_PATCHES)
+def patch_ranges(largest: int) -> tuple[Range, ...]:
+    """Return the ranges for bags of up to ``largest`` patches: up to 10,000, and above if needed."""
+    ordinary = min(largest, _ORDINARY_PATCHES)
     ranges = [Range(1, min(ordinary, _OPTIMAL_PATCHES), ordinary)]
-    if most > _ORDINARY_PATCHES:
-        ranges.append(Range(_ORDINARY_PATCHES + 1, max(_ORDINARY_PATCHES + 1, most // 2), most))
+    if largest > _ORDINARY_PATCHES:
+        ranges.append(Range(_ORDINARY_PATCHES + 1, max(_ORDINARY_PATCHES + 1, largest // 2), largest))
     return tuple(ranges)
 
 
 def max_patches(manifest: Manifest) -> tuple[int, ...]:
-    """For each stage, the most patches that its bags hold.
+    """Return the maximum bag size of each stage.
 
-    The first stage reads what tissue there is, and is given 40,000; each later one reads the children of the patches
-    that the one before it kept.
+    The first stage reads all tissue, for which 40,000 patches are assumed. Every other stage reads the children of the
+    patches that the previous stage keeps.
     """
-    counts = [_MOST_PATCHES]
+    counts = [_MAX_PATCHES]
     for coarse, fine in pairwise(manifest.stages):
         factor = round(coarse.spacing_um / fine.spacing_um)
-        counts.append((coarse.keep or _MOST_PATCHES) * factor**2)
+        counts.append((coarse.keep or _MAX_PATCHES) * factor**2)
     return tuple(counts)
 
 
 def bundle_profiles(
     manifest: Manifest, *, batch: Range | None = None, patches: Sequence[Range] = ()
 ) -> dict[str, tuple[Profile, ...]]:
-    """The profiles of every graph of a bundle.
+    """Return the profiles of every graph of a bundle.
 
     Args:
-        manifest: its patch size, feature length and kept patches decide where nothing else is asked for.
-        batch: batches of the backbone; 1, 64, 256 where none are given.
-        patches: patch counts of every stage, a profile each; by what the stage may be given where there are none.
+        manifest: gives patch size, feature length and numbers of kept patches.
+        batch: batch sizes of the backbone; None for 1, 64, 256.
+        patches: bag sizes of every stage, one profile each; if empty, derived from the manifest.
 
     Returns:
-        Profiles by the graph's file name; the backbone comes first.
+        Profiles by file name of the graph, the backbone first.
     """
     profiles: dict[str, tuple[Profile, ...]] = {}
     profiles[manifest.backbone.onnx] = (backbone_profile(manifest.patch_px, batch or DEFAULT_BATCH),)
-    for stage, most in zip(manifest.stages, max_patches(manifest), strict=True):
-        profiles[stage.onnx] = bag_profiles(manifest.backbone.features, patches or patch_ranges(most))
+    for stage, largest in zip(manifest.stages, max_patches(manifest), strict=True):
+        profiles[stage.onnx] = bag_profiles(manifest.backbone.features, patches or patch_ranges(largest))
     return profiles
 
 

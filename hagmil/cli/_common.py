@@ -1,4 +1,4 @@
-"""Options and displays that several commands share."""
+"""Options, tables and progress bars that several commands share."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each step to standard error.")]
 Slides = Annotated[
     list[str] | None,
     typer.Argument(help="Slide files, folders or globs.", metavar="SLIDES...", show_default=False),
 ]
 SlideTable = Annotated[
     Path | None,
-    typer.Option("--slides", help="A CSV of slides: slide_id, path and, optionally, spacing_um.", show_default=False),
+    typer.Option(
+        "--slides", help="CSV of slides with columns slide_id, path and optionally spacing_um.", show_default=False
+    ),
 ]
 SpacingUm = Annotated[
     float | None,
-    typer.Option("--spacing-um", help="Micrometres per level-0 pixel, in place of the file's.", show_default=False),
+    typer.Option(
+        "--spacing-um",
+        help="Level-0 spacing in micrometres per pixel; overrides the slide's metadata.",
+        show_default=False,
+    ),
 ]
-Provider = Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")]
+Provider = Annotated[str, typer.Option("--provider", help="Execution provider: cpu, cuda or tensorrt.")]
 BatchSize = Annotated[
     int | None,
     typer.Option(
         "--batch-size",
         min=1,
-        help="Patches given to the backbone at once; default: 16 to 64 on a CPU, by their size; else 64.",
+        help="Patches per backbone batch. Default: 16 to 64 on a CPU, depending on the patch size; 64 on a GPU.",
         show_default=False,
     ),
 ]
@@ -39,24 +46,42 @@ Readers = Annotated[
     typer.Option(
         "--readers",
         min=1,
-        help="Threads that read patches; default: 2 for a CPU; for a device all cores but one, 2 to 8.",
+        help="Threads that read patches. Default: 2 with a CPU; with a GPU all cores but one, between 2 and 8.",
         show_default=False,
     ),
 ]
 MaskDevice = Annotated[
-    str, typer.Option("--mask-device", help="Where tissue masks are made: cpu, or cuda for cupy on a GPU.")
+    str, typer.Option("--mask-device", help="Device that computes tissue masks: cpu, or cuda (needs cupy).")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of the model on the CPU; default: all cores.", show_default=False),
+    typer.Option(
+        "--threads", min=1, help="CPU threads of each ONNX Runtime session. Default: all cores.", show_default=False
+    ),
+]
+Keep = Annotated[
+    int | None,
+    typer.Option(
+        "--keep",
+        min=1,
+        help="Patches kept at every stage except the last. Default: the numbers in the bundle.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", help="Bundle folder. Default: the built-in demonstration model.", show_default=False),
 ]
 
 TrtFlavour = Annotated[
     str | None,
-    typer.Option("--trt-flavour", help="tensorrt or tensorrt-rtx; default: the installed one.", show_default=False),
+    typer.Option("--trt-flavour", help="tensorrt or tensorrt-rtx. Default: the installed one.", show_default=False),
 ]
 Rebuild = Annotated[
-    bool, typer.Option("--rebuild", help="Provider tensorrt: build engines here where the bundle's do not fit.")
+    bool,
+    typer.Option(
+        "--rebuild", help="With --provider tensorrt: build engines for this machine if the bundle has none that fit."
+    ),
 ]
 
 EXIT_SOME_SLIDES = 3
@@ -64,19 +89,24 @@ EXIT_SOME_SLIDES = 3
 
 
 def megabytes(count: int | None) -> str:
-    """Bytes in MB, 10^6, for a table; nothing where they are not known."""
+    """Format a number of bytes as MB (10^6 bytes) for a table; empty for None."""
     return "" if count is None else f"{count / 1e6:.1f}"
 
 
 def stdout() -> Console:
-    """The console that results go to."""
+    """Return a console that writes to standard output."""
     from rich.console import Console
 
     return Console(soft_wrap=True)
 
 
 def table(*heads: str, title: str | None = None) -> Table:
-    """A plain table with these heads; all that is put into it is shown as it is."""
+    """Return an empty table without borders.
+
+    Args:
+        heads: column headings; their text may contain rich markup, as may the cells.
+        title: text above the table.
+    """
     from rich.table import Table
 
     view = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
@@ -86,10 +116,10 @@ def table(*heads: str, title: str | None = None) -> Table:
 
 
 class Bars:
-    """Progress bars on standard error, drawn while the block runs.
+    """Progress bars on standard error, shown inside a ``with`` block.
 
     Args:
-        transient: whether they vanish at its end.
+        transient: whether to remove the bars at the end of the block.
     """
 
     def __init__(self, *, transient: bool) -> None:
@@ -114,11 +144,11 @@ class Bars:
 
 
 class SlideProgress(Bars):
-    """Two bars on standard error: the slides that are done, and the patches of the present stage.
+    """Two progress bars: finished slides, and patches of the current stage.
 
     Args:
-        total: how many slides there are.
-        what: what is being done to them.
+        total: number of slides.
+        what: label of the bar over slides.
     """
 
     def __init__(self, total: int, what: str) -> None:
@@ -127,27 +157,27 @@ class SlideProgress(Bars):
         self._patches = self._bars.add_task("patches", total=None)
 
     def patches(self, stage: str, done: int, total: int) -> None:
-        """Show how far the present stage is; see :data:`hagmil.progress.Progress`."""
+        """Update the bar over patches; see :data:`hagmil.progress.Progress`."""
         self._bars.update(self._patches, description=f"  stage {stage}", completed=done, total=total)
 
     def slide_done(self) -> None:
-        """Count one slide as done."""
+        """Advance the bar over slides by one."""
         self._bars.advance(self._slides)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bars."""
         self._bars.console.print(line, highlight=False, markup=False)
 
 
 class StepProgress(Bars):
-    """One bar a step on standard error; called with the step, how much of it is done, and how much there is."""
+    """One progress bar per step; a progress callback that takes the step, the amount done and the total."""
 
     def __init__(self) -> None:
         super().__init__(transient=False)
         self._steps: dict[str, TaskID] = {}
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        """Show how far a step is."""
+        """Update the bar of a step; add the bar on the first call."""
         if step not in self._steps:
             self._steps[step] = self._bars.add_task(step)
         self._bars.update(self._steps[step], completed=done, total=total)

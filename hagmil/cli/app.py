@@ -1,13 +1,14 @@
-"""The Typer application: every command under its name."""
+"""The Typer application and its commands."""
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
 
 from hagmil._versions import __version__
+from hagmil.cli import _common as common
+from hagmil.cli._logging import accept_verbose, configure_logging
 from hagmil.cli.bench import bench
 from hagmil.cli.demo import demo
 from hagmil.cli.doctor import doctor
@@ -30,20 +31,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("infer")(infer)
-app.command("demo")(demo)
-app.command("bench")(bench)
-app.command("doctor")(doctor)
-app.command("phantom")(phantom)
-app.command("export-backbone")(export_backbone)
-app.command("extract")(extract)
-app.command("split")(split)
-app.command("train")(train)
-app.command("import")(import_)
-app.command("export")(export)
-app.command("verify")(verify)
-app.command("inspect")(inspect)
-app.command("eval")(evaluate)
+for _name, _command in (
+    ("infer", infer),
+    ("demo", demo),
+    ("bench", bench),
+    ("doctor", doctor),
+    ("phantom", phantom),
+    ("export-backbone", export_backbone),
+    ("extract", extract),
+    ("split", split),
+    ("train", train),
+    ("import", import_),
+    ("export", export),
+    ("verify", verify),
+    ("inspect", inspect),
+    ("eval", evaluate),
+):
+    app.command(_name)(accept_verbose(_command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -54,21 +58,15 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
-    version: Annotated[  # noqa: ARG001 - Typer calls its callback
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    verbose: common.Verbose = False,
+    version: Annotated[  # noqa: ARG001 - used by the callback
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Hierarchical multiple-instance learning on whole-slide images, from training to deployment.
 
     Exit codes: 0 done; 2 wrong usage or configuration; 3 finished, but some slides were rejected or failed;
-    4 the model or bundle is unusable; 5 the environment lacks something asked for; 6 stopped, may be resumed.
+    4 the model or bundle is unusable; 5 the environment lacks something that was asked for; 6 stopped by a signal,
+    can be resumed.
     """
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.DEBUG if verbose else logging.WARNING)  # a run's log file may want more than it
-    logging.basicConfig(
-        level=terminal.level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[terminal]
-    )
-    for noisy in ("PIL", "matplotlib", "numba", "h5py"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("pyvips").setLevel(logging.ERROR)  # what it warns of comes back as our own errors
+    configure_logging(verbose=verbose)

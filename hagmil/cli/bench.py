@@ -1,4 +1,4 @@
-"""hagmil bench: where the time of one slide goes."""
+"""hagmil bench: measure the time of each step on one slide."""
 
 from __future__ import annotations
 
@@ -19,48 +19,47 @@ _COLOURS = {"better": "green", "worse": "red", "neutral": "bright_black"}
 def bench(
     slide: Annotated[
         str | None,
-        typer.Argument(help="A slide; without one a phantom is made.", metavar="[SLIDE]", show_default=False),
+        typer.Argument(
+            help="Slide file. Default: a phantom made for the benchmark.", metavar="[SLIDE]", show_default=False
+        ),
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="A bundle; without it the built-in demonstration model.", show_default=False),
-    ] = None,
+    model: common.Model = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the report; hagmil-bench where none is given.", show_default=False),
+        typer.Option("--out", help="Output folder of the report. Default: hagmil-bench.", show_default=False),
     ] = None,
     spacing_um: common.SpacingUm = None,
     provider: Annotated[
         list[str] | None,
         typer.Option(
-            "--provider", help="cpu, cuda or tensorrt; repeatable; default: every one here.", show_default=False
+            "--provider",
+            help="cpu, cuda or tensorrt; repeatable. Default: every provider of this machine.",
+            show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", min=1, help="Patches a batch; default: what suits provider and patches.", show_default=False
-        ),
-    ] = None,
+    batch_size: common.BatchSize = None,
     readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
-    keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=1, help="Patches kept at every stage but the last.", show_default=False),
-    ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Of each measurement, after a warm-up.")] = 3,
-    patches: Annotated[int, typer.Option("--patches", min=1, help="Patches that are measured, at the most.")] = 2048,
-    phantom_px: Annotated[int, typer.Option("--phantom-px", min=1024, help="Side of the phantom.")] = 4096,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also try batch sizes, threads and bag sizes.")] = False,
+    keep: common.Keep = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs after one warm-up.")] = 3,
+    patches: Annotated[
+        int, typer.Option("--patches", min=1, help="Maximum number of patches in a measurement.")
+    ] = 2048,
+    phantom_px: Annotated[
+        int, typer.Option("--phantom-px", min=1024, help="Width and height of the phantom in level-0 pixels.")
+    ] = 4096,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also measure over batch sizes, threads and bag sizes.")
+    ] = False,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", help="Measure nothing; show two reports side by side.", metavar="A.json B.json"),
+        typer.Option("--compare", help="Compare two existing reports instead of measuring.", metavar="A.json B.json"),
     ] = None,
 ) -> None:
-    """Measure reading, masking, backbone, level models, start-up and memory, each alone and all together.
+    """Measure reading, tissue mask, backbone, stage models, start-up and memory, separately and together.
 
-    Writes OUT/report.json and OUT/report.html. With --compare, OUT/comparison.html where --out is given.
+    Writes OUT/report.json and OUT/report.html; with --compare and --out, OUT/comparison.html.
     """
     if compare is not None:
         _compare(*compare, out)
@@ -101,7 +100,7 @@ def _show(report: BenchReport) -> None:
 
     from hagmil.runtime.bench.figures import figures_of, limiting_step, shown
 
-    view = common.table("", "figure", "middle run", "all runs")
+    view = common.table("", "figure", "median", "range of runs")
     group = ""
     for figure in figures_of(report):
         runs = (
@@ -116,7 +115,7 @@ def _show(report: BenchReport) -> None:
     console.print(view)
     console.print(Text(limiting_step(report)))
     if report.skipped:
-        console.print(Text(f"left out: {', '.join(report.skipped)}; the report says why", "bright_black"))
+        console.print(Text(f"skipped: {', '.join(report.skipped)}; see the report for the reasons", "bright_black"))
 
 
 def _compare(first: Path, second: Path, out: Path | None) -> None:
@@ -145,7 +144,7 @@ def _compare(first: Path, second: Path, out: Path | None) -> None:
     console.print(Text(f"A: {first}\nB: {second}"))
     console.print(view)
     for note in differences(a, b):
-        console.print(Text(f"they differ in {note}", "yellow"))
+        console.print(Text(f"the reports differ in {note}", "yellow"))
     if out is not None:
         write_text(out / COMPARISON_NAME, render_comparison(a, b, (str(first), str(second))))
         console.print(f"comparison: {out / COMPARISON_NAME}", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""hagmil demo: the main job on phantoms, from nothing to verdicts."""
+"""hagmil demo: the whole path, from synthetic slides to verdicts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ _DEFAULT_OUT = Path("hagmil-demo")
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of everything it makes; replaced.")] = _DEFAULT_OUT,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other phantoms.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", help="Output folder; the output of an earlier demo in it is replaced.")
+    ] = _DEFAULT_OUT,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the phantoms and the training.")] = 0,
 ) -> None:
-    """Phantoms, features, training, export, and inference on unseen phantoms; a few minutes on two cores."""
+    """Make phantoms, extract features, train, export, and run inference on unseen phantoms.
+
+    Takes a few minutes on two cores.
+    """
     from hagmil.workflows.demo import DemoSize, run_demo
 
     with common.StepProgress() as display:
@@ -28,11 +33,7 @@ def demo(
 
 
 def _show(report: DemoReport) -> None:
-    from rich.table import Table
-
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("unseen phantom", "truth", "verdict", "p(tumour)"):
-        view.add_column(head, overflow="fold")
+    view = common.table("unseen phantom", "truth", "verdict", "p(tumour)")
     for slide, result in zip(report.truths, report.results, strict=True):
         right = slide.label == result.prediction
         view.add_row(
@@ -45,14 +46,15 @@ def _show(report: DemoReport) -> None:
     console = common.stdout()
     console.print(view)
     console.print(
-        f"{correct} of {len(report.results)} verdicts are right; AUC {report.auc:.3f}; the finest patches that were "
-        f"read on tumour phantoms lie in a lesion {report.lesion_ratio:.1f} times as often as tissue does"
+        f"{correct} of {len(report.results)} verdicts are correct; AUC {report.auc:.3f}; patches read at the finest "
+        f"stage of tumour phantoms lie in a lesion {report.lesion_ratio:.1f} times as often as tissue on average"
     )
-    console.print(f"heatmaps: {report.out}/<phantom>/heatmap.png, such as {_most_certain(report)}")
+    console.print(f"heatmaps: {report.out}/<phantom>/heatmap.png, for example {_most_certain(report)}")
     console.print(f"bundle: {report.bundle}; results: {report.out / 'results.csv'}")
 
 
 def _most_certain(report: DemoReport) -> Path:
+    """The heatmap of the phantom with the highest probability of tumour."""
     tumours = [result for result in report.results if result.prediction == "tumour"] or list(report.results)
     best = max(tumours, key=lambda result: result.probabilities["tumour"])
     return report.out / best.slide_id / "heatmap.png"

@@ -6,12 +6,15 @@ import typer
 
 from hagmil.cli import _common as common
 
-_MARKS = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "optional": "[yellow]not here[/]"}
+_MARKS = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "optional": "[yellow]not available[/]"}
 _EXIT_LACKS = 5
 
 
 def doctor() -> None:
-    """Say what this machine has, what it lacks, and how to get it. Exit 5 if inference cannot run."""
+    """List what this machine has and lacks, and how to install what is missing.
+
+    Exit code 5 if inference cannot run.
+    """
     from rich.table import Table
 
     from hagmil.runtime.doctor import examine

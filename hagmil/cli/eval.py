@@ -1,4 +1,4 @@
-"""hagmil eval: what a checkpoint's or a bundle's verdicts are worth."""
+"""hagmil eval: metrics of a checkpoint or a bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PartName(StrEnum):
-    """A part of a split, as the command line takes it."""
+    """A part of a split."""
 
     train = "train"
     val = "val"
@@ -24,29 +24,32 @@ class PartName(StrEnum):
 
 
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(help="A checkpoint, a run folder, or a bundle.", metavar="CHECKPOINT_OR_BUNDLE")
+    model: Annotated[Path, typer.Argument(help="Checkpoint, run folder or bundle.", metavar="CHECKPOINT_OR_BUNDLE")],
+    config: Annotated[
+        str, typer.Option("--config", help="Training configuration that names features, labels and split.")
     ],
-    config: Annotated[str, typer.Option("--config", help="The training's configuration: features, labels, split.")],
-    part: Annotated[PartName, typer.Option("--part", help="Which part of the split.")] = PartName.test,
+    part: Annotated[PartName, typer.Option("--part", help="Part of the split to evaluate.")] = PartName.test,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of evaluation.json and evaluation.html.", metavar="REPORT")
+        Path, typer.Option("--out", help="Output folder of evaluation.json and evaluation.html.", metavar="REPORT")
     ] = Path("hagmil-evaluation"),
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="First fit a temperature on the validation part and store it in the bundle."),
+        typer.Option("--calibrate", help="Fit a temperature on the validation part first, and store it in the bundle."),
     ] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the configuration's; repeatable.")
+        list[str] | None, typer.Option("--set", help="key=value: overrides a key of the configuration; repeatable.")
     ] = None,
-    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap resamples of the patients.")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
-    provider: Annotated[str, typer.Option("--provider", help="Of a bundle's stages: cpu or cuda.")] = "cpu",
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=1, help="Number of bootstrap resamples over patients.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the bootstrap.")] = 0,
+    provider: Annotated[
+        str, typer.Option("--provider", help="Execution provider of a bundle's stage models: cpu or cuda.")
+    ] = "cpu",
 ) -> None:
-    """Measure verdicts on slides whose features are there, with 95 % intervals over patients.
+    """Evaluate verdicts on extracted features, with 95 % bootstrap intervals over patients.
 
-    Writes JSON and one HTML page. A bundle and the checkpoint that it came from give the same numbers, until the
-    bundle is calibrated.
+    Writes a JSON file and an HTML report. A bundle gives the same metrics as its checkpoint, unless it is calibrated.
     """
     from hagmil.bundle import MANIFEST_NAME
     from hagmil.errors import UsageError
@@ -71,7 +74,7 @@ def evaluate(
             )
         elif calibrate:
             raise UsageError(
-                f'"{model}" is no bundle; --calibrate stores a temperature in one, run hagmil export first'
+                f'"{model}" is not a bundle; --calibrate stores a temperature in a bundle: run hagmil export first'
             )
         else:
             from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
@@ -85,7 +88,7 @@ def evaluate(
 
 
 def _show(report: EvaluationReport) -> None:
-    """The measures as a table."""
+    """Print the metrics as a table."""
     from rich.table import Table
 
     layers = [("fine" if report.coarse else "", report.verdict)]
@@ -94,7 +97,7 @@ def _show(report: EvaluationReport) -> None:
     console = common.stdout()
     for name, found in layers:
         table = Table(title=f"{name} {report.part}: {found.slides} slides, {found.patients} patients".strip())
-        for column in ("measure", "value", "95 % interval"):
+        for column in ("metric", "value", "95 % interval"):
             table.add_column(column)
         table.add_row("AUC, macro", *_cells(found.auc))
         table.add_row("accuracy", *_cells(found.accuracy))

@@ -1,4 +1,4 @@
-"""hagmil export: a checkpoint to a bundle."""
+"""hagmil export: turn a checkpoint into a bundle."""
 
 from __future__ import annotations
 
@@ -19,37 +19,43 @@ if TYPE_CHECKING:
     from hagmil.export.tensorrt import EngineOptions, EngineReport
 
 _TENSORRT = "TensorRT engines"
-_PARITY = "Proof"
+_PARITY = "Parity checks"
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of hagmil train.", metavar="CHECKPOINT")],
-    backbone: Annotated[Path, typer.Option("--backbone", help="The folder that export-backbone wrote.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder of hagmil train.", metavar="CHECKPOINT")],
+    backbone: Annotated[Path, typer.Option("--backbone", help="Backbone folder written by hagmil export-backbone.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder of the bundle.")],
     precision: Annotated[
-        str, typer.Option("--precision", help="Of all graphs inside: fp32, fp16, or int8 (backbone).")
+        str, typer.Option("--precision", help="fp32, fp16, or int8 (backbone in int8, stage models in fp32).")
     ] = "fp32",
     calibration: Annotated[
         list[str] | None,
         typer.Option(
             "--calibration",
-            help="For int8: slides, or features whose slides are near; files, folders or globs; repeatable.",
+            help="With --precision int8: slides, or feature files of slides that are stored nearby; files, folders or "
+            "globs; repeatable.",
             show_default=False,
         ),
     ] = None,
     intended_use: Annotated[
-        str | None, typer.Option("--intended-use", help="What the bundle may be used for.", show_default=False)
+        str | None,
+        typer.Option("--intended-use", help="Intended use, for the manifest and the model card.", show_default=False),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     parity: Annotated[
         str,
-        typer.Option("--parity", help="default, or long: bags of 10,000 and 40,000 too.", rich_help_panel=_PARITY),
+        typer.Option(
+            "--parity",
+            help="default, or long to compare stage models on bags of 10,000 and 40,000 patches too.",
+            rich_help_panel=_PARITY,
+        ),
     ] = "default",
     parity_slides: Annotated[
         list[str] | None,
         typer.Option(
             "--parity-slides",
-            help="Slides, folders or globs whose verdicts must not change; repeatable.",
+            help="Slides on which the verdicts must stay the same: files, folders or globs; repeatable.",
             show_default=False,
             rich_help_panel=_PARITY,
         ),
@@ -59,21 +65,21 @@ def export(
         typer.Option(
             "--parity-phantoms",
             min=0,
-            help="Synthetic slides for the same; default without --parity-slides: 4 with fp16, none with int8, whose "
-            "calibration slides are compared.",
+            help="Number of synthetic slides on which the verdicts must stay the same. Default: 4 with fp16 without "
+            "--parity-slides, otherwise 0; int8 compares verdicts on its calibration slides.",
             show_default=False,
             rich_help_panel=_PARITY,
         ),
     ] = None,
     trt: Annotated[
-        bool, typer.Option("--trt", help="Build engines for every graph.", rich_help_panel=_TENSORRT)
+        bool, typer.Option("--trt", help="Build TensorRT engines for every graph.", rich_help_panel=_TENSORRT)
     ] = False,
     trt_flavour: common.TrtFlavour = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
             "--compute-capability",
-            help="Of the GPU that will run them, such as 8.9; repeatable.",
+            help="Compute capability of the GPU that will run the engines, such as 8.9; repeatable.",
             show_default=False,
             rich_help_panel=_TENSORRT,
         ),
@@ -82,7 +88,7 @@ def export(
         str | None,
         typer.Option(
             "--trt-batch",
-            help="min,opt,max batch of the backbone; default: 1,64,256.",
+            help="Batch sizes of the backbone: min,opt,max. Default: 1,64,256.",
             show_default=False,
             rich_help_panel=_TENSORRT,
         ),
@@ -91,7 +97,8 @@ def export(
         list[str] | None,
         typer.Option(
             "--trt-patches",
-            help="min,opt,max patches of a bag, a profile each; repeatable.",
+            help="Bag sizes of the stage models in patches: min,opt,max; repeatable, one profile each. Default: from "
+            "the manifest.",
             show_default=False,
             rich_help_panel=_TENSORRT,
         ),
@@ -101,7 +108,7 @@ def export(
         typer.Option(
             "--trt-workspace-gib",
             min=0.01,
-            help="The most GPU memory that one operation may take.",
+            help="Maximum GPU memory of one operation, in GiB.",
             show_default=False,
             rich_help_panel=_TENSORRT,
         ),
@@ -110,28 +117,33 @@ def export(
         str,
         typer.Option(
             "--trt-hardware-compatibility",
-            help="none, ampere_plus or same_compute_capability.",
+            help="GPUs that can load the engines: none (only the GPU model they are built on), ampere_plus or "
+            "same_compute_capability.",
             rich_help_panel=_TENSORRT,
         ),
     ] = "none",
     trt_version_compatible: Annotated[
         bool,
-        typer.Option("--trt-version-compatible", help="For other versions of TensorRT too.", rich_help_panel=_TENSORRT),
+        typer.Option(
+            "--trt-version-compatible",
+            help="Make engines that later TensorRT releases of the same major version can load.",
+            rich_help_panel=_TENSORRT,
+        ),
     ] = False,
     trt_timing_cache: Annotated[
         Path | None,
         typer.Option(
             "--trt-timing-cache",
-            help="File that keeps timings between builds; default: in the user's cache.",
+            help="File that stores timings between builds. Default: in the user's cache folder.",
             show_default=False,
             rich_help_panel=_TENSORRT,
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint into a bundle: ONNX models proven against PyTorch, manifest, digests and self-test.
+    """Turn a checkpoint into a bundle: ONNX models, manifest, digests and self-test.
 
-    With fp16 and int8 the verdicts on slides are proven too. int8 is for CPUs and quantises the backbone.
-    TensorRT-RTX builds engines without a GPU.
+    Compares the outputs of every ONNX model with PyTorch; with fp16 and int8 also the verdicts on slides. int8
+    quantises the backbone and runs on CPUs. TensorRT-RTX builds engines without a GPU.
     """
     from hagmil._tensorrt.profiles import parse_range
     from hagmil.export.parity.stages import parse_parity_form
@@ -151,10 +163,10 @@ def export(
         version_compatible=trt_version_compatible,
         timing_cache=trt_timing_cache,
     )
-    _check_use(options, wanted=trt)
+    _check_engine_options(options, trt=trt)
     _check_int8(parse_precision(precision), calibration, parity_slides, parity_phantoms, trt=trt)
     if trt:
-        engine_target(options)  # what is missing is said before the long export
+        engine_target(options)  # raises before the long export if something is missing
     phantoms = default_phantoms(precision, parity_slides) if parity_phantoms is None else parity_phantoms
     own = calibration_slides(calibration) if calibration else ()
     with common.StepProgress() as progress:
@@ -177,13 +189,13 @@ def export(
     common.stdout().print(f"bundle: {out}", markup=False, highlight=False)
 
 
-def _check_use(options: EngineOptions, *, wanted: bool) -> None:
-    """Options of engines mean nothing without engines."""
+def _check_engine_options(options: EngineOptions, *, trt: bool) -> None:
+    """Raise an error if options of engines are given without ``--trt``."""
     from hagmil.errors import UsageError
     from hagmil.export.tensorrt import EngineOptions
 
-    if not wanted and options != EngineOptions():
-        raise UsageError("options of TensorRT engines were given; add --trt to build them")
+    if not trt and options != EngineOptions():
+        raise UsageError("options for TensorRT engines were given; add --trt to build engines")
 
 
 def _check_int8(
@@ -194,28 +206,28 @@ def _check_int8(
     *,
     trt: bool,
 ) -> None:
-    """What int8 needs, and what it excludes."""
+    """Raise an error if the options do not fit ``--precision int8``."""
     from hagmil.errors import UsageError
 
     if precision != "int8":
         if calibration:
-            raise UsageError("--calibration goes with --precision int8")
+            raise UsageError("--calibration needs --precision int8")
         return
     if trt:
         raise UsageError(
-            "--precision int8 is for CPUs: TensorRT wants another, symmetric graph without quantised biases; "
-            "export with --precision fp16 for --trt"
+            "--precision int8 is for CPUs; TensorRT needs symmetric quantisation without quantised biases: use "
+            "--precision fp16 with --trt"
         )
     if not calibration:
         raise UsageError(
-            "--precision int8 needs --calibration: slides like those that it will see, or features of them"
+            "--precision int8 needs --calibration: slides like those that the model will process, or their features"
         )
     if parity_phantoms == 0 and not parity_slides:
-        raise UsageError("--precision int8 is accepted on verdicts alone; leave out --parity-phantoms 0")
+        raise UsageError("--precision int8 requires slides to compare verdicts on; remove --parity-phantoms 0")
 
 
 def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
-    """What was proven, and what was built."""
+    """Print the parity results, the engines and the time of each step."""
     console = common.stdout()
     console.print(_parity_table(report))
     if report.parity.quantization is not None:
@@ -236,7 +248,7 @@ def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
 def _parity_table(report: ExportReport) -> Table:
     from hagmil.export.parity.compare import worst_by_tensor
 
-    table = common.table("graph", "tensor", "comparisons", "largest error", "allowed there")
+    table = common.table("graph", "tensor", "comparisons", "worst error", "allowed")
     for row, comparisons in worst_by_tensor(report.parity.rows):
         table.add_row(row.model, row.tensor, f"{comparisons}", f"{row.error:.1e}", f"{row.allowed:.1e}")
     return table
@@ -245,8 +257,8 @@ def _parity_table(report: ExportReport) -> Table:
 def _slide_table(slides: SlideParity) -> Table:
     from hagmil.export.model_card import percent
 
-    title = f"{slides.what}: {slides.equal_verdicts} of {slides.with_verdict} verdicts are the same"
-    table = common.table("stage", "kept alike", "on the worst slide", "rank correlation at least", title=title)
+    title = f"{slides.what}: {slides.equal_verdicts} of {slides.with_verdict} verdicts are equal"
+    table = common.table("stage", "same kept patches", "on the worst slide", "lowest rank correlation", title=title)
     for stage in slides.stages:
         ranks = "" if stage.least_correlation is None else f"{stage.least_correlation:.6f}"
         table.add_row(stage.name, percent(stage.kept_alike), percent(stage.least_alike), ranks)

@@ -1,4 +1,4 @@
-"""hagmil export-backbone: a patch encoder as ONNX."""
+"""hagmil export-backbone: write a patch encoder as ONNX."""
 
 from __future__ import annotations
 
@@ -15,31 +15,39 @@ def export_backbone(
         str,
         typer.Argument(help="tiny, resnet50-trunc, timm:<model>, or the path of an .onnx file.", metavar="NAME"),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write: backbone.onnx and backbone.json.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder of backbone.onnx, backbone.json and parity.json.")],
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
-            help='A .pth or .safetensors file; "random" and "hub" must be said.',
+            help='A .pth or .safetensors file, "random", or for timm models "hub". tiny has weights of its own.',
             show_default=False,
         ),
     ] = None,
     patch_px: Annotated[
         int | None,
-        typer.Option("--patch-px", help="Patch size of a timm model that takes one alone.", show_default=False),
+        typer.Option(
+            "--patch-px", help="Patch size in pixels, for timm models with a fixed input size.", show_default=False
+        ),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option("--mean", help="R,G,B of pixels in 0..1, for an ONNX encoder of floats.", show_default=False),
+        typer.Option(
+            "--mean",
+            help="Mean of each channel, R,G,B in 0..1, for ONNX encoders with float input.",
+            show_default=False,
+        ),
     ] = None,
-    std: Annotated[str | None, typer.Option("--std", help="R,G,B, as for --mean.", show_default=False)] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", help="Standard deviation of each channel, like --mean.", show_default=False)
+    ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", help="Which output of an ONNX encoder to take.", show_default=False),
+        typer.Option("--output", help="Output tensor to use, for ONNX encoders with several.", show_default=False),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
 ) -> None:
-    """Write a patch encoder as ONNX: uint8 RGB patches in, normalisation inside, features out."""
+    """Write a patch encoder as ONNX that maps uint8 RGB patches to features, normalisation included."""
     from hagmil.export.backbones.export_backbone import export_backbone as export
 
     card = export(

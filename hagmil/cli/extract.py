@@ -1,4 +1,4 @@
-"""hagmil extract: backbone features of every stage, for training."""
+"""hagmil extract: backbone features of every stage."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def extract(
-    backbone: Annotated[Path, typer.Option("--backbone", help="A folder that export-backbone wrote.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the feature files.")],
+    backbone: Annotated[Path, typer.Option("--backbone", help="Backbone folder written by hagmil export-backbone.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder of the feature files.")],
     slides: common.Slides = None,
     table: common.SlideTable = None,
     stages: Annotated[
-        str, typer.Option("--stages", help="Spacings in micrometres per pixel, coarse to fine.")
+        str, typer.Option("--stages", help="Spacings of the stages in micrometres per pixel, coarse to fine.")
     ] = "2,1,0.5",
     patch_px: Annotated[
         int | None,
         typer.Option(
             "--patch-px",
             min=8,
-            help="Side of a patch in pixels; default: the backbone's.",
+            help="Patch size in pixels. Default: that of the backbone.",
             show_default=False,
         ),
     ] = None,
@@ -36,13 +36,13 @@ def extract(
     readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
-    half: Annotated[bool, typer.Option("--half", help="Store features as float16.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Extract again what is there already.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store features as float16 instead of float32.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing feature files.")] = False,
 ) -> None:
-    """Run the backbone on every tissue patch of every stage; one HDF5 file a slide.
+    """Run the backbone on every tissue patch of every stage, and write one HDF5 file per slide.
 
-    Slides whose feature file is there already, from the same backbone, are left alone, so a stopped run goes on
-    where it was.
+    Skips slides that already have a feature file from the same backbone; run the command again to resume an
+    interrupted run.
     """
     from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, parse_stages
     from hagmil.runtime.inference.encode import EncodeOptions
@@ -64,7 +64,7 @@ def extract(
         def _done(outcome: ExtractOutcome) -> None:
             display.slide_done()
             if outcome.status != "ok":
-                display.say(f"{outcome.slide_id}: {outcome.status}: {outcome.message}")
+                display.print_line(f"{outcome.slide_id}: {outcome.status}: {outcome.message}")
 
         outcomes = extract_many(requests, extractor, out, on_outcome=_done, progress=display.patches)
     bad = sum(outcome.status != "ok" for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""hagmil infer: slides to verdicts."""
+"""hagmil infer: verdicts for slides."""
 
 from __future__ import annotations
 
@@ -20,28 +20,23 @@ _DEFAULT_OUT = Path("hagmil-results")
 def infer(
     slides: common.Slides = None,
     table: common.SlideTable = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="A bundle; without it the built-in demonstration model.", show_default=False),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = _DEFAULT_OUT,
+    model: common.Model = None,
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = _DEFAULT_OUT,
     spacing_um: common.SpacingUm = None,
     provider: common.Provider = "cpu",
-    keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=1, help="Patches kept at every stage but the last.", show_default=False),
-    ] = None,
+    keep: common.Keep = None,
     batch_size: common.BatchSize = None,
     readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
     rebuild: common.Rebuild = False,
     trt_flavour: common.TrtFlavour = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Leave slides alone that have their result.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip slides that already have a result.")] = False,
 ) -> None:
-    """Take slides through a bundle's stages, coarse to fine, and write a verdict for each.
+    """Classify slides with a bundle and write a verdict for each.
 
-    Results: OUT/results.csv, and OUT/<slide_id>/ with result.json, heatmap.png, attention.h5 and regions.geojson.
+    Writes OUT/results.csv and, for each slide, OUT/<slide_id>/ with result.json, heatmap.png, attention.h5 and
+    regions.geojson.
     """
     from hagmil.errors import UsageError
     from hagmil.runtime.inference.encode import EncodeOptions
@@ -51,7 +46,7 @@ def infer(
     from hagmil.runtime.tissue.kernels import kernels_on
 
     if provider != "tensorrt" and (rebuild or trt_flavour):
-        raise UsageError("--rebuild and --trt-flavour belong to --provider tensorrt")
+        raise UsageError("--rebuild and --trt-flavour need --provider tensorrt")
     requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
     mask_kernels = kernels_on(mask_device)
     loaded = load_model(
@@ -75,12 +70,9 @@ def infer(
 
 
 def _show(results: Sequence[Result], out: Path) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("slide", "status", "verdict", "probability", "seconds"):
-        view.add_column(head, overflow="fold")
+    view = common.table("slide", "status", "verdict", "probability", "seconds")
     for result in results:
         view.add_row(
             Text(result.slide_id),
@@ -94,6 +86,6 @@ def _show(results: Sequence[Result], out: Path) -> None:
     bad = [result for result in results if result.status != "ok"]
     for result in bad:
         console.print(Text(f"{result.slide_id}: {result.message}"))
-    console.print(f"{len(results) - len(bad)} of {len(results)} slides have a verdict; table: {out / 'results.csv'}")
+    console.print(f"{len(results) - len(bad)} of {len(results)} slides have a verdict; results: {out / 'results.csv'}")
     if len(bad) < len(results):
         console.print(f"heatmaps: {out}/<slide>/heatmap.png")

@@ -1,4 +1,4 @@
-"""hagmil inspect: what a bundle or an ONNX file is, at a glance."""
+"""hagmil inspect: describe a bundle or an ONNX file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle's folder, or an .onnx file.", metavar="BUNDLE_OR_ONNX")],
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Bundle folder or .onnx file. Default: the built-in demonstration model.",
+            metavar="[BUNDLE_OR_ONNX]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show stages, spacings, classes, sizes, nodes, precision, parity, engines and provenance.
 
-    Nothing is verified; hagmil verify does that.
+    Does not check digests; see hagmil verify.
     """
     from hagmil.export.inspect_graph import BundleView, inspect_path
+    from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 
     console = common.stdout()
-    view = inspect_path(path)
+    view = inspect_path(path or builtin_bundle())
     if isinstance(view, BundleView):
         _show_bundle(console, view)
     else:
@@ -56,7 +64,7 @@ def _show_bundle(console: Console, view: BundleView) -> None:
     ):
         facts.add_row(name, value)
     console.print(facts)
-    stages = common.table("stage", "um/px", "keeps")
+    stages = common.table("stage", "um/px", "kept patches")
     for stage in manifest.stages:
         keeps = "gives the verdict" if stage.keep is None else f"{stage.keep}"
         stages.add_row(stage.name, f"{stage.spacing_um:g}", keeps)
@@ -79,16 +87,22 @@ def _show_graphs(console: Console, graphs: tuple[GraphView, ...]) -> None:
 
 
 def show_quantisation(console: Console, of: Quantization) -> None:
-    """How a backbone came to int8, what it cost and what it gains."""
+    """Print how a backbone was quantised, with its accuracy and speed."""
     speed = of.throughput
     table = common.table("backbone in int8", of.scheme)
     for name, value in (
         ("first product", of.first_product),
         ("calibrated on", f"{of.calibration_patches} patches of {of.calibration}"),
-        ("smallest cosine", f"{of.least_cosine:.4f} over {of.compared_patches} patches, {of.allowed_cosine:g} needed"),
+        (
+            "smallest cosine",
+            f"{of.least_cosine:.4f} over {of.compared_patches} patches, at least {of.allowed_cosine:g} required",
+        ),
         ("relative error", f"{of.relative_error:.2%}, {of.allowed_relative_error:.0%} allowed"),
         ("verdicts", f"{of.equal_verdicts} of {of.verdicts} the same on {of.compared_slides}"),
-        ("kept alike", ", ".join(f"{stage} {share:.2%}" for stage, share in of.kept_alike.items()) or "none kept"),
+        (
+            "same kept patches",
+            ", ".join(f"{stage} {share:.2%}" for stage, share in of.kept_alike.items()) or "no stage keeps patches",
+        ),
         ("patches/s", f"{speed.int8_patches_per_s:.1f}, in fp32 {speed.fp32_patches_per_s:.1f} ({speed.gain:.2f} x)"),
         ("measured on", f"{speed.processor}, threads: {speed.threads}, batch {speed.batch}"),
     ):
@@ -100,7 +114,7 @@ def _show_parity(console: Console, parity: ParityReport | None) -> None:
     from hagmil.export.parity.compare import worst_by_tensor
 
     if parity is None:
-        console.print("parity: the bundle has no report of it")
+        console.print("parity: the bundle has no parity report")
         return
     table = common.table("parity of", "tensor", "comparisons", "error", "allowed")
     for row, comparisons in worst_by_tensor(parity.rows):

@@ -1,4 +1,4 @@
-"""hagmil phantom: synthetic slides whose lesions are known."""
+"""hagmil phantom: synthetic slides with known lesions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hagmil.cli import _common as common
 
 
 def phantom(
-    out_dir: Annotated[Path, typer.Argument(help="Folder of the cohort.", metavar="OUT_DIR")],
-    slides: Annotated[int, typer.Option("--slides", min=1, help="How many.")] = 8,
-    size: Annotated[int, typer.Option("--size", min=256, help="Width and height in level-0 pixels.")] = 4096,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another cohort.")] = 0,
-    spacing_um: Annotated[float, typer.Option("--spacing-um", help="Micrometres per level-0 pixel.")] = 0.5,
+    out_dir: Annotated[Path, typer.Argument(help="Output folder of the cohort.", metavar="OUT_DIR")],
+    slides: Annotated[int, typer.Option("--slides", min=1, help="Number of slides.")] = 8,
+    size: Annotated[int, typer.Option("--size", min=256, help="Width and height of a slide in level-0 pixels.")] = 4096,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the cohort.")] = 0,
+    spacing_um: Annotated[float, typer.Option("--spacing-um", help="Level-0 spacing in micrometres per pixel.")] = 0.5,
     classes: Annotated[
         str, typer.Option("--classes", help="binary (normal, tumour) or hierarchy (lesion subtypes).")
     ] = "binary",

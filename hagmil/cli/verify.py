@@ -1,4 +1,4 @@
-"""hagmil verify: may this bundle be used on this machine?"""
+"""hagmil verify: check that a bundle is intact and works on this machine."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ _COLOURS = {"ok": "green", "failed": "red", "skipped": "yellow", "note": "cyan"}
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Bundle folder. Default: the built-in demonstration model.", metavar="[BUNDLE]", show_default=False
+        ),
+    ] = None,
     provider: common.Provider = "cpu",
     threads: common.Threads = None,
     rebuild: common.Rebuild = False,
     trt_flavour: common.TrtFlavour = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Check a bundle's digests, schema and graphs, and try its self-test on this machine and provider.
+    """Check the digests, manifest and graphs of a bundle, and run its self-test with a provider.
 
-    Ends with exit code 4 where anything fails. Engines for other machines are noted and are no failure.
+    Exit code 4 if a check fails. TensorRT engines for other machines are listed and are not a failure.
     """
     from hagmil.errors import BundleError
+    from hagmil.runtime.inference.loaded_bundle import builtin_bundle
     from hagmil.runtime.verify import verify_bundle
 
-    report = verify_bundle(bundle, provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour)
+    folder = bundle or builtin_bundle()
+    report = verify_bundle(folder, provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
@@ -39,7 +46,7 @@ def verify(
         if as_json:
             raise typer.Exit(BundleError.exit_code)
         failed = [check for check in report.checks if check.state == "failed"]
-        raise BundleError(f'bundle "{bundle}" must not be used: {failed[0].detail}')
+        raise BundleError(f'bundle "{folder}" must not be used: {failed[0].detail}')
 
 
 def _show(report: VerifyReport) -> None:
@@ -54,4 +61,4 @@ def _show(report: VerifyReport) -> None:
     console.print(view)
     console.print(f"bundle sha256: {report.bundle_sha256 or 'unknown'}; provider: {report.provider}", highlight=False)
     if report.passed:
-        console.print("the bundle may be used on this machine")
+        console.print("the bundle can be used on this machine")

@@ -1,1 +1,1 @@
-"""Export: backbones and trained models to ONNX, proven against torch, into a bundle."""
+"""Export of backbones and trained models to bundles of ONNX graphs."""

@@ -1,8 +1,7 @@
-"""A bundle's verdicts on feature files, and the temperature that it is calibrated with.
+"""Evaluation of a bundle on feature files, and calibration of its temperature.
 
-The stages' graphs run in ONNX Runtime; everything around them is :mod:`hagmil.trainer.evaluation.scoring`'s, so a
-bundle and
-the checkpoint that it came from are evaluated alike.
+The stage models run in ONNX Runtime. Everything else is shared with checkpoints
+(:mod:`hagmil.trainer.evaluation.scoring`), so that a bundle and its checkpoint are evaluated in the same way.
 """
 
 from __future__ import annotations
@@ -37,25 +36,25 @@ def evaluate_bundle(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> EvaluationReport:
-    """Measure a bundle's verdicts, at its temperature if it has one.
+    """Evaluate a bundle, at its temperature if it has one.
 
     Args:
-        path: the bundle's folder.
-        config: says where features, labels and split are.
+        path: folder of the bundle.
+        config: configuration with the paths of features, labels and split.
         part: train, val or test.
-        calibrate: first fit a temperature on the validation part and store it in the bundle.
-        provider: of the stages' graphs: ``cpu`` or ``cuda``.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        calibrate: fit a temperature on the validation part first and store it in the bundle.
+        provider: execution provider of the stage models: ``cpu`` or ``cuda``.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
         progress: called after each slide.
 
     Returns:
-        The report; no file but the bundle's manifest is written.
+        The report. Only the manifest of the bundle is written, and only with ``calibrate``.
 
     Raises:
         BundleError: the bundle cannot be used.
-        DataError: tables or features that cannot be read, or are not for this model.
-        EnvironmentLacks: the provider is absent.
+        DataError: tables or features cannot be read, or do not fit the model.
+        EnvironmentLacks: the provider is not available.
     """
     bundle = open_bundle(path)
 
@@ -70,7 +69,7 @@ def evaluate_bundle(
         )
         return scores, slides
 
-    scores, slides = score(part)  # first: a part that cannot be evaluated leaves the bundle as it was
+    scores, slides = score(part)  # before the calibration, so that an error leaves the bundle unchanged
     if calibrate:
         bundle = calibrate_bundle(path, scores if part == "val" else score("val")[0])
     manifest, spec = bundle.manifest, bundle_spec(bundle)
@@ -87,7 +86,7 @@ def evaluate_bundle(
 
 
 def bundle_spec(bundle: Bundle) -> EvaluatedModelSpec:
-    """What a bundle's manifest says of its models."""
+    """Describe the models of a bundle, from its manifest."""
     manifest = bundle.manifest
     return EvaluatedModelSpec(
         kind=manifest.kind,
@@ -101,16 +100,16 @@ def bundle_spec(bundle: Bundle) -> EvaluatedModelSpec:
 
 
 def bundle_runner(bundle: Bundle, *, provider: str = "cpu", threads: int | None = None) -> StageRunner:
-    """A bundle's stages as a function of a stage's number and its bag.
+    """Return a function that maps the index of a stage and a bag to the outputs of the stage model.
 
     Args:
         bundle: an open bundle.
         provider: ``cpu`` or ``cuda``.
-        threads: of one run on the CPU; as many as there are cores where None.
+        threads: CPU threads of each session; None for all cores.
 
     Raises:
         BundleError: a graph cannot be loaded.
-        EnvironmentLacks: the provider is not on this machine.
+        EnvironmentLacks: the provider is not available.
     """
     sessions = [
         open_session(bundle.file(stage.onnx), provider=provider, threads=threads) for stage in bundle.manifest.stages
@@ -131,36 +130,36 @@ def score_bundle(
     threads: int | None = None,
     after_slide: Callable[[int], None] = lambda _: None,
 ) -> Scores:
-    """A bundle's verdicts on the slides of a part, before any temperature.
+    """Run a bundle on the slides of a part and return its scores, without temperature scaling.
 
     Args:
         bundle: an open bundle.
         part: the slides; see :func:`hagmil.trainer.evaluation.inputs.open_part`.
         provider: ``cpu`` or ``cuda``.
-        threads: of one run on the CPU.
-        after_slide: called after each slide with the number done.
+        threads: CPU threads of each session; None for all cores.
+        after_slide: called after each slide with the number of slides done.
 
     Raises:
-        DataError: features that cannot be read or are not finite.
+        DataError: features cannot be read or are not finite.
         BundleError: a graph cannot be run.
-        EnvironmentLacks: the provider is not on this machine.
+        EnvironmentLacks: the provider is not available.
     """
     run = bundle_runner(bundle, provider=provider, threads=threads)
     return score_slides(part, bundle_spec(bundle), run, after_slide=after_slide)
 
 
 def calibrate_bundle(path: Path, scores: Scores) -> Bundle:
-    """Fit temperatures and store them in a bundle's manifest, whose digest changes with it.
+    """Fit temperatures and store them in the manifest of a bundle; this changes the digest of the manifest.
 
     Args:
-        path: the bundle's folder.
-        scores: its verdicts on validation slides, before any temperature.
+        path: folder of the bundle.
+        scores: scores on validation slides, without temperature scaling.
 
     Returns:
-        The bundle as it now is.
+        The updated bundle.
 
     Raises:
-        DataError: there is no slide.
+        DataError: there are no slides.
         BundleError: the bundle is altered or invalid.
     """
     bundle = open_bundle(path)

@@ -1,7 +1,7 @@
-"""ONNX graphs as files: what they say of themselves, writing and copying.
+"""Reading properties of ONNX graphs; writing and copying them.
 
-A file holds 2 GB at most. Weights of a graph that is larger lie beside it, in ``<graph>.data``; the graph notes their
-digest, so that its own digest names them too.
+An ONNX file is limited to 2 GB. The weights of larger graphs go to ``<graph>.data`` beside it. The graph contains the
+digest of that file, so that the digest of the graph covers its weights.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from hagmil._files import atomic_path, sha256_of, write_bytes
 LARGEST_FILE_BYTES = 2_000_000_000
 DATA_SUFFIX = ".data"
 WEIGHTS_DIGEST_KEY = "weights_sha256"
-"""Metadata of a graph whose weights lie beside it: the digest of that file."""
+"""Metadata key of a graph with weights in another file: the digest of that file."""
 
 _SMALL_BYTES = 1024
 _ALIGNMENT_BYTES = 4096
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the standard operators that a graph uses."""
+    """Return the opset version of the standard operators of a graph."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def axes_of(value: onnx.ValueInfoProto) -> tuple[str | int, ...] | None:
-    """The axes of an input or output: a number where fixed, a word where dynamic (empty where unnamed).
+    """Return the axes of an input or output.
 
     Returns:
-        The axes, or None where the graph does not even say how many.
+        A number for each fixed axis and a name for each dynamic one (empty if unnamed); None if the rank is unknown.
     """
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
@@ -43,7 +43,7 @@ def axes_of(value: onnx.ValueInfoProto) -> tuple[str | int, ...] | None:
 
 
 def dtype_of(value: onnx.ValueInfoProto) -> str:
-    """The element type of an input or output, as NumPy writes it."""
+    """Return the element type of an input or output as a NumPy name."""
     code = value.type.tensor_type.elem_type
     return (
         "undefined" if code == onnx.TensorProto.UNDEFINED else np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)).name
@@ -51,17 +51,17 @@ def dtype_of(value: onnx.ValueInfoProto) -> str:
 
 
 def weights_bytes(model: onnx.ModelProto) -> int:
-    """How many bytes a graph's weights take."""
+    """Return the size of the weights of a graph in bytes."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def save(model: onnx.ModelProto, path: Path, *, largest_bytes: int = LARGEST_FILE_BYTES) -> None:
-    """Write a graph with its weights; the same graph always gives the same bytes.
+    """Write a graph with its weights; deterministic.
 
     Args:
         model: the graph.
-        path: the file to write; large weights go into another beside it.
-        largest_bytes: weights above this lie beside the graph.
+        path: the file to write.
+        largest_bytes: weights above this size go to a second file beside ``path``.
     """
     if weights_bytes(model) <= largest_bytes:
         write_bytes(path, model.SerializeToString(deterministic=True))
@@ -79,11 +79,11 @@ def save(model: onnx.ModelProto, path: Path, *, largest_bytes: int = LARGEST_FIL
                 tensor.ClearField("raw_data")
     light.metadata_props.add(key=WEIGHTS_DIGEST_KEY, value=sha256_of(data))
     write_bytes(path, light.SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(path))  # it was too large to be checked in memory
+    onnx.checker.check_model(str(path))  # graphs of this size cannot be checked in memory
 
 
 def data_files(path: Path) -> tuple[str, ...]:
-    """Names of the files beside a graph that hold weights of it."""
+    """Return the names of the files beside a graph that contain its weights."""
     graph = onnx.load(path, load_external_data=False).graph
     return tuple(
         dict.fromkeys(
@@ -97,7 +97,7 @@ def data_files(path: Path) -> tuple[str, ...]:
 
 
 def copy_graph(source: Path, target: Path) -> None:
-    """Copy a graph, and the files beside it that hold its weights, into another folder."""
+    """Copy a graph and its weight files to another folder."""
     for name in data_files(source):
         shutil.copyfile(source.with_name(name), target.with_name(name))
     shutil.copyfile(source, target)

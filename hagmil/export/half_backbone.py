@@ -1,7 +1,4 @@
-"""A backbone in half precision, made from its float32 graph and held against it over patches.
-
-A backbone arrives as ONNX, and so it is reduced as ONNX. What the models were trained on stays the float32 graph.
-"""
+"""Half-precision backbones: conversion of the float32 ONNX graph, and comparison with it."""
 
 from __future__ import annotations
 
@@ -21,20 +18,20 @@ from hagmil.selftest import BACKBONE
 
 
 def write_half_backbone(source: Path, graph: Path) -> None:
-    """Write the half-precision form of a backbone.
+    """Convert a backbone to half precision.
 
     Args:
-        source: its float32 graph.
+        source: the float32 graph.
         graph: the file to write.
 
     Raises:
-        BundleError: the graph cannot be brought to half precision.
+        BundleError: the graph cannot be converted.
     """
     save(to_half(onnx.load(source)), graph)
 
 
 def check_half_parity(source: Path, graph: Path, patch_px: int) -> Iterator[tuple[ParityRow, ...]]:
-    """Hold a half-precision backbone against its float32 graph, over batches and kinds of patches.
+    """Compare a half-precision backbone with its float32 graph over batch sizes and kinds of patches.
 
     Args:
         source: the float32 graph.
@@ -42,13 +39,13 @@ def check_half_parity(source: Path, graph: Path, patch_px: int) -> Iterator[tupl
         patch_px: side of a patch in pixels.
 
     Returns:
-        For each batch of patches its rows.
+        An iterator over batches: the rows of each, one per tensor and run.
     """
-    exact = open_session(source, threads=torch.get_num_threads()).run
+    float32 = open_session(source, threads=torch.get_num_threads()).run
     return compare(
         BACKBONE,
         backbone_cases(((patch_px, patch_px),)),
         graph=open_under_test(graph, "fp16"),
-        source=SourceModel(exact, None, "graph"),
+        source=SourceModel(float32, None, "graph"),
         tolerance=TOLERANCES["fp16"],
     )

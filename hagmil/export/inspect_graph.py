@@ -1,7 +1,6 @@
-"""What a bundle or an ONNX file is, at a glance.
+"""Description of a bundle or an ONNX file, for ``hagmil inspect``.
 
-A bundle's manifest, its parity report and its engines need nothing installed. The opset, the number of nodes and the
-type of the weights need the onnx package; without it the view has no values for them.
+The opset, the nodes and the type of the weights need the onnx package and are None without it.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ class GraphView:
 
     Args:
         name: the file's name.
-        bytes: its size, weights beside it included.
-        opset: version of the standard operators; None where the onnx package is missing.
-        nodes: how many it has; None where the onnx package is missing.
-        operators: the most frequent ones with their counts, most frequent first.
-        weights: element type of most of its weights: fp32, fp16, bf16 or int8; None where the onnx package is missing.
-        inputs: name, type and axes of each, in words.
-        outputs: the same of its outputs.
+        bytes: size in bytes, with the onnx package including weights in other files.
+        opset: opset version of the standard operators; None without the onnx package.
+        nodes: number of nodes; None without the onnx package.
+        operators: the most frequent operators and their counts, descending.
+        weights: element type of most weights: fp32, fp16, bf16 or int8; None without the onnx package.
+        inputs: name, type and axes of each input, formatted.
+        outputs: the same for outputs.
     """
 
     name: str
@@ -52,9 +51,9 @@ class BundleView:
     """A bundle.
 
     Args:
-        bundle: the bundle; its files are not verified.
-        graphs: the backbone, then the stages.
-        parity: its parity report; None where it has none.
+        bundle: the bundle, without verification of its files.
+        graphs: the backbone, then the stage models.
+        parity: the parity report; None if the bundle has none.
     """
 
     bundle: Bundle
@@ -63,14 +62,14 @@ class BundleView:
 
 
 def inspect_path(path: Path) -> BundleView | GraphView:
-    """Look at a bundle or an ONNX file.
+    """Describe a bundle or an ONNX file.
 
     Args:
-        path: a bundle's folder, or a file that ends in ``.onnx``.
+        path: folder of a bundle, or a file that ends in ``.onnx``.
 
     Raises:
-        UsageError: it is neither.
-        BundleError: it cannot be read.
+        UsageError: the path is neither.
+        BundleError: the bundle or file cannot be read.
     """
     if path.is_file() and path.suffix == GRAPH_SUFFIX:
         return inspect_graph(path)
@@ -82,10 +81,10 @@ def inspect_path(path: Path) -> BundleView | GraphView:
 
 
 def inspect_graph(path: Path) -> GraphView:
-    """Look at an ONNX file.
+    """Describe an ONNX file.
 
     Raises:
-        BundleError: it is missing, or no ONNX file.
+        BundleError: the file is missing or not an ONNX file.
     """
     from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
 

@@ -1,4 +1,4 @@
-"""``MODEL_CARD.md``: what a bundle is, was trained on, expects and must not be used for, and its parity."""
+"""The model card of a bundle, ``MODEL_CARD.md``."""
 
 from __future__ import annotations
 
@@ -23,59 +23,59 @@ def model_card(
     parity: ParityReport,
     backbone_parity: ParityReport | None,
 ) -> str:
-    """Compose a bundle's model card.
+    """Return the model card of a bundle.
 
     Args:
         checkpoint: the card of the checkpoint that was exported.
         backbone: the card of its backbone.
         intended_use: what the bundle may be used for.
-        parity: how its stages were held against their source.
-        backbone_parity: how its backbone was, where that is known.
+        parity: comparison of the graphs with their source.
+        backbone_parity: comparison of the backbone with its source; None if unknown.
 
     Returns:
-        Markdown.
+        Markdown text.
     """
     sections = (
         f"# {checkpoint.kind} model for {', '.join(checkpoint.classes)}",
         intended_use,
-        "## What it is\n\n" + _what_it_is(checkpoint, backbone, parity),
-        "## What it was trained on\n\n" + _training(checkpoint),
-        "## What it expects\n\n" + _expectations(checkpoint),
-        "## What it must not be used for\n\n" + _limits(checkpoint),
+        "## Model\n\n" + _model(checkpoint, backbone, parity),
+        "## Training\n\n" + _training(checkpoint),
+        "## Expected input\n\n" + _expectations(checkpoint),
+        "## Limitations\n\n" + _limits(checkpoint),
         "## Parity\n\n" + _parity(parity, backbone_parity),
     )
     return "\n\n".join(sections) + "\n"
 
 
-def _what_it_is(checkpoint: CheckpointCard, backbone: BackboneCard, parity: ParityReport) -> str:
+def _model(checkpoint: CheckpointCard, backbone: BackboneCard, parity: ParityReport) -> str:
     head = ("stage", "um/px", "patches kept for the next stage", "graph")
     stages = _table(head, [_stage_row(stage) for stage in checkpoint.stages])
     return (
         f"Patches of {checkpoint.patch_px} x {checkpoint.patch_px} pixels are encoded by `{backbone.name}` "
-        f"({backbone.features} features; weights: {backbone.weights}). {_backbone_proof(checkpoint)}"
-        f"The stages run from coarse to fine, "
-        f"each on the children of the patches that the one before kept; the last gives the verdict. "
+        f"({backbone.features} features; weights: {backbone.weights}). {_backbone_note(checkpoint)}"
+        "The stages run from coarse to fine, each on the children of the patches that the previous stage kept; the "
+        "last stage gives the verdict. "
         f"{_precisions(parity)}, opset {OPSET}.\n\n{stages}{_hierarchy(checkpoint)}"
     )
 
 
 def _precisions(parity: ParityReport) -> str:
     if parity.precision == "int8":
-        return "The encoder is int8, the graphs of the stages are fp32"
-    return f"The graphs of the stages are {parity.precision}"
+        return "The encoder is int8, the stage models are fp32"
+    return f"The graphs are {parity.precision}"
 
 
-def _backbone_proof(checkpoint: CheckpointCard) -> str:
+def _backbone_note(checkpoint: CheckpointCard) -> str:
     if checkpoint.backbone is not None and checkpoint.backbone.proven:
         return ""
     return (
-        "That the models were trained on features of this encoder was said by whoever imported or exported "
-        "them; nothing proves it. "
+        "It is not verified that the models were trained on features of this encoder: the person who imported or "
+        "exported the checkpoint named it. "
     )
 
 
 def _hierarchy(checkpoint: CheckpointCard) -> str:
-    """The labels' two layers, where they have two."""
+    """The table of coarse and fine classes; empty without a hierarchy."""
     hierarchy = checkpoint.hierarchy
     if hierarchy is None:
         return ""
@@ -91,7 +91,7 @@ def _stage_row(stage: CheckpointStage) -> Row:
 
 
 def _training(checkpoint: CheckpointCard) -> str:
-    """The training as the checkpoint tells it, key by key: what it says depends on the kind of checkpoint."""
+    """The origin of the checkpoint, one row per key; the keys depend on the kind of checkpoint."""
     rows: list[Row] = []
     for key, value in checkpoint.origin().items():
         if isinstance(value, dict):
@@ -112,22 +112,22 @@ def _expectations(checkpoint: CheckpointCard) -> str:
     tissue = checkpoint.tissue
     finest = checkpoint.stages[-1].spacing_um
     return (
-        "- Whole-slide images of haematoxylin and eosin, brightfield, like those that it was trained on.\n"
-        f"- A known spacing, {finest:g} um/px or finer: patches are read at "
+        "- Whole-slide images of haematoxylin and eosin, brightfield, like the training slides.\n"
+        f"- A known spacing of {finest:g} um/px or finer; patches are read at "
         f"{', '.join(f'{stage.spacing_um:g}' for stage in checkpoint.stages)} um/px.\n"
-        f"- Tissue found at {tissue.spacing_um:g} um/px by saturation ({tissue.method}, threshold "
-        f"{tissue.threshold}), at least {tissue.min_share:.0%} of a coarse patch."
+        f"- Tissue is detected at {tissue.spacing_um:g} um/px by saturation ({tissue.method}, threshold "
+        f"{tissue.threshold}); a coarse patch needs at least {tissue.min_share:.0%} of tissue."
     )
 
 
 def _limits(checkpoint: CheckpointCard) -> str:
     return (
+        "Do not use this model for:\n\n"
         "- Diagnosis, or any decision about a patient.\n"
-        "- Other stains, organs, scanners or preparations than those of its training, without a validation "
-        "of one's own.\n"
-        f"- Questions that {', '.join(checkpoint.classes)} do not answer: it chooses one of these for every "
-        "slide, also where none is right.\n"
-        "- Measuring lesions by its attention, which shows what the verdict rests on and is no segmentation."
+        "- Stains, organs, scanners or preparations other than those of its training, without your own validation.\n"
+        f"- Slides that may belong to none of its classes ({', '.join(checkpoint.classes)}): it assigns one of them to "
+        "every slide.\n"
+        "- Measuring lesions: attention shows what the verdict is based on and is not a segmentation."
     )
 
 
@@ -137,41 +137,40 @@ def _parity(parity: ParityReport, backbone_parity: ParityReport | None) -> str:
         "graph",
         "tensor",
         "comparisons",
-        "largest error",
+        "error",
         "at",
         "allowed",
-        "source's own error",
+        "float32 error of the source",
     )
     table = _table(head, [_parity_row(row, comparisons) for row, comparisons in worst_by_tensor(rows)])
     rounding = (
-        " The graphs compute in fp16: where their error counts, every operation of them was rounded to 16 bits, which "
-        "this runtime does not do by itself."
+        " The graphs compute in fp16. Every operation was rounded to 16 bits for the comparison, because ONNX Runtime "
+        "computes fp16 graphs in fp32 on CPUs."
         if parity.precision == "fp16"
         else ""
     )
     return (
-        "Errors of the graphs in ONNX Runtime on the CPU: the largest absolute difference from their source, which is "
-        "the torch model in float64 (in float32 where the graph is far within the tolerance of it; for a reduced "
-        f"backbone its fp32 graph).{rounding} The source's own error is that of the torch model in float32. Each "
-        "line shows the comparison that came nearest to what is allowed; every comparison is in "
-        f"`{PARITY_NAME}`.\n\n{table}\n\n{_quantisation(parity.quantization)}{_slides(parity.slides)}"
+        "The error of a graph in ONNX Runtime on the CPU is its largest absolute difference from the source: the torch "
+        "model in float64 (in float32 if the graph is well within the tolerance of it), or the fp32 graph of a "
+        f"converted backbone.{rounding} Each row shows the comparison closest to its allowed error; `{PARITY_NAME}` "
+        f"contains all comparisons.\n\n{table}\n\n{_quantisation(parity.quantization)}{_slides(parity.slides)}"
     )
 
 
 def _quantisation(of: Quantization | None) -> str:
-    """What became of an encoder in int8."""
+    """The paragraph about an int8 encoder; empty for other precisions."""
     if of is None:
         return ""
     speed = of.throughput
     return (
         f"The encoder computes in int8 ({of.scheme}{', of 7 bits' if of.reduced_range else ''}; "
         f"its first matrix product in {of.first_product}), calibrated on "
-        f"{of.calibration_patches} patches of {of.calibration}. On {of.compared_patches} other patches of theirs its "
-        f"features have a cosine of {of.least_cosine:.4f} at least with those of its fp32 graph "
-        f"({of.allowed_cosine:g} must be) and a relative error of {of.relative_error:.2%} "
-        f"({of.allowed_relative_error:.0%} allowed); {of.allowed_alike:.0%} of kept patches must be the same. "
-        f"It encodes {speed.int8_patches_per_s:.1f} patches/s, in fp32 {speed.fp32_patches_per_s:.1f} "
-        f"({speed.gain:.2f} times as many; {speed.processor}, threads: {speed.threads}, batch {speed.batch}).\n\n"
+        f"{of.calibration_patches} patches of {of.calibration}. On {of.compared_patches} other patches of these slides "
+        f"the smallest cosine between its features and those of the fp32 graph is {of.least_cosine:.4f} (at least "
+        f"{of.allowed_cosine:g} required), and the relative error is {of.relative_error:.2%} (at most "
+        f"{of.allowed_relative_error:.0%} allowed). At least {of.allowed_alike:.0%} of kept patches must be the same. "
+        f"The encoder processes {speed.int8_patches_per_s:.1f} patches/s in int8 and {speed.fp32_patches_per_s:.1f} in "
+        f"fp32 ({speed.gain:.2f} times as many; {speed.processor}, threads: {speed.threads}, batch {speed.batch}).\n\n"
     )
 
 
@@ -183,10 +182,17 @@ def _parity_row(row: ParityRow, comparisons: int) -> Row:
 
 
 def _slides(slides: SlideParity | None) -> str:
-    """What became of verdicts."""
+    """The comparison of verdicts."""
     if slides is None:
         return "Verdicts on slides were not compared."
-    head = ("stage", "patches kept", "kept alike", "on the worst slide", "read alike", "rank correlation of attention")
+    head = (
+        "stage",
+        "patches kept",
+        "same kept patches",
+        "on the worst slide",
+        "same patches read",
+        "lowest rank correlation of attention",
+    )
     rows = [
         (
             stage.name,
@@ -194,19 +200,19 @@ def _slides(slides: SlideParity | None) -> str:
             percent(stage.kept_alike),
             percent(stage.least_alike),
             percent(stage.read_alike),
-            "" if stage.least_correlation is None else f"{stage.least_correlation:.6f} at least",
+            "" if stage.least_correlation is None else f"{stage.least_correlation:.6f}",
         )
         for stage in slides.stages
     ]
     return (
-        f"Verdicts on {slides.what}, by the torch models and by the graphs: {slides.equal_verdicts} of "
-        f"{slides.with_verdict} are the same; a probability changes by {slides.largest_change:.1e} at most.\n\n"
+        f"Verdicts of the torch models and of the graphs on {slides.what}: {slides.equal_verdicts} of "
+        f"{slides.with_verdict} are equal; the largest change of a probability is {slides.largest_change:.1e}.\n\n"
         f"{_table(head, rows)}"
     )
 
 
 def percent(share: float | None) -> str:
-    """A share in words of a table; nothing where there is none."""
+    """Format a share for a table; empty for None."""
     return "" if share is None else f"{share:.2%}"
 
 

@@ -1,11 +1,11 @@
-"""From a checkpoint and a backbone to a bundle that is proven.
+"""Export of a checkpoint and a backbone to a bundle.
 
-1. Open both, and make sure that they belong together.
-2. Export each stage's model, and put the backbone beside them, in half precision or int8 where that is asked for.
-3. Hold each graph against its source, and end on a difference; nothing is left behind then.
-4. Where there are slides, hold verdicts against verdicts, and end on a difference.
-5. Put the self-test, the parity report and the model card beside the graphs.
-6. Write the manifest with every file's digest; the folder appears whole or not at all.
+1. Open both and check that they fit together.
+2. Export every stage model, and add the backbone, converted to half precision or int8 if requested.
+3. Compare every graph with its source; a difference stops the export, and nothing is written.
+4. If slides are given, compare the verdicts on them; a difference stops the export.
+5. Write the self-test, the parity report and the model card.
+6. Write the manifest with the digest of every file. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export made.
+    """The result of an export.
 
     Args:
         bundle: the bundle, opened and verified.
-        parity: every comparison of its stages.
+        parity: every comparison that was made.
         seconds: wall-clock seconds by step: ``export``, ``parity``, ``slides``, ``rest``.
     """
 
@@ -88,8 +88,8 @@ class ExportReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """What a bundle is made of."""
+class _ExportInputs:
+    """Everything that a bundle is made from."""
 
     checkpoint: CheckpointCard
     stages: tuple[Stage, ...]
@@ -102,17 +102,17 @@ class _Source:
 
     @property
     def stage_precision(self) -> Precision:
-        """That the stages are exported in; int8 is for backbones."""
+        """Precision of the stage models; int8 applies to the backbone only."""
         return "fp32" if self.precision == "int8" else self.precision
 
     @property
     def backbone_graph(self) -> Path:
-        """The backbone's graph as it was given."""
+        """The graph of the given backbone."""
         return self.backbone_dir / self.backbone.onnx
 
     @property
     def reduces_backbone(self) -> bool:
-        """Whether the bundle's backbone is made from the one that was given."""
+        """Whether the given backbone is converted to a lower precision."""
         parity = _backbone_parity(self.backbone_dir)
         return self.precision != "fp32" and (parity is None or parity.precision == "fp32")
 
@@ -130,51 +130,51 @@ def export_bundle(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Export a checkpoint into a bundle, and prove it.
+    """Export a checkpoint to a bundle and compare the bundle with the checkpoint.
 
     Args:
-        checkpoint_dir: a checkpoint folder, its weights file, or a run folder (then its best checkpoint).
-        backbone_dir: the backbone whose features it was trained on, as :func:`export_backbone` wrote it.
-        out_dir: the bundle's folder.
-        precision: of all graphs inside; their inputs and outputs are float32. Half precision must be earned: every
-            comparison is made with every operation rounded to 16 bits. With int8 the backbone is quantised and the
-            stages stay float32; it needs ``calibration`` and ``slides``.
-        parity_form: ``long`` holds the stages at 10,000 and 40,000 patches too.
-        slides: takes slides through the cascade, so that verdicts are compared too; None to leave that out.
-        calibration: gives the patches that int8 is calibrated and held on; None with other precisions.
-        intended_use: what the bundle may be used for; a general statement where none is given.
-        overwrite: replace what is in ``out_dir``.
-        progress: called as graphs are exported and comparisons are made.
+        checkpoint_dir: a checkpoint folder, its weights file, or a run folder (its best checkpoint is used).
+        backbone_dir: folder of the backbone that extracted the training features, written by :func:`export_backbone`.
+        out_dir: output folder of the bundle.
+        precision: of the graphs; their inputs and outputs are float32. fp16 graphs are compared with every operation
+            rounded to 16 bits. int8 quantises the backbone, keeps the stage models in float32, and needs
+            ``calibration`` and ``slides``.
+        parity_form: ``long`` also compares stage models on bags of 10,000 and 40,000 patches.
+        slides: runs the cascade on slides, to compare verdicts; None to skip this comparison.
+        calibration: reads the patches for int8 calibration; None for other precisions.
+        intended_use: intended use for the manifest; None for a general statement.
+        overwrite: replace an existing ``out_dir``.
+        progress: called after each exported graph and each comparison.
 
     Returns:
-        The bundle and how it was proven.
+        The bundle and the comparisons.
 
     Raises:
-        UsageError: ``out_dir`` is there already, or int8 is asked for without calibration or slides.
-        BundleError: checkpoint or backbone cannot be used, or do not belong together.
-        ParityError: a graph's numbers are not its model's, or verdicts differ; nothing is left in ``out_dir``.
+        UsageError: ``out_dir`` exists, or int8 is requested without calibration or slides.
+        BundleError: checkpoint or backbone cannot be used, or do not fit together.
+        ParityError: outputs of a graph or verdicts differ from the checkpoint; nothing is written to ``out_dir``.
     """
     if (precision == "int8") != (calibration is not None):
-        raise UsageError("int8, and nothing else, is calibrated: precision int8 goes with calibration patches")
+        raise UsageError("calibration patches are required with precision int8, and allowed with no other precision")
     if precision == "int8" and slides is None:
-        raise UsageError("int8 is accepted only where verdicts stay the same; give slides to compare them on")
-    source = _open(checkpoint_dir, backbone_dir, precision, intended_use, calibration)  # step 1
-    tell = progress or no_progress
+        raise UsageError("precision int8 requires slides to compare verdicts on; pass slides")
+    inputs = _open(checkpoint_dir, backbone_dir, precision, intended_use, calibration)  # step 1
+    progress = progress or no_progress
     seconds: dict[str, float] = {}
     with new_folder(out_dir, overwrite=overwrite) as folder:
         start = perf_counter()
-        structures, quantization = _export_graphs(source, folder, tell)
+        structures, quantization = _export_graphs(inputs, folder, progress)
         seconds["export"] = perf_counter() - start
         start = perf_counter()
-        parity = _prove(source, folder, structures, parity_form, tell)
+        parity = _compare_graphs(inputs, folder, structures, parity_form, progress)
         parity = parity.model_copy(update={"quantization": quantization})
         seconds["parity"] = perf_counter() - start
         start = perf_counter()
         if slides is not None:
-            parity = _prove_slides(source, folder, slides, parity)
+            parity = _compare_verdicts(inputs, folder, slides, parity)
         seconds["slides"] = perf_counter() - start
         start = perf_counter()
-        _complete(source, folder, parity)
+        _finish(inputs, folder, parity)
         seconds["rest"] = perf_counter() - start
     return ExportReport(open_bundle(out_dir), parity, seconds)
 
@@ -185,55 +185,55 @@ def _open(
     precision: Precision,
     intended_use: str | None,
     calibration: CalibrationPatches | None,
-) -> _Source:
+) -> _ExportInputs:
     """Step 1."""
     checkpoint = load_checkpoint(checkpoint_dir)
     backbone = open_backbone(backbone_dir)
     _check_fit(checkpoint.card, backbone)
-    source = _Source(
+    inputs = _ExportInputs(
         checkpoint=checkpoint.card,
         stages=_stages(checkpoint.card),
         models=tuple(build_models(checkpoint)),
         backbone=backbone,
         backbone_dir=backbone_dir,
         precision=precision,
-        intended_use=intended_use or _general_use(checkpoint.card),
+        intended_use=intended_use or _default_intended_use(checkpoint.card),
         calibration=calibration,
     )
-    if precision == "int8" and not source.reduces_backbone:
-        raise BundleError(f'backbone "{backbone.name}" is in half precision; int8 is made of fp32', code="precision")
-    return source
+    if precision == "int8" and not inputs.reduces_backbone:
+        raise BundleError(f'backbone "{backbone.name}" is in half precision; int8 needs fp32', code="precision")
+    return inputs
 
 
 def _check_fit(checkpoint: CheckpointCard, backbone: BackboneCard) -> None:
     trained_on = checkpoint.backbone
     if trained_on is None:
         _log.warning(
-            'the checkpoint does not know its backbone; "%s" is taken on your word, and the bundle says so',
+            'the checkpoint does not record its backbone, so "%s" cannot be checked; the bundle records this',
             backbone.name,
         )
     elif trained_on.sha256 != backbone.sha256:
         raise BundleError(
             f'the checkpoint was trained on features of backbone "{trained_on.name}" '
             f'({trained_on.sha256[:12]}...), but "{backbone.name}" ({backbone.sha256[:12]}...) was given; '
-            "give the backbone that extracted them",
+            "pass the backbone that extracted the training features",
             code="backbone_mismatch",
         )
     if checkpoint.feature_dim != backbone.features:
         raise BundleError(
-            f"the checkpoint takes {checkpoint.feature_dim} features, the backbone gives {backbone.features}",
+            f"the checkpoint expects {checkpoint.feature_dim} features, but the backbone has {backbone.features}",
             code="backbone_mismatch",
         )
     if backbone.patch_px not in (None, checkpoint.patch_px):
         raise BundleError(
-            f"the checkpoint was trained on patches of {checkpoint.patch_px} pixels, the backbone takes "
-            f"{backbone.patch_px}",
+            f"the checkpoint was trained on patches of {checkpoint.patch_px} pixels, but the backbone takes patches of "
+            f"{backbone.patch_px} pixels",
             code="backbone_mismatch",
         )
 
 
 def _stages(checkpoint: CheckpointCard) -> tuple[Stage, ...]:
-    """The stages as the manifest has them; their names become names of files."""
+    """Convert the stages of a checkpoint for the manifest; their names become file names."""
     try:
         stages = tuple(
             Stage(name=stage.name, spacing_um=stage.spacing_um, keep=stage.keep, onnx=f"{stage.name}.onnx")
@@ -244,101 +244,103 @@ def _stages(checkpoint: CheckpointCard) -> tuple[Stage, ...]:
             f"a stage of the checkpoint cannot be exported: {first_problem(error)}", code="stage"
         ) from error
     if BACKBONE in (stage.name for stage in stages):
-        raise BundleError(f'a stage is named "{BACKBONE}", the name of another graph', code="stage")
+        raise BundleError(f'a stage is named "{BACKBONE}", a reserved name; rename the stage', code="stage")
     return stages
 
 
-def _export_graphs(source: _Source, folder: Path, tell: Progress) -> tuple[list[str], Quantization | None]:
-    """Step 2; gives the digest of each stage's nodes, and what became of a backbone in int8."""
-    stages = source.stages
+def _export_graphs(inputs: _ExportInputs, folder: Path, progress: Progress) -> tuple[list[str], Quantization | None]:
+    """Step 2. Returns the digest of the nodes of each stage model, and the record of an int8 backbone."""
+    stages = inputs.stages
     structures: list[str] = []
-    card = source.checkpoint
+    card = inputs.checkpoint
     captures: Captures = {}
-    for stage, model in zip(stages, source.models, strict=True):
-        tell("export", len(structures), len(stages))
-        graph = stage_graph(model, card.feature_dim, card.kind, source.stage_precision, captures)
+    for stage, model in zip(stages, inputs.models, strict=True):
+        progress("export", len(structures), len(stages))
+        graph = stage_graph(model, card.feature_dim, card.kind, inputs.stage_precision, captures)
         save(graph, folder / stage.onnx)
         structures.append(structure_sha256(graph))
     quantization = None
-    if source.calibration is not None:
-        quantization = _quantise(source, folder, source.calibration)
-    elif source.reduces_backbone:
-        write_half_backbone(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
+    if inputs.calibration is not None:
+        quantization = _quantise(inputs, folder, inputs.calibration)
+    elif inputs.reduces_backbone:
+        write_half_backbone(inputs.backbone_graph, folder / BACKBONE_ONNX_NAME)
     else:
-        copy_graph(source.backbone_graph, folder / BACKBONE_ONNX_NAME)
-    tell("export", len(stages), len(stages))
+        copy_graph(inputs.backbone_graph, folder / BACKBONE_ONNX_NAME)
+    progress("export", len(stages), len(stages))
     return structures, quantization
 
 
-def _quantise(source: _Source, folder: Path, calibration: CalibrationPatches) -> Quantization:
-    """Step 2, and the backbone's part of step 3, for int8."""
-    card = source.checkpoint
-    stages = tuple((stage.name, stage.spacing_um) for stage in source.stages)
+def _quantise(inputs: _ExportInputs, folder: Path, calibration: CalibrationPatches) -> Quantization:
+    """Steps 2 and 3 for an int8 backbone."""
+    card = inputs.checkpoint
+    stages = tuple((stage.name, stage.spacing_um) for stage in inputs.stages)
     wanted = PatchRequirements(stages, card.patch_px, card.tissue)
-    return quantise_backbone(source.backbone_graph, folder / BACKBONE_ONNX_NAME, calibration, wanted)
+    return quantise_backbone(inputs.backbone_graph, folder / BACKBONE_ONNX_NAME, calibration, wanted)
 
 
-def _prove(source: _Source, folder: Path, structures: list[str], form: ParityForm, tell: Progress) -> ParityReport:
+def _compare_graphs(
+    inputs: _ExportInputs, folder: Path, structures: list[str], form: ParityForm, progress: Progress
+) -> ParityReport:
     """Step 3."""
-    card, patch_px = source.checkpoint, source.checkpoint.patch_px
+    card, patch_px = inputs.checkpoint, inputs.checkpoint.patch_px
     every_count = [digest not in structures[:place] for place, digest in enumerate(structures)]
-    plan = list(zip(source.stages, source.models, every_count, strict=True))
+    plan = list(zip(inputs.stages, inputs.models, every_count, strict=True))
     total = sum(stage_case_count(model, every_count=every, form=form) for _, model, every in plan)
-    held = [
+    comparisons = [
         check_stage_parity(
             stage.name,
             model,
             folder / stage.onnx,
             card.feature_dim,
             card.kind,
-            source.stage_precision,
+            inputs.stage_precision,
             every_count=every,
             form=form,
         )
         for stage, model, every in plan
     ]
-    if source.reduces_backbone and source.calibration is None:
+    if inputs.reduces_backbone and inputs.calibration is None:
         total += sum(1 for _ in backbone_cases(((patch_px, patch_px),)))
-        held.insert(0, check_half_parity(source.backbone_graph, folder / BACKBONE_ONNX_NAME, patch_px))
+        comparisons.insert(0, check_half_parity(inputs.backbone_graph, folder / BACKBONE_ONNX_NAME, patch_px))
     rows: list[ParityRow] = []
-    for done, case_rows in enumerate(chain.from_iterable(held), start=1):
+    for done, case_rows in enumerate(chain.from_iterable(comparisons), start=1):
         rows.extend(case_rows)
-        tell("parity", done, total)
+        progress("parity", done, total)
     enforce_parity(rows)
-    tolerance = TOLERANCES[source.stage_precision]
+    tolerance = TOLERANCES[inputs.stage_precision]
     _warn_of_ill_conditioned(rows, tolerance)
-    return ParityReport(precision=source.precision, tolerance=tolerance, rows=tuple(rows))
+    return ParityReport(precision=inputs.precision, tolerance=tolerance, rows=tuple(rows))
 
 
-def _prove_slides(source: _Source, folder: Path, slides: SlideRunner, report: ParityReport) -> ParityReport:
-    """Step 4; gives the report with what became of verdicts."""
+def _compare_verdicts(inputs: _ExportInputs, folder: Path, slides: SlideRunner, report: ParityReport) -> ParityReport:
+    """Step 4. Returns the report with the comparison of verdicts."""
     threads = torch.get_num_threads()
-    manifest = _manifest(source, folder)
-    is_rounded = source.precision == "fp16"
+    manifest = _manifest(inputs, folder)
+    is_rounded = inputs.precision == "fp16"
 
-    def opened(graph: str) -> Session:
+    def open_graph(graph: str) -> Session:
         return open_rounded(folder / graph) if is_rounded else open_session(folder / graph, threads=threads)
 
     models = ModelSessions(
-        open_session(source.backbone_graph, threads=threads),
-        tuple(TorchStage(model, source.checkpoint.kind) for model in source.models),
+        open_session(inputs.backbone_graph, threads=threads),
+        tuple(TorchStage(model, inputs.checkpoint.kind) for model in inputs.models),
     )
-    wanted = slides.run(manifest, models, "slides by the models")
-    graphs = ModelSessions(opened(BACKBONE_ONNX_NAME), tuple(opened(stage.onnx) for stage in source.stages))
+    expected = slides.run(manifest, models, "slides with the source models")
+    graphs = ModelSessions(open_graph(BACKBONE_ONNX_NAME), tuple(open_graph(stage.onnx) for stage in inputs.stages))
     parity = compare_slides(
-        wanted, slides.run(manifest, graphs, "slides by the graphs"), what=slides.what, rounded=is_rounded
+        expected, slides.run(manifest, graphs, "slides with the exported graphs"), what=slides.what, rounded=is_rounded
     )
-    enforce_slide_parity(parity, source.precision)
+    enforce_slide_parity(parity, inputs.precision)
     quantization = None if report.quantization is None else with_verdicts(report.quantization, parity)
     return report.model_copy(update={"slides": parity, "quantization": quantization})
 
 
 def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> None:
-    """Say so where more than the stated tolerance was allowed, because the model in float32 is itself off."""
+    """Log a warning for each comparison whose allowed error was raised because of the float32 error of the model."""
     for row in rows:
         if row.allowed > tolerance.at(row.largest):
             _log.warning(
-                'stage "%s" is ill-conditioned at %s patches: torch in float32 is itself off by %.1e on %s',
+                'stage "%s" is ill-conditioned at %s patches: the torch model in float32 has an error of %.1e on %s',
                 row.model,
                 row.lengths.get("patches"),
                 row.source_error,
@@ -346,31 +348,31 @@ def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> Non
             )
 
 
-def _complete(source: _Source, folder: Path, parity: ParityReport) -> None:
+def _finish(inputs: _ExportInputs, folder: Path, parity: ParityReport) -> None:
     """Steps 5 and 6."""
-    card = source.checkpoint
-    backbone_parity = _backbone_parity(source.backbone_dir)
-    if source.reduces_backbone and backbone_parity is not None:
+    card = inputs.checkpoint
+    backbone_parity = _backbone_parity(inputs.backbone_dir)
+    if inputs.reduces_backbone and backbone_parity is not None:
         backbone_parity = with_model_name(backbone_parity, f"{BACKBONE}, fp32")
     encoder_precision = (
-        source.precision if source.reduces_backbone or backbone_parity is None else backbone_parity.precision
+        inputs.precision if inputs.reduces_backbone or backbone_parity is None else backbone_parity.precision
     )
-    encoder = folder / BACKBONE_ONNX_NAME if source.calibration is not None else source.backbone_graph
+    encoder = folder / BACKBONE_ONNX_NAME if inputs.calibration is not None else inputs.backbone_graph
     cases = [backbone_case(encoder, card.patch_px, encoder_precision)]
-    for stage, model in zip(card.stages, source.models, strict=True):
-        cases.append(stage_case(stage.name, model, card.feature_dim, card.kind, source.stage_precision))
+    for stage, model in zip(card.stages, inputs.models, strict=True):
+        cases.append(stage_case(stage.name, model, card.feature_dim, card.kind, inputs.stage_precision))
     write_selftest(folder / SELFTEST_NAME, cases)
     everything = (*(backbone_parity.rows if backbone_parity else ()), *parity.rows)
     write_text(folder / PARITY_NAME, parity.model_copy(update={"rows": everything}).model_dump_json(indent=2) + "\n")
     text = model_card(
         card,
-        source.backbone,
-        intended_use=source.intended_use,
+        inputs.backbone,
+        intended_use=inputs.intended_use,
         parity=parity,
         backbone_parity=backbone_parity,
     )
     write_text(folder / MODEL_CARD_NAME, text)
-    write_manifest(folder, _manifest(source, folder, parity.quantization))
+    write_manifest(folder, _manifest(inputs, folder, parity.quantization))
 
 
 def _backbone_parity(backbone_dir: Path) -> ParityReport | None:
@@ -378,25 +380,25 @@ def _backbone_parity(backbone_dir: Path) -> ParityReport | None:
     return ParityReport.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _manifest(source: _Source, folder: Path, quantization: Quantization | None = None) -> Manifest:
-    card, backbone = source.checkpoint, source.backbone
+def _manifest(inputs: _ExportInputs, folder: Path, quantization: Quantization | None = None) -> Manifest:
+    card, backbone = inputs.checkpoint, inputs.backbone
     try:
         return Manifest(
             kind=card.kind,
             classes=card.classes,
             hierarchy=card.hierarchy,
             patch_px=card.patch_px,
-            stages=source.stages,
+            stages=inputs.stages,
             backbone=Backbone(
                 onnx=BACKBONE_ONNX_NAME,
                 features=backbone.features,
                 name=backbone.name,
-                reduced_from=backbone.sha256 if source.reduces_backbone else None,
+                reduced_from=backbone.sha256 if inputs.reduces_backbone else None,
             ),
             tissue=card.tissue,
-            precision=source.precision,
+            precision=inputs.precision,
             quantization=quantization,
-            opsets=_opsets(source, folder),
+            opsets=_opsets(inputs, folder),
             files=file_entries(folder),
             provenance=Provenance(
                 created=datetime.now(UTC),
@@ -406,7 +408,7 @@ def _manifest(source: _Source, folder: Path, quantization: Quantization | None =
                 backbone_weights=backbone.weights,
                 training={**card.origin(), "backbone_proven": card.backbone is not None and card.backbone.proven},
             ),
-            intended_use=source.intended_use,
+            intended_use=inputs.intended_use,
         )
     except ValidationError as error:
         raise BundleError(
@@ -414,13 +416,13 @@ def _manifest(source: _Source, folder: Path, quantization: Quantization | None =
         ) from error
 
 
-def _opsets(source: _Source, folder: Path) -> dict[str, int]:
-    graphs = (BACKBONE_ONNX_NAME, *(stage.onnx for stage in source.stages))
+def _opsets(inputs: _ExportInputs, folder: Path) -> dict[str, int]:
+    graphs = (BACKBONE_ONNX_NAME, *(stage.onnx for stage in inputs.stages))
     return {graph: opset_of(onnx.load(folder / graph, load_external_data=False)) for graph in graphs}
 
 
-def _general_use(card: CheckpointCard) -> str:
+def _default_intended_use(card: CheckpointCard) -> str:
     return (
-        f"{RESEARCH_USE_ONLY} Telling apart {', '.join(card.classes)} on whole-slide images of haematoxylin "
-        "and eosin like those of its training."
+        f"{RESEARCH_USE_ONLY} Classification into {', '.join(card.classes)} of whole-slide images of haematoxylin "
+        "and eosin like the training slides."
     )

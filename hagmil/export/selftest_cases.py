@@ -1,4 +1,4 @@
-"""The self-test of a bundle: a few patches and small bags, with what must come out of each graph."""
+"""Cases of a bundle's self-test: a few patches, one small bag per stage, and the expected outputs."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ SELFTEST_TOLERANCES: dict[Precision, Tolerance] = {
     "fp16": Tolerance(absolute=1e-2, relative=1e-2),
     "int8": Tolerance(absolute=2e-2, relative=2e-2),
 }
-"""Wider than parity's: they must hold on every provider, tensor cores included."""
+"""Wider than the tolerances of parity, because they apply to every provider, including tensor cores."""
 
 _SEED = 2023
-_PATCHES_LEAST = 2
+_TISSUE_PATCHES = 2
 _BAG_PATCHES = 37
 
 
 def backbone_case(source: Path, patch_px: int, precision: Precision) -> SelfTestCase:
-    """A few patches through the backbone's graph on the CPU.
+    """Run the backbone on a few patches on the CPU.
 
     Args:
-        source: ``backbone.onnx``, or the float32 graph that half precision was made from.
+        source: the graph to run: ``backbone.onnx``, or the float32 graph that a half-precision one was made from.
         patch_px: side of a patch in pixels.
-        precision: of the bundle's graph.
+        precision: of the bundle's backbone; selects the tolerance.
     """
     patches = np.concatenate(
         [
-            synthetic_patches("tissue", _PATCHES_LEAST, patch_px, patch_px, seed=_SEED),
+            synthetic_patches("tissue", _TISSUE_PATCHES, patch_px, patch_px, seed=_SEED),
             synthetic_patches("white", 1, patch_px, patch_px),
         ]
     )
@@ -50,14 +50,14 @@ def backbone_case(source: Path, patch_px: int, precision: Precision) -> SelfTest
 
 
 def stage_case(name: str, model: nn.Module, feature_dim: int, kind: Kind, precision: Precision) -> SelfTestCase:
-    """A small bag through a stage's model in torch.
+    """Run a stage model in torch on a small bag.
 
     Args:
-        name: the stage's name.
-        model: the source of its graph.
+        name: name of the stage.
+        model: the torch model.
         feature_dim: length of a feature vector.
-        kind: of the model.
-        precision: of the graph.
+        kind: kind of the model.
+        precision: of the stage's graph; selects the tolerance.
     """
     inputs = {BAG.name: synthetic_bag("clustered", _BAG_PATCHES, feature_dim, seed=_SEED)}
     outputs = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)(dict(inputs))

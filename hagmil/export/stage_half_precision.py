@@ -1,7 +1,7 @@
-"""Half precision: a model whose insides compute in 16 bits and whose edges stay float32, as the contract wants them.
+"""Half-precision stage models: 16-bit computation with float32 inputs and outputs.
 
-The casts stand in the module that is exported. Converting a finished graph instead makes it invalid where an output is
-also used inside.
+The casts are part of the torch module that is exported. Converting the exported graph instead would make it invalid if
+an output is also used inside the graph.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def parse_precision(text: str) -> Precision:
-    """Read ``--precision``.
+    """Parse the value of ``--precision``.
 
     Raises:
-        UsageError: it is none of those that can be exported.
+        UsageError: the value is unknown, or cannot be exported.
     """
     for precision in PRECISIONS:
         if text == precision:
             return precision
-    why = " (ONNX Runtime's CPU provider, which every bundle is proven on, computes nothing in bf16)"
+    why = " (bundles are checked on ONNX Runtime's CPU provider, which does not support bf16)"
     raise UsageError(
         f'precision "{text}" cannot be exported{why if text == "bf16" else ""}; choose one of {", ".join(PRECISIONS)}',
         code="precision",
@@ -35,15 +35,15 @@ def parse_precision(text: str) -> Precision:
 
 
 def with_precision(model: nn.Module, precision: Precision) -> nn.Module:
-    """A model whose insides compute in a given precision, in evaluation mode; float32 is the model itself."""
+    """Return a copy of a model that computes in a given precision, in evaluation mode; for fp32, the model itself."""
     return model if precision == "fp32" else ReducedPrecision(model).eval()
 
 
 class ReducedPrecision(nn.Module):
-    """A copy of a model with one input that computes in a smaller floating type.
+    """A copy of a module that computes in a smaller floating-point type.
 
     Args:
-        module: takes one tensor and gives a tuple of float tensors.
+        module: takes one tensor and returns a tuple of float tensors.
         dtype: ``torch.float16`` or ``torch.bfloat16``.
     """
 
@@ -56,10 +56,10 @@ class ReducedPrecision(nn.Module):
         """Run the model.
 
         Args:
-            inputs: of the model's own type; float32 is converted, pixels (uint8) go in as they are.
+            inputs: the input of the model; floating-point tensors are converted, uint8 pixels are not.
 
         Returns:
-            The model's outputs, float32.
+            The outputs of the model as float32.
         """
         converted = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
         return tuple(output.float() for output in self.module(converted))

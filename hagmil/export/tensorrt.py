@@ -1,11 +1,11 @@
-"""TensorRT engines of a bundle: built ahead, listed in its manifest, bound to their graphs by digest.
+"""TensorRT engines of a bundle, built in advance and listed in its manifest with the digests of their graphs.
 
-1. Find the flavour, and the compute capabilities that it shall build for; nothing is built where one is missing.
-2. Open the bundle, and lay profiles over its graphs.
-3. Build every graph's engine beside the bundle.
-4. Where a file that the manifest lists must be replaced, write a manifest without it first: whenever a machine loses
-   power, what is there is a bundle that opens.
-5. Move the engines and the log in, and write the manifest with their digests.
+1. Find the flavour and the compute capabilities to build for, and stop if one is not available.
+2. Open the bundle and choose the profiles of its graphs.
+3. Build the engine of every graph in a temporary folder beside the bundle.
+4. If the build replaces a file that the manifest lists, first write a manifest without it, so that the bundle stays
+   usable after an interruption at any time.
+5. Move the engines and the log into the bundle, and write the manifest with their digests.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What engines to build.
+    """Options for building engines.
 
     Args:
-        flavour: ``tensorrt`` or ``tensorrt-rtx``; the installed one where None.
-        capabilities: compute capabilities, ``8.9`` and the like; by the flavour where there are none.
-        batch: batches of the backbone.
-        patches: patch counts of the stages, a profile each; by the manifest where there are none.
-        workspace_bytes: the most memory that one operation may take.
-        hardware_compatibility: GPUs beyond the one here (data-centre flavour).
-        version_compatible: for other versions of TensorRT too (data-centre flavour).
-        timing_cache: file that keeps timings between builds (data-centre flavour); one in the user's cache where None.
-        verbose: keep TensorRT's verbose messages in the log too.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``; None for the installed one.
+        capabilities: compute capabilities such as ``8.9``; if empty, the default of the flavour.
+        batch: batch sizes of the backbone; None for the default.
+        patches: bag sizes of the stage models, one profile each; if empty, derived from the manifest.
+        workspace_bytes: maximum memory of one operation in bytes; None for no limit.
+        hardware_compatibility: GPUs other than the present one that can load the engines (``tensorrt`` only).
+        version_compatible: whether other TensorRT versions can load the engines (``tensorrt`` only).
+        timing_cache: file that stores timings between builds (``tensorrt`` only); None for one in the user's cache.
+        verbose: whether the log contains TensorRT's verbose messages.
     """
 
     flavour: str | None = None
@@ -71,11 +71,11 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What engines are built by and for.
+    """The builder of engines and the GPUs to build for.
 
     Args:
         flavour: the builder.
-        capabilities: compute capabilities of the GPUs, in rising order.
+        capabilities: compute capabilities of the GPUs, ascending.
     """
 
     flavour: Flavour
@@ -84,13 +84,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """One engine that was built.
+    """One built engine.
 
     Args:
-        entry: what the manifest says of it.
+        entry: its entry in the manifest.
         file: its size and digest.
-        layers: layers of its network, before fusion.
-        seconds: wall-clock seconds of parsing and building.
+        layers: number of layers of its network, before fusion.
+        seconds: wall-clock time of parsing and building, in seconds.
     """
 
     entry: EngineEntry
@@ -105,7 +105,7 @@ class EnginesReport:
 
     Args:
         bundle: the bundle, opened and verified.
-        engines: what was built, the backbone first.
+        engines: the built engines, the backbone first.
     """
 
     bundle: Bundle
@@ -113,24 +113,26 @@ class EnginesReport:
 
 
 def parse_hardware_compatibility(text: str) -> HardwareCompatibility:
-    """Read ``--trt-hardware-compatibility``.
+    """Parse the value of ``--trt-hardware-compatibility``.
 
     Raises:
-        UsageError: it is none of the words that there are.
+        UsageError: the value is unknown.
     """
     known: tuple[HardwareCompatibility, ...] = get_args(HardwareCompatibility)
     for word in known:
         if text == word:
             return word
-    raise UsageError(f'no hardware compatibility "{text}"; choose one of {", ".join(known)}')
+    raise UsageError(f'unknown hardware compatibility "{text}"; choose one of {", ".join(known)}')
 
 
 def engine_target(options: EngineOptions) -> Target:
-    """Step 1; call it before a long export, so that what is missing is said at once.
+    """Find the builder and the GPUs to build for (step 1).
+
+    Call this before a long export to find out early if something is missing.
 
     Raises:
-        EnvironmentLacks: the flavour is not installed, or cannot build for such a GPU here.
-        UsageError: options that cannot be meant, or that the flavour has not got.
+        EnvironmentLacks: the flavour is not installed, or cannot build for a requested GPU on this machine.
+        UsageError: invalid options, or options that the flavour does not support.
     """
     flavour = choose_flavour(options.flavour)
     check_request(flavour, options.hardware_compatibility, version_compatible=options.version_compatible)
@@ -140,21 +142,21 @@ def engine_target(options: EngineOptions) -> Target:
 def add_engines(
     bundle_dir: Path, options: EngineOptions | None = None, *, progress: Progress | None = None
 ) -> EnginesReport:
-    """Build engines for every graph of a bundle, and list them in its manifest.
+    """Build engines for every graph of a bundle and list them in its manifest.
 
-    The manifest changes, and with it the digest that names the bundle. Engines for other flavours or GPUs stay; those
-    whose graph is no longer the one that they were built from go.
+    This changes the manifest, and so the digest of the bundle. Existing engines for other flavours or GPUs are kept;
+    engines of graphs that have changed are removed.
 
     Args:
-        bundle_dir: the bundle's folder.
-        options: what to build.
-        progress: called as engines are built.
+        bundle_dir: folder of the bundle.
+        options: what to build; None for the defaults.
+        progress: called after each engine.
 
     Raises:
-        EnvironmentLacks: the flavour is not installed, or cannot build for such a GPU here.
-        UsageError: options that cannot be meant, or that the flavour has not got.
-        BundleError: an altered bundle, or a graph that TensorRT cannot build; the bundle is left as it was, and what
-            TensorRT said stands in a log beside it.
+        EnvironmentLacks: the flavour is not installed, or cannot build for a requested GPU on this machine.
+        UsageError: invalid options, or options that the flavour does not support.
+        BundleError: the bundle is altered, or TensorRT cannot build a graph. The bundle is unchanged, and TensorRT's
+            messages are in a log beside it.
     """
     options = options or EngineOptions()
     target = engine_target(options)
@@ -175,21 +177,21 @@ def build_engines(
     *,
     progress: Progress | None = None,
 ) -> tuple[EngineReport, ...]:
-    """Step 3: build the engines of a bundle's graphs into a folder, and leave the bundle alone.
+    """Build the engines of a bundle in another folder, without changing the bundle (step 3).
 
     Args:
-        bundle: an open bundle, whose files were verified.
-        folder: gets ``engines/`` with the engines and ``build.log``.
+        bundle: an open, verified bundle.
+        folder: output folder of ``engines/`` with the engines and ``build.log``.
         target: the builder and the GPUs.
-        profiles: the shapes that each graph's engine shall take, by the graph's file name.
-        options: everything else.
-        progress: called as engines are built.
+        profiles: shape ranges of each engine, by the file name of its graph.
+        options: all other options.
+        progress: called after each engine.
 
     Raises:
-        BundleError: a graph that TensorRT cannot build; the log is beside the bundle then.
+        BundleError: TensorRT cannot build a graph; its messages are in a log beside the bundle.
     """
     reports: list[EngineReport] = []
-    with transcript() as said:
+    with transcript() as messages:
         try:
             for graph, shapes in profiles.items():
                 if progress is not None:
@@ -198,13 +200,13 @@ def build_engines(
                 _log.info("%s built in %.1f s", reports[-1].entry.file, reports[-1].seconds)
         except HagmilError as error:
             log = bundle.path.absolute().with_name(f"{bundle.path.name}.build.log")
-            write_text(log, _render(bundle, target, said, options))
-            raise type(error)(f'{error.message}; all that was said is in "{log}"', code=error.code) from error
+            write_text(log, _render(bundle, target, messages, options))
+            raise type(error)(f'{error.message}; the complete log is "{log}"', code=error.code) from error
     if progress is not None:
         progress("engines", len(profiles), len(profiles))
     earlier = bundle.file(BUILD_LOG_NAME)
     text = earlier.read_text() if earlier.is_file() else ""
-    write_text(folder / BUILD_LOG_NAME, text + _render(bundle, target, said, options))
+    write_text(folder / BUILD_LOG_NAME, text + _render(bundle, target, messages, options))
     return tuple(reports)
 
 
@@ -262,7 +264,7 @@ def _commit(bundle: Bundle, folder: Path, built: Sequence[EngineReport]) -> None
 
 
 def _is_current(entry: EngineEntry, manifest: Manifest) -> bool:
-    """Whether the graph of an engine is still the one that it was built from."""
+    """Whether an engine was built from the current graph."""
     return entry.onnx_sha256 == manifest.files[entry.graph].sha256
 
 
@@ -270,7 +272,7 @@ def _file_entry(path: Path) -> FileEntry:
     return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
-def _render(bundle: Bundle, target: Target, said: Transcript, options: EngineOptions) -> str:
-    """What TensorRT said, under a heading, without the folder that the bundle lay in."""
+def _render(bundle: Bundle, target: Target, messages: Transcript, options: EngineOptions) -> str:
+    """Format TensorRT's messages under a heading, without the path of the bundle."""
     heading = f"=== {target.flavour.title}, compute capability {', '.join(target.capabilities)}\n"
-    return heading + said.render(verbose=options.verbose).replace(f"{bundle.path}/", "")
+    return heading + messages.render(verbose=options.verbose).replace(f"{bundle.path}/", "")

@@ -1,12 +1,11 @@
-"""Torch modules to ONNX graphs, by torch's exporter, with the contract's names and dynamic axes.
+"""Export of torch modules to ONNX graphs with the contract's names and dynamic axes.
 
-Dynamic axes are *named* dimensions: where torch would have to fix the length of one, or to narrow it, it refuses,
-instead of writing a graph that is right for some lengths and wrong for others. That refusal is torch.export's. Given a
-module, torch.onnx.export catches it, takes the narrower lengths that torch.export suggests, and goes on in silence;
-therefore the module is captured here, and the ONNX exporter gets what was captured.
+Dynamic axes are named dimensions: torch.export raises an error if it has to fix or restrict the length of one, instead
+of making a graph that is correct for some lengths only. torch.onnx.export catches this error and silently uses the
+restricted lengths. Therefore this module calls torch.export itself and passes the captured program to the exporter.
 
-Modules that differ in their weights alone, as a cascade's stages do, are captured once (:data:`Captures`): capturing
-and converting the full-size transformer takes most of its export.
+Modules that differ in their weights only, such as the stage models of a cascade, are captured once (:data:`Captures`):
+capture and conversion take most of the time of exporting the full-size transformer.
 """
 
 from __future__ import annotations
@@ -32,13 +31,12 @@ from hagmil.spec import DYNAMIC_AXES, TensorSpec
 
 OPSET = 20
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
-_LONGEST = 1 << 20
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MAX_LENGTH = 1 << 20
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 Captures = dict[str, torch.onnx.ONNXProgram]
-"""Graphs of modules before they are optimised, by :func:`structure_of` the module: to be used again for others that
-differ from it in their weights alone."""
+"""Unoptimised graphs by :func:`structure_of` their module, for reuse with modules that differ in their weights only."""
 
 
 def trace(
@@ -50,24 +48,24 @@ def trace(
     least: Mapping[str, int] | None = None,
     captures: Captures | None = None,
 ) -> onnx.ModelProto:
-    """Export a module to a graph that keeps the contract.
+    """Export a module to a graph that follows the contract.
 
     Args:
-        module: takes tensors in the order of ``inputs``, gives a tuple of them in that of ``outputs``; in
+        module: takes tensors in the order of ``inputs`` and returns a tuple of tensors in the order of ``outputs``; in
             evaluation mode.
-        inputs: the graph's inputs; words among their axes that :data:`~hagmil.spec.DYNAMIC_AXES` lists become
-            dynamic, all others are fixed at the example's length.
-        outputs: the graph's outputs.
-        example: a length for every axis that is a word; none of the dynamic ones may be 0 or 1.
-        least: the smallest length of a dynamic axis; 1 where none is given.
-        captures: of modules that were exported with the same inputs, outputs and lengths; gets this one's. Nodes get
-            other names than without, so that the graph has another digest; a backbone's must not change.
+        inputs: the inputs of the graph. Named axes listed in :data:`~hagmil.spec.DYNAMIC_AXES` become dynamic; all
+            others are fixed at the length of the example.
+        outputs: the outputs of the graph.
+        example: a length for every named axis; dynamic axes need a length of 2 or more.
+        least: minimum length of dynamic axes; 1 by default.
+        captures: captured graphs of modules with the same inputs, outputs and lengths; the graph of this module is
+            added. Node names, and so the digest of the graph, differ from an export without ``captures``.
 
     Returns:
-        The graph, without a trace of the machine that made it.
+        The graph, without metadata about the machine that made it.
 
     Raises:
-        BundleError: the module cannot be exported with its axes dynamic, or the graph breaks the contract.
+        BundleError: the module cannot be exported with dynamic axes, or the graph violates the contract.
     """
     convert = partial(_convert, module, inputs, outputs, example, least or {})
     if captures is None:
@@ -82,19 +80,19 @@ def trace(
     strip_metadata(model)
     check_contract(model, inputs, outputs)
     if opset_of(model) != OPSET:
-        raise BundleError(f"the exporter left opset {opset_of(model)}, not {OPSET}", code="export_failed")
+        raise BundleError(f"the exporter wrote opset {opset_of(model)} instead of {OPSET}", code="export_failed")
     return model
 
 
 def structure_of(module: nn.Module) -> str:
-    """All of a module but the values of its weights: what its parts are, the numbers they hold, and shapes.
+    """Describe a module without the values of its weights: types, attributes and shapes of all submodules.
 
-    Modules of the same structure compute the same of their weights; of different structures they may as well, for what
-    is written with its place in memory differs each time.
+    Modules with equal descriptions compute the same function of their weights. The converse does not hold: attributes
+    that are described by their memory address always differ.
     """
     lines = []
     for name, part in module.named_modules():
-        plain = {key: value for key, value in vars(part).items() if key not in _OF_EVERY_MODULE}
+        plain = {key: value for key, value in vars(part).items() if key not in _MODULE_ATTRIBUTES}
         held = [f"tensor at {id(value)}" if isinstance(value, Tensor) else repr(value) for value in plain.values()]
         lines.append(f"{name}: {type(part).__module__}.{type(part).__qualname__} {part.training} {list(plain)} {held}")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -111,9 +109,9 @@ def _convert(
     *,
     optimise: bool,
 ) -> torch.onnx.ONNXProgram:
-    """Capture a module, and make a graph of it; unless it is optimised, weights have their names in the module."""
+    """Capture a module and convert it to ONNX; without ``optimise``, weights keep their names in the module."""
     names = {axis for spec in inputs for axis in spec.axes if isinstance(axis, str) and axis in DYNAMIC_AXES}
-    dims = {name: torch.export.Dim(name, min=least.get(name, 1), max=_LONGEST) for name in names}
+    dims = {name: torch.export.Dim(name, min=least.get(name, 1), max=_MAX_LENGTH) for name in names}
     dynamic = tuple(
         {index: dims[axis] for index, axis in enumerate(spec.axes) if isinstance(axis, str) and axis in dims}
         for spec in inputs
@@ -139,16 +137,16 @@ def _convert(
                 f"{_root_cause(error)}",
                 code="export_failed",
             ) from error
-    assert program is not None  # the exporter gives None only for its legacy form
+    assert program is not None  # only the legacy exporter returns None
     return program
 
 
 def _optimised(converted: torch.onnx.ONNXProgram, module: nn.Module) -> torch.onnx.ONNXProgram:
-    """A graph with a module's weights, optimised."""
+    """Insert the weights of a module into a captured graph and optimise it."""
     program = torch.onnx.ONNXProgram(converted.model.clone(), None)
     weights = program.model.graph.initializers
     program.apply_weights({name: tensor for name, tensor in module.state_dict().items() if name in weights})
-    fold_constants(program.model)  # first: the exporter's patterns are tried on each node that is left
+    fold_constants(program.model)  # before optimize, which tries every pattern on every remaining node
     program.optimize()
     return program
 
@@ -156,10 +154,11 @@ def _optimised(converted: torch.onnx.ONNXProgram, module: nn.Module) -> torch.on
 def _capture(
     module: nn.Module, examples: tuple[Tensor, ...], dynamic: tuple[dict[int, Any], ...]
 ) -> torch.export.ExportedProgram:
-    """Capture a module, or fail where an axis cannot stay as dynamic as it is wanted.
+    """Capture a module; torch.export raises an error if an axis cannot stay dynamic.
 
-    Torch asks of every length whether it is 1, to simplify strides, and would call the answer a narrowing where a
-    length may become 1 (rows per landmark, in a bag smaller than its landmarks); it is told that nothing is known.
+    To simplify strides, torch tests whether each length is 1, and treats the result as a restriction if the length can
+    become 1 (rows per landmark, in a bag smaller than the number of landmarks). ``backed_size_oblivious`` turns this
+    off.
     """
     with symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
@@ -180,16 +179,16 @@ def _root_cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hush what torch says of itself at every export: an optional package, and its own deprecated call."""
+    """Suppress two messages of every export: a missing optional package, and a deprecated call inside torch."""
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    registry.addFilter(_not_about_torchvision)
+    registry.addFilter(_is_not_about_torchvision)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     finally:
-        registry.removeFilter(_not_about_torchvision)
+        registry.removeFilter(_is_not_about_torchvision)
 
 
-def _not_about_torchvision(record: logging.LogRecord) -> bool:
+def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("torchvision is not installed")

@@ -1,4 +1,4 @@
-"""The command line answers quickly, and turns errors into one line and an exit code."""
+"""The command line as a whole: help, logging, start-up imports and exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.terminal import hagmil
+import pytest
+
+from tests.cli.terminal import hagmil, hagmil_process
 
 COMMANDS = (
     "infer",
@@ -16,11 +18,13 @@ COMMANDS = (
     "phantom",
     "export-backbone",
     "extract",
+    "split",
     "train",
     "import",
     "export",
     "verify",
     "inspect",
+    "eval",
 )
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "pyvips", "openslide", "numba", "h5py", "pydantic", "sklearn")
 
@@ -32,41 +36,49 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
         assert word in done.stdout
 
 
-def test_the_application_loads_nothing_heavy() -> None:
+def test_the_application_imports_no_heavy_packages() -> None:
     code = f"import sys, hagmil.cli.app; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_every_command_explains_itself() -> None:
-    for command in COMMANDS:
-        done = hagmil(command, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_text(command: str) -> None:
+    done = hagmil(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert "--verbose" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_accepts_verbose_before_and_after_its_name(command: str) -> None:
+    for arguments in (("-v", command), (command, "-v")):
+        done = hagmil(*arguments, "--help")
         assert done.returncode == 0, done.stderr
-        assert "Usage" in done.stdout
 
 
-def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = hagmil("infer", tmp_path / "nothing*.svs", cwd=tmp_path)
+def test_wrong_usage_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
+    done = hagmil_process("infer", tmp_path / "nothing*.svs", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: nothing matches")
     assert "Traceback" not in done.stderr
     assert hagmil("infer", "--no-such-option").returncode == 2
 
 
-def test_a_folder_that_is_no_bundle_is_exit_4(tmp_path: Path) -> None:
+def test_a_folder_without_a_bundle_exits_with_4(tmp_path: Path) -> None:
     done = hagmil("infer", "slide.svs", "--model", tmp_path, cwd=tmp_path)
     assert done.returncode == 4
     assert "is not a bundle" in done.stderr
 
 
-def test_doctor_tells_versions_and_what_is_missing() -> None:
+def test_doctor_lists_versions_and_missing_packages() -> None:
     done = hagmil("doctor")
     assert done.returncode == 0
     for word in ("python", "pyvips", "onnxruntime", "provider cpu", "provider cuda", "hagmil[gpu]"):
         assert word in done.stdout
 
 
-def test_a_command_whose_packages_are_missing_says_how_to_get_them(tmp_path: Path) -> None:
+def test_a_missing_package_is_named_with_its_install_command(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['hagmil', 'train', 'config.yaml']\n"

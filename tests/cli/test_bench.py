@@ -1,4 +1,4 @@
-"""hagmil bench, as a person types it."""
+"""hagmil bench on the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide that gives no spacing."""
+    """A slide without a spacing."""
     path = tmp_path_factory.mktemp("slides") / "tissue.tif"
     return save_pyramid(path, tissue_picture(), spacing_um=None, tile_px=256)
 
@@ -43,7 +43,7 @@ def reported(slide: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def test_a_report_is_two_files_and_fits_the_schema(reported: Path) -> None:
+def test_a_report_has_two_files_and_matches_the_schema(reported: Path) -> None:
     assert sorted(path.name for path in reported.iterdir()) == ["report.html", "report.json"]
     found = json.loads((reported / "report.json").read_text())
     jsonschema.validate(found, json.loads((REPOSITORY / "docs" / "schemas" / "bench.schema.json").read_text()))
@@ -52,7 +52,7 @@ def test_a_report_is_two_files_and_fits_the_schema(reported: Path) -> None:
     assert found["settings"]["batch"] == 16
 
 
-def test_two_reports_stand_side_by_side(reported: Path, tmp_path: Path) -> None:
+def test_two_reports_are_compared(reported: Path, tmp_path: Path) -> None:
     report = reported / "report.json"
     done = hagmil("bench", "--compare", report, report, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -66,13 +66,13 @@ def test_two_reports_stand_side_by_side(reported: Path, tmp_path: Path) -> None:
     assert "http" not in text
 
 
-def test_what_is_no_report_is_exit_2(reported: Path, bundle: Path) -> None:
+def test_a_file_that_is_not_a_report_exits_with_2(reported: Path, bundle: Path) -> None:
     done = hagmil("bench", "--compare", reported / "report.json", bundle / "bundle.json")
     assert done.returncode == 2
     assert "not a report of hagmil bench" in done.stderr
 
 
-def test_a_bad_slide_is_exit_3_and_leaves_no_report(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_bad_slide_exits_with_3_and_writes_no_report(slide: Path, bundle: Path, tmp_path: Path) -> None:
     for bad, words in ((slide, "--spacing-um"), (tmp_path / "gone.svs", "does not exist")):
         done = hagmil("bench", bad, "--model", bundle, "--out", tmp_path / "out", *QUICK)
         assert done.returncode == 3, done.stderr
@@ -81,12 +81,12 @@ def test_a_bad_slide_is_exit_3_and_leaves_no_report(slide: Path, bundle: Path, t
         assert not (tmp_path / "out").exists()
 
 
-def test_no_bundle_is_exit_4_and_no_such_provider_exit_2(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_missing_bundle_exits_with_4_and_a_wrong_provider_with_2(slide: Path, bundle: Path, tmp_path: Path) -> None:
     assert hagmil("bench", slide, "--model", tmp_path).returncode == 4
     assert hagmil("bench", slide, "--model", bundle, "--provider", "abacus").returncode == 2
 
 
-def test_a_terminated_bench_is_exit_6_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+def test_a_terminated_bench_exits_with_6_and_leaves_no_files(bundle: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     run = subprocess.Popen(

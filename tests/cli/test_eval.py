@@ -1,4 +1,4 @@
-"""hagmil split, train --folds and eval, as a person types them."""
+"""hagmil split, train --folds and eval on the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = (("low", 1.0), ("high", 0.5))
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort on features of the tiny backbone, a run trained on it, and the bundle of that run."""
+    """A cohort with features of the tiny backbone, a run trained on it, and the bundle of that run."""
     folder = tmp_path_factory.mktemp("study")
     export_backbone("tiny", "random", folder / "backbone")
     parts = {"train": 4, "val": 4, "test": 6}
@@ -51,7 +51,7 @@ def read(folder: Path) -> EvaluationReport:
     return EvaluationReport.model_validate_json((folder / "evaluation.json").read_bytes())
 
 
-def test_a_run_and_its_bundle_are_worth_the_same_and_what_the_training_said(study: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_bundle_have_the_metrics_that_the_training_reported(study: Path, tmp_path: Path) -> None:
     reports = []
     for model in ("run", "bundle"):
         done = hagmil(
@@ -74,7 +74,7 @@ def test_a_run_and_its_bundle_are_worth_the_same_and_what_the_training_said(stud
     assert bundle.verdict.confusion == run.verdict.confusion
 
 
-def test_calibrate_stores_a_temperature_in_a_bundle_alone(study: Path, tmp_path: Path) -> None:
+def test_calibrate_stores_a_temperature_in_a_bundle_and_refuses_a_run(study: Path, tmp_path: Path) -> None:
     refused = hagmil("eval", study / "run", "--config", study / "config.yaml", "--calibrate", "--out", tmp_path)
     assert refused.returncode == 2
     assert "hagmil export" in refused.stderr
@@ -93,12 +93,12 @@ def test_calibrate_stores_a_temperature_in_a_bundle_alone(study: Path, tmp_path:
     assert read(tmp_path).model.temperature == after.manifest.temperature
 
 
-def test_no_model_is_exit_4_and_no_configuration_exit_2(study: Path, tmp_path: Path) -> None:
+def test_a_missing_model_exits_with_4_and_a_missing_configuration_with_2(study: Path, tmp_path: Path) -> None:
     assert hagmil("eval", tmp_path, "--config", study / "config.yaml", "--out", tmp_path).returncode == 4
     assert hagmil("eval", study / "run", "--config", tmp_path / "gone.yaml", "--out", tmp_path).returncode == 2
 
 
-def test_folds_are_made_trained_and_summed_up(study: Path, tmp_path: Path) -> None:
+def test_folds_are_split_trained_and_summarised(study: Path, tmp_path: Path) -> None:
     made = hagmil("split", study / "labels.csv", "--out", tmp_path / "folds", "--folds", 3)
     assert made.returncode == 0, made.stderr
     assert "splits_2.csv" in made.stdout
@@ -114,7 +114,7 @@ def test_folds_are_made_trained_and_summed_up(study: Path, tmp_path: Path) -> No
     assert (tmp_path / "cv" / "fold_1" / "metrics.json").stat().st_mtime_ns == written
 
 
-def test_splits_hold_out_a_site_and_are_not_overwritten_unasked(study: Path, tmp_path: Path) -> None:
+def test_splits_hold_out_a_site_and_are_not_overwritten_by_default(study: Path, tmp_path: Path) -> None:
     with (study / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = tmp_path / "labels.csv"

@@ -1,4 +1,4 @@
-"""hagmil export --precision int8, from the command line to a bundle that is verified and shown."""
+"""hagmil export --precision int8: the bundle, its verification, and refused options."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration_patches, "CALIBRATION_PATCHES", 48)
         patch.setattr(calibration_patches, "HELD_OUT_PATCHES", 16)
-        patch.setattr(pipeline, "check_stage_parity", _hold_stage_at_few_counts)
+        patch.setattr(pipeline, "check_stage_parity", _check_at_few_counts)
         yield folder
 
 
-def _hold_stage_at_few_counts(*arguments: Any, every_count: bool, **options: Any) -> Any:
-    """The stages are fp32 and held elsewhere; here it shall not take long."""
+def _check_at_few_counts(*arguments: Any, every_count: bool, **options: Any) -> Any:
+    """Compare the fp32 stage models at few bag sizes; other tests compare them at all sizes."""
     del every_count
     return check_stage_parity(*arguments, every_count=False, **options)
 
@@ -70,11 +70,11 @@ def _export(folder: Path, out: Path, **options: Any) -> ExportReport:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> ExportReport:
-    """The bundle in int8."""
+    """The report of an export with int8."""
     return _export(folder, folder / "bundle")
 
 
-def test_the_manifest_holds_how_it_was_made_agreement_and_speed(report: ExportReport, folder: Path) -> None:
+def test_the_manifest_contains_calibration_agreement_and_speed(report: ExportReport, folder: Path) -> None:
     manifest = report.bundle.manifest
     made = manifest.quantization
 
@@ -98,18 +98,18 @@ def test_only_the_backbone_is_in_int8(report: ExportReport) -> None:
     assert onnx.TensorProto.INT8 not in kinds("coarse.onnx") | kinds("fine.onnx")
 
 
-def test_the_parity_report_and_the_model_card_say_so(report: ExportReport) -> None:
+def test_the_parity_report_and_the_model_card_describe_the_quantisation(report: ExportReport) -> None:
     written = ParityReport.model_validate_json(report.bundle.file(PARITY_NAME).read_bytes())
     card = report.bundle.file(MODEL_CARD_NAME).read_text(encoding="utf-8")
 
     assert written.quantization == report.bundle.manifest.quantization
     assert {row.model for row in written.rows} == {"backbone, fp32", "coarse", "fine"}
-    assert {row.allowed < 1e-3 for row in written.rows} == {True}  # the stages are held as float32 is
-    for words in ("The encoder is int8, the graphs of the stages are fp32", "calibrated on 48 patches", "patches/s"):
+    assert {row.allowed < 1e-3 for row in written.rows} == {True}  # the tolerance of fp32
+    for words in ("The encoder is int8, the stage models are fp32", "calibrated on 48 patches", "patches/s"):
         assert words in card
 
 
-def test_the_bundle_verifies_and_inference_takes_it(report: ExportReport, folder: Path, tmp_path: Path) -> None:
+def test_the_bundle_passes_verification_and_inference(report: ExportReport, folder: Path, tmp_path: Path) -> None:
     assert verify_bundle(report.bundle.path).passed
     slide = next((folder / "slides").iterdir())
     done = CliRunner().invoke(
@@ -118,7 +118,7 @@ def test_the_bundle_verifies_and_inference_takes_it(report: ExportReport, folder
     assert done.exit_code == 0, done.output
 
 
-def test_inspect_shows_it(report: ExportReport) -> None:
+def test_inspect_shows_the_quantisation(report: ExportReport) -> None:
     done = CliRunner().invoke(app, ["inspect", str(report.bundle.path)])
     lines = [" ".join(line.split()) for line in done.output.splitlines()]
 
@@ -128,12 +128,12 @@ def test_inspect_shows_it(report: ExportReport) -> None:
     assert any(line.startswith("backbone.onnx") and line.endswith("int8") for line in lines)
 
 
-def test_a_broken_graph_is_caught_by_slides_alone(
+def test_a_broken_graph_is_found_by_the_verdicts_on_slides(
     folder: Path, tmp_path: Path, report: ExportReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = iter(report.bundle.manifest.stages)
 
-    def dishonest(source: Path, graph: Path, *more: Any) -> Quantization:
+    def broken(source: Path, graph: Path, *more: Any) -> Quantization:
         made = quantise_backbone(source, graph, *more)
         model = onnx.load(graph)
         scales = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 1]
@@ -143,11 +143,11 @@ def test_a_broken_graph_is_caught_by_slides_alone(
         onnx.save(model, graph)
         return made
 
-    monkeypatch.setattr(pipeline, "quantise_backbone", dishonest)
+    monkeypatch.setattr(pipeline, "quantise_backbone", broken)
     monkeypatch.setattr(pipeline, "check_stage_parity", lambda *_, **__: iter(()))
     monkeypatch.setattr(pipeline, "stage_graph", lambda *_: onnx.load(report.bundle.file(next(stages).onnx)))
     with pytest.raises(
-        ParityError, match=r"^verdicts: (stage coarse keeps other patches|\d of 2 slides end otherwise)"
+        ParityError, match=r"^verdicts: (stage coarse keeps other patches|\d of 2 slides have another verdict)"
     ):
         _export(folder, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -156,11 +156,11 @@ def test_a_broken_graph_is_caught_by_slides_alone(
 def test_int8_without_calibration_or_slides_is_refused(folder: Path, tmp_path: Path) -> None:
     arguments = (folder / "checkpoint", folder / "backbone", tmp_path / "bundle")
     own = SlidePatches(calibration_slides([str(folder / "slides")]), lambda *_: None)
-    with pytest.raises(UsageError, match="goes with calibration"):
+    with pytest.raises(UsageError, match="calibration patches are required with precision int8"):
         export_bundle(*arguments, precision="int8")
-    with pytest.raises(UsageError, match="goes with calibration"):
+    with pytest.raises(UsageError, match="calibration patches are required with precision int8"):
         export_bundle(*arguments, precision="fp16", calibration=own)
-    with pytest.raises(UsageError, match="verdicts stay the same"):
+    with pytest.raises(UsageError, match="int8 requires slides to compare verdicts on"):
         export_bundle(*arguments, precision="int8", calibration=own)
 
 
@@ -168,9 +168,9 @@ def test_int8_without_calibration_or_slides_is_refused(folder: Path, tmp_path: P
     ("options", "words"),
     [
         (["--precision", "int8"], "needs --calibration"),
-        (["--precision", "int8", "--calibration", "s", "--trt"], "symmetric graph"),
-        (["--precision", "int8", "--calibration", "s", "--parity-phantoms", "0"], "leave out --parity-phantoms 0"),
-        (["--calibration", "s"], "goes with --precision int8"),
+        (["--precision", "int8", "--calibration", "s", "--trt"], "needs symmetric quantisation"),
+        (["--precision", "int8", "--calibration", "s", "--parity-phantoms", "0"], "remove --parity-phantoms 0"),
+        (["--calibration", "s"], "--calibration needs --precision int8"),
         (["--precision", "int4"], "fp32, fp16, int8"),
     ],
 )
@@ -181,13 +181,13 @@ def test_options_that_do_not_fit_are_usage_errors(options: list[str], words: str
     assert done.exception.exit_code == 2
 
 
-def test_quantization_goes_with_int8_alone(report: ExportReport) -> None:
+def test_a_manifest_with_quantization_requires_int8(report: ExportReport) -> None:
     manifest = report.bundle.manifest.model_dump(mode="json")
     with pytest.raises(ValueError, match="quantization requires precision int8"):
         type(report.bundle.manifest).model_validate(manifest | {"precision": "fp32"})
     assert open_bundle(report.bundle.path).manifest.quantization is not None
 
 
-def test_tensorrt_does_not_take_what_was_quantised_for_cpus(report: ExportReport) -> None:
+def test_tensorrt_refuses_an_int8_bundle(report: ExportReport) -> None:
     with pytest.raises(UsageError, match="quantised for CPUs"):
         load_model(report.bundle.path, provider="tensorrt")

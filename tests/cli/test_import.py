@@ -1,4 +1,4 @@
-"""hagmil import and the printing of configurations, as a person runs them."""
+"""hagmil import and hagmil train --print-config on the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _write_hmil(path: Path) -> None:
     torch.save(state | {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}, path)
 
 
-def test_what_the_file_does_not_say_comes_from_options(tmp_path: Path) -> None:
+def test_options_supply_what_the_file_lacks(tmp_path: Path) -> None:
     _write_hmil(tmp_path / "best.pth")
     options = ("--fine-to-coarse", "a:x,b:x,c:y", "--spacing-um", "0.5", "--patch-px", "128")
     done = hagmil("import", tmp_path / "best.pth", "--kind", "hmil", "--out", tmp_path / "out", *options)
@@ -40,7 +40,7 @@ def test_what_the_file_does_not_say_comes_from_options(tmp_path: Path) -> None:
     assert (card["training"], card["backbone"], card["imported"]["source_name"]) == (None, None, "best.pth")
 
 
-def test_a_hierarchy_that_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_hierarchy_exits_with_2_and_names_its_option(tmp_path: Path) -> None:
     _write_hmil(tmp_path / "best.pth")
     done = hagmil("import", tmp_path / "best.pth", "--kind", "hmil", "--out", tmp_path / "out")
     assert done.returncode == 2
@@ -48,14 +48,14 @@ def test_a_hierarchy_that_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_of_the_other_method_lists_its_strange_names(tmp_path: Path) -> None:
+def test_a_file_of_the_other_method_exits_with_4_and_lists_unknown_names(tmp_path: Path) -> None:
     _write_hmil(tmp_path / "best.pth")
     done = hagmil("import", tmp_path / "best.pth", "--kind", "hag-mil", "--out", tmp_path / "out")
     assert done.returncode == 4
     assert "feature_extractor.0.weight" in done.stderr
 
 
-def test_a_recipe_is_printed_whole_and_trains_nothing(tmp_path: Path) -> None:
+def test_print_config_prints_a_complete_recipe_and_does_not_train(tmp_path: Path) -> None:
     done = hagmil("train", "recipe:hmil-bracs", "--set", "seed=5", "--print-config", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     printed = yaml.safe_load(done.stdout)

@@ -1,4 +1,4 @@
-"""hagmil infer, as a person types it."""
+"""hagmil infer on the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pyramid(tmp_path_factory.mktemp("slides") / "tissue.tif", tissue_picture(), tile_px=256)
 
 
-def test_a_good_slide_is_exit_0_and_a_bad_one_beside_it_exit_3(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_exit_code_is_0_for_good_slides_and_3_if_a_slide_fails(slide: Path, bundle: Path, tmp_path: Path) -> None:
     good = hagmil("infer", slide, "--model", bundle, "--out", tmp_path / "good")
     assert good.returncode == 0, good.stderr
     assert "1 of 1 slides have a verdict" in good.stdout
@@ -42,12 +42,22 @@ def test_a_good_slide_is_exit_0_and_a_bad_one_beside_it_exit_3(slide: Path, bund
         assert [row["status"] for row in csv.DictReader(file)] == ["ok", "failed"]
 
 
-def test_results_lie_where_they_are_said_to_without_out(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_verbose_logs_details_before_and_after_the_command(slide: Path, bundle: Path, tmp_path: Path) -> None:
+    arguments = (slide, "--model", bundle, "--out", tmp_path)
+    details = "DEBUG hagmil.runtime.slides"
+    assert details not in hagmil("infer", *arguments).stderr
+    for line in (("-v", "infer", *arguments), ("infer", *arguments, "-v"), ("infer", "--verbose", *arguments)):
+        done = hagmil(*line)
+        assert done.returncode == 0, done.stderr
+        assert details in done.stderr
+
+
+def test_results_are_written_to_hagmil_results_by_default(slide: Path, bundle: Path, tmp_path: Path) -> None:
     assert hagmil("infer", slide, "--model", bundle, cwd=tmp_path).returncode == 0
     assert (tmp_path / "hagmil-results" / "tissue" / "heatmap.png").is_file()
 
 
-def test_a_provider_that_is_absent_is_exit_5(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_missing_provider_exits_with_5(slide: Path, bundle: Path, tmp_path: Path) -> None:
     if "cuda" in available_providers():
         pytest.skip("this machine's ONNX Runtime has CUDA")
     done = hagmil("infer", slide, "--model", bundle, "--provider", "cuda", "--out", tmp_path)
@@ -56,9 +66,7 @@ def test_a_provider_that_is_absent_is_exit_5(slide: Path, bundle: Path, tmp_path
     assert not (tmp_path / "results.csv").exists()
 
 
-def test_masks_on_a_gpu_that_is_absent_are_exit_5_and_no_slide_is_read(
-    slide: Path, bundle: Path, tmp_path: Path
-) -> None:
+def test_masks_on_a_missing_gpu_exit_with_5_before_a_slide_is_read(slide: Path, bundle: Path, tmp_path: Path) -> None:
     with contextlib.suppress(EnvironmentLacks):
         kernels_on("cuda")
         pytest.skip("this machine has a GPU and cupy")
@@ -68,13 +76,13 @@ def test_masks_on_a_gpu_that_is_absent_are_exit_5_and_no_slide_is_read(
     assert not (tmp_path / "results.csv").exists()
 
 
-def test_a_mask_device_of_another_name_is_exit_2(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_an_unknown_mask_device_exits_with_2(slide: Path, bundle: Path, tmp_path: Path) -> None:
     done = hagmil("infer", slide, "--model", bundle, "--mask-device", "tpu", "--out", tmp_path)
     assert done.returncode == 2
     assert "cpu, cuda" in done.stderr
 
 
-def test_an_altered_bundle_is_exit_4(slide: Path, tmp_path: Path) -> None:
+def test_an_altered_bundle_exits_with_4(slide: Path, tmp_path: Path) -> None:
     altered = write_small_bundle(tmp_path / "bundle")
     data = bytearray((altered / "1um.onnx").read_bytes())
     data[len(data) // 2] ^= 1
@@ -84,7 +92,7 @@ def test_an_altered_bundle_is_exit_4(slide: Path, tmp_path: Path) -> None:
     assert "1um.onnx was altered" in done.stderr
 
 
-def test_a_terminated_run_is_exit_6_and_goes_on_with_resume(slide: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_terminated_run_exits_with_6_and_can_be_resumed(slide: Path, bundle: Path, tmp_path: Path) -> None:
     copies = [shutil.copy(slide, tmp_path / f"slide_{index:02d}.tif") for index in range(30)]
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hagmil", "infer", *map(str, copies), "--model", str(bundle), "--out", str(out)]

@@ -1,4 +1,4 @@
-"""hagmil inspect, as a person types it."""
+"""hagmil inspect on the command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from tests.cli.terminal import hagmil
 from tests.export.checkpoints import write_small_checkpoint
 
@@ -23,7 +24,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(folder / "checkpoint", folder / "b", folder / "bundle").bundle.path
 
 
-def test_a_bundle_at_a_glance(bundle: Path) -> None:
+def test_a_bundle_is_described(bundle: Path) -> None:
     done = hagmil("inspect", bundle)
     assert done.returncode == 0, done.stderr
     for words in ("hag-mil", "normal, tumour", "tiny, 128 features", "fp32", "gives the verdict", "not calibrated"):
@@ -33,7 +34,7 @@ def test_a_bundle_at_a_glance(bundle: Path) -> None:
         assert any(line.startswith(start) for line in lines), start
 
 
-def test_an_onnx_file_at_a_glance_and_without_the_onnx_package(bundle: Path) -> None:
+def test_an_onnx_file_is_described_with_and_without_the_onnx_package(bundle: Path) -> None:
     done = hagmil("inspect", bundle / "fine.onnx")
     assert done.returncode == 0, done.stderr
     for words in ("features: float32 (patches, 128)", "logits: float32 (2)", "attention: float32 (patches)", "MatMul"):
@@ -50,7 +51,14 @@ def test_an_onnx_file_at_a_glance_and_without_the_onnx_package(bundle: Path) -> 
     assert "needs the onnx package" in bare.stdout
 
 
-def test_what_is_neither_is_exit_2(tmp_path: Path) -> None:
+def test_a_path_that_is_neither_exits_with_2(tmp_path: Path) -> None:
     done = hagmil("inspect", tmp_path)
     assert done.returncode == 2
     assert "is neither a bundle" in done.stderr
+
+
+def test_the_built_in_bundle_is_described_without_an_argument() -> None:
+    done = hagmil("inspect")
+    assert done.returncode == 0, done.stderr
+    assert str(builtin_bundle()) in done.stdout
+    assert done.stdout == hagmil("inspect", builtin_bundle()).stdout

@@ -1,4 +1,4 @@
-"""hagmil verify and infer, as a person types them, on bundles that are right and on bundles that are not."""
+"""hagmil verify, export and infer on the command line, on intact and on damaged bundles."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from hagmil.bundle import file_entries, open_bundle, write_manifest
 from hagmil.cli.app import app
 from hagmil.errors import UsageError
+from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.selftest import SelfTestCase, write_selftest
 from tests.cli.terminal import hagmil
 from tests.export.checkpoints import write_small_checkpoint
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(folder: Path) -> Path:
-    """A bundle with TensorRT engines for two GPUs, made by the command."""
+    """A bundle with TensorRT engines for two GPUs, made on the command line."""
     done = hagmil(
         "export", folder / "checkpoint", "--backbone", folder / "backbone", "--out", folder / "bundle",
         "--trt", "--compute-capability", "8.9", "--compute-capability", "8.0",
@@ -46,7 +47,7 @@ def bundle(folder: Path) -> Path:
 def test_a_bundle_with_engines_is_accepted(bundle: Path) -> None:
     done = hagmil("verify", bundle)
     assert done.returncode == 0, done.stderr
-    assert "the bundle may be used on this machine" in done.stdout
+    assert "the bundle can be used on this machine" in done.stdout
     manifest = open_bundle(bundle).manifest
     assert {entry.capabilities for entry in manifest.engines} == {("8.0", "8.9")}
     assert [entry.profiles[0]["features"].maximum[0] for entry in manifest.engines[1:]] == [1000, 1000]
@@ -58,7 +59,7 @@ def test_a_bundle_with_engines_is_accepted(bundle: Path) -> None:
     assert manifest.opsets == {"backbone.onnx": 20, "coarse.onnx": 20, "fine.onnx": 20}
 
 
-def test_json_says_what_was_looked_at(bundle: Path) -> None:
+def test_json_lists_every_check(bundle: Path) -> None:
     done = hagmil("verify", bundle, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -72,7 +73,7 @@ def test_json_says_what_was_looked_at(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["fine.onnx", "backbone.onnx", "engines/fine.*.engine"])
-def test_one_flipped_bit_is_refused_by_verify_and_infer(bundle: Path, tmp_path: Path, pattern: str) -> None:
+def test_verify_and_infer_refuse_a_bundle_with_one_flipped_bit(bundle: Path, tmp_path: Path, pattern: str) -> None:
     altered = shutil.copytree(bundle, tmp_path / "bundle")
     (victim,) = altered.glob(pattern)
     _flip_a_bit(victim)
@@ -85,7 +86,7 @@ def test_one_flipped_bit_is_refused_by_verify_and_infer(bundle: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_json_of_an_altered_bundle_is_whole_and_exit_4(bundle: Path, tmp_path: Path) -> None:
+def test_json_of_an_altered_bundle_is_complete_and_exits_with_4(bundle: Path, tmp_path: Path) -> None:
     altered = shutil.copytree(bundle, tmp_path / "bundle")
     _flip_a_bit(altered / "coarse.onnx")
     (altered / "notes.txt").write_text("mine")
@@ -98,17 +99,23 @@ def test_json_of_an_altered_bundle_is_whole_and_exit_4(bundle: Path, tmp_path: P
     assert states["graph", "all"] == states["self-test", "selftest.npz"] == "skipped"
 
 
-def test_a_folder_that_is_no_bundle_is_exit_4(tmp_path: Path) -> None:
+def test_a_folder_without_a_bundle_exits_with_4(tmp_path: Path) -> None:
     done = hagmil("verify", tmp_path)
     assert done.returncode == 4
     assert "it has no bundle.json" in done.stderr
 
 
-def test_a_provider_that_is_absent_is_exit_5(bundle: Path) -> None:
+def test_a_missing_provider_exits_with_5(bundle: Path) -> None:
     done = hagmil("verify", bundle, "--provider", "cuda")
     assert done.returncode in (0, 5)
     if done.returncode == 5:
         assert "hagmil[gpu]" in done.stderr
+
+
+def test_the_built_in_bundle_is_verified_without_an_argument() -> None:
+    done = hagmil("verify", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bundle_sha256"] == open_bundle(builtin_bundle()).sha256
 
 
 def test_verify_needs_neither_torch_nor_onnx(bundle: Path) -> None:
@@ -120,7 +127,7 @@ def test_verify_needs_neither_torch_nor_onnx(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_flavour_is_exit_5_at_once_with_the_install_line(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_tensorrt_flavour_exits_with_5_before_the_export(folder: Path, tmp_path: Path) -> None:
     done = _export(folder, tmp_path, "--trt", "--trt-flavour", "tensorrt")
     assert done.returncode == 5
     assert 'pip install "hagmil[tensorrt]"' in done.stderr
@@ -131,32 +138,30 @@ def test_a_missing_flavour_is_exit_5_at_once_with_the_install_line(folder: Path,
     ("arguments", "words"),
     [
         (("--compute-capability", "8.9"), "add --trt"),
-        (("--precision", "bf16"), "computes nothing in bf16"),
+        (("--precision", "bf16"), "does not support bf16"),
         (("--precision", "int4"), "choose one of fp32, fp16"),
         (("--precision", "int8"), "needs --calibration"),
         (("--parity", "short"), "choose one of default, long"),
         (("--trt", "--trt-batch", "1,2"), "min,opt,max"),
-        (("--trt", "--trt-patches", "3,2,1"), "must rise"),
+        (("--trt", "--trt-patches", "3,2,1"), "min <= opt <= max"),
         (("--trt", "--trt-hardware-compatibility", "all"), "ampere_plus"),
-        (("--trt", "--compute-capability", "eight"), "no compute capability"),
+        (("--trt", "--compute-capability", "eight"), "is not a compute capability"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_done(
-    arguments: tuple[str, ...], words: str, tmp_path: Path
-) -> None:
+def test_wrong_options_of_export_are_refused_at_once(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     command = ["export", str(tmp_path / "none"), "--backbone", "none", "--out", str(tmp_path / "made"), *arguments]
     error = CliRunner().invoke(app, command).exception
     assert isinstance(error, UsageError)
     assert words in error.message
 
 
-def test_rebuild_belongs_to_tensorrt(tmp_path: Path) -> None:
+def test_rebuild_needs_tensorrt(tmp_path: Path) -> None:
     error = CliRunner().invoke(app, ["infer", "slide.tif", "--rebuild", "--out", str(tmp_path)]).exception
     assert isinstance(error, UsageError)
     assert "--provider tensorrt" in error.message
 
 
-def test_a_slide_that_is_no_slide_proves_nothing(folder: Path, tmp_path: Path) -> None:
+def test_export_fails_if_no_parity_slide_can_be_read(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.tif").write_bytes(b"")
     done = _export(folder, tmp_path, "--precision", "fp16", "--parity-slides", tmp_path / "empty.tif")
     assert done.returncode == 4
@@ -164,7 +169,7 @@ def test_a_slide_that_is_no_slide_proves_nothing(folder: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["empty.tif"]
 
 
-def test_a_self_test_that_does_not_hold_is_exit_4(bundle: Path, tmp_path: Path) -> None:
+def test_a_failed_self_test_exits_with_4(bundle: Path, tmp_path: Path) -> None:
     altered = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = open_bundle(altered).manifest
     bag = np.ones((3, manifest.backbone.features), np.float32)

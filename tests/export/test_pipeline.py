@@ -81,7 +81,7 @@ def test_the_model_card_says_it_all(report: ExportReport) -> None:
 
     assert card.startswith("# hag-mil model for normal, tumour\n\nResearch use only. Not for diagnosis.")
     for part in (
-        "## What it is", "## What it was trained on", "## What it expects", "## What it must not be used for",
+        "## Model", "## Training", "## Expected input", "## Limitations",
         "| coarse | 1 | 20 | `coarse.onnx` |", "| validation: auc | 0.875 |", "0.5 um/px or finer",
         "| coarse | logits | 14 |", "| fine | attention | 7 |", "| backbone | features | 8 |",
         "Verdicts on slides were not compared.",
@@ -144,7 +144,7 @@ def test_a_backbone_of_another_patch_size_is_refused(backbone_dir: Path, tmp_pat
     (tmp_path / "backbone.json").write_text(card.model_dump_json())
     write_small_checkpoint(tmp_path / "checkpoint", card)
 
-    with pytest.raises(BundleError, match="patches of 64 pixels, the backbone takes 32"):
+    with pytest.raises(BundleError, match="patches of 64 pixels, but the backbone takes patches of 32 pixels"):
         export_bundle(tmp_path / "checkpoint", tmp_path, tmp_path / "bundle")
 
 

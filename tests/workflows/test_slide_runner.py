@@ -78,9 +78,9 @@ def test_half_precision_is_proven_on_slides_and_the_bundle_says_so(folder: Path,
     assert 0 < found.largest_change < 0.01
     assert [stage.name for stage in found.stages] == ["coarse", "fine"]
     assert found.stages[0].chosen_on == 2
-    assert {"phantoms", "slides by the models", "slides by the graphs"} <= set(told)
+    assert {"phantoms", "slides with the source models", "slides with the exported graphs"} <= set(told)
     card = report.bundle.file(MODEL_CARD_NAME).read_text()
-    assert "Verdicts on 2 phantoms of 1024 px, by the torch models and by the graphs: 2 of 2 are the same" in card
+    assert "Verdicts of the torch models and of the graphs on 2 phantoms of 1024 px: 2 of 2 are equal" in card
     manifest = report.bundle.manifest
     assert manifest.precision == "fp16"
     assert manifest.backbone.reduced_from == open_backbone(folder / "backbone").sha256
@@ -101,10 +101,10 @@ def test_a_scaled_weight_is_caught_by_slides_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(pipeline, "stage_graph", _wrong_by(1.5))
-    monkeypatch.setattr(pipeline, "enforce", lambda _: None)
+    monkeypatch.setattr(pipeline, "enforce_parity", lambda _: None)
 
     with pytest.raises(
-        ParityError, match=r"^verdicts: (stage coarse keeps other patches|\d of 2 slides end otherwise)"
+        ParityError, match=r"^verdicts: (stage coarse keeps other patches|\d of 2 slides have another verdict)"
     ):
         _export(folder, tmp_path / "bundle", precision=precision)
 

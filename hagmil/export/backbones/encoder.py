@@ -1,4 +1,4 @@
-"""A patch encoder with its normalisation inside, as the contract wants it: pixels in, features out."""
+"""Patch encoders in torch with normalisation included: uint8 pixels in, features out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 class Features(NamedTuple):
-    """What a backbone gives.
+    """The output of a backbone.
 
     Args:
         features: float (batch, dim).
@@ -26,18 +26,18 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TorchBackbone:
-    """A patch encoder in torch, with what an export must know of it.
+    """A patch encoder in torch, with the properties that its export needs.
 
     Args:
-        name: its name in cards and manifests.
-        encoder: float (batch, 3, height, width), normalised, to float (batch, features).
+        name: name in cards and manifests.
+        encoder: maps normalised float (batch, 3, height, width) to float (batch, features).
         features: length of the feature vector.
-        mean: per channel, of pixels in 0..1.
-        std: per channel, of pixels in 0..1.
-        weights: where the weights came from, in words.
-        patch_px: the one side that it takes, in pixels; None where any side from ``least_px`` will do.
-        least_px: the smallest side that it takes, in pixels.
-        native_px: the side that it was made for, or that is asked for, in pixels.
+        mean: mean of each channel, of pixels in 0..1.
+        std: standard deviation of each channel, of pixels in 0..1.
+        weights: description of the origin of the weights.
+        patch_px: the only patch size that it accepts, in pixels; None for any size of ``least_px`` or more.
+        least_px: smallest patch size in pixels.
+        native_px: patch size that it was trained with, or that is requested, in pixels.
     """
 
     name: str
@@ -52,14 +52,14 @@ class TorchBackbone:
 
 
 class PatchEncoder(nn.Module):
-    """An encoder that takes pixels as they are stored.
+    """An encoder with uint8 input and normalisation.
 
-    The cast stands before the transpose: TensorRT takes uint8 no further than its first node.
+    The cast comes before the transpose, because TensorRT supports uint8 in the first node only.
 
     Args:
-        encoder: float (batch, 3, height, width), normalised, to float (batch, dim).
-        mean: per channel, of pixels in 0..1.
-        std: per channel, of pixels in 0..1.
+        encoder: maps normalised float (batch, 3, height, width) to float (batch, dim).
+        mean: mean of each channel, of pixels in 0..1.
+        std: standard deviation of each channel, of pixels in 0..1.
     """
 
     def __init__(self, encoder: nn.Module, mean: Channels, std: Channels) -> None:
@@ -85,7 +85,7 @@ class PatchEncoder(nn.Module):
 
 
 def normalisation(mean: Channels, std: Channels) -> tuple[Channels, Channels]:
-    """Per channel, the factor and the summand that normalise pixels of 0..255 in two operations."""
+    """Return scale and shift of each channel, so that ``pixels * scale + shift`` normalises pixels in 0..255."""
     red, green, blue = (1 / (255 * deviation) for deviation in std)
     shift = tuple(-average / deviation for average, deviation in zip(mean, std, strict=True))
     return (red, green, blue), (shift[0], shift[1], shift[2])

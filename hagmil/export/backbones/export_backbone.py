@@ -1,10 +1,9 @@
-"""Backbones: a patch encoder as ``backbone.onnx`` in the contract's form, proven, and what it is.
+"""Export of a patch encoder to a backbone folder.
 
-1. Find the encoder by its name: ``resnet50-trunc``, ``tiny``, a path that ends in ``.onnx``, or a model of
-   timm.
-2. Bring it into the contract's form: uint8 (batch, height, width, 3) in, features out, normalisation inside.
-3. Hold the graph against its source, over batches, sizes and kinds of patches, and end on a difference.
-4. Write graph, card and parity report as one folder that appears whole.
+1. Find the encoder by name: ``resnet50-trunc``, ``tiny``, a path that ends in ``.onnx``, or a timm model.
+2. Convert it to the contract's form: input uint8 (batch, height, width, 3), normalisation included, output features.
+3. Compare the graph with its source over batch sizes, patch sizes and kinds of patches; a difference stops the export.
+4. Write graph, card and parity report. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ _BUILT_IN = {resnet.NAME: resnet.resnet50_trunc, tiny.NAME: tiny.tiny}
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A backbone in the contract's form, and its source to hold it against."""
+    """A backbone in the contract's form, and the source to compare it with."""
 
     name: str
     model: onnx.ModelProto
@@ -71,7 +70,7 @@ class _Prepared:
     weights: str
     patch_px: int | None
     precision: Precision
-    sizes: tuple[tuple[int, int], ...]  # (height, width) that parity is held at
+    sizes: tuple[tuple[int, int], ...]  # (height, width) to compare at
     reference: Run
     source: Run | None
 
@@ -88,35 +87,34 @@ def export_backbone(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BackboneCard:
-    """Write a patch encoder as ``backbone.onnx`` with ``backbone.json`` and ``parity.json`` beside it.
+    """Write a patch encoder as ``backbone.onnx``, with ``backbone.json`` and ``parity.json``.
 
     Args:
-        name: ``resnet50-trunc``, ``tiny``, a path that ends in ``.onnx``, ``timm:NAME`` or a name of timm's.
-        weights: a file; ``random`` for weights that mean nothing; ``hub`` for timm's own; None for the
-            weights that ``tiny`` ships with, and for an ONNX file, which holds its own.
-        out_dir: the folder to write.
-        patch_px: side of the patches in pixels, for a model of timm that takes, or can be exported for, one size
-            alone; None for its own. Of no effect on others.
-        mean: per channel, of pixels in 0..1, for an ONNX file that takes floats.
-        std: per channel, of pixels in 0..1, for an ONNX file that takes floats.
-        output: the output to take of an ONNX file that has several.
-        overwrite: replace what is in ``out_dir``.
-        progress: called as comparisons are made.
+        name: ``resnet50-trunc``, ``tiny``, a path that ends in ``.onnx``, ``timm:NAME`` or the name of a timm model.
+        weights: a weights file; ``random`` for untrained weights; ``hub`` for the published weights of a timm model;
+            None for the trained weights of ``tiny``, and for ONNX files, which contain their weights.
+        out_dir: output folder.
+        patch_px: patch size in pixels, for timm models with a fixed size; None for the size of the model.
+        mean: mean of each channel, of pixels in 0..1, for ONNX files with float input.
+        std: standard deviation of each channel, of pixels in 0..1, for ONNX files with float input.
+        output: name of the output to use, for ONNX files with several.
+        overwrite: replace an existing ``out_dir``.
+        progress: called after each comparison.
 
     Returns:
-        The card as it was written.
+        The card in ``backbone.json``.
 
     Raises:
-        UsageError: no such backbone or file, weights missing, or options that do not belong to it.
-        BundleError: weights that are refused or do not fit, a graph that cannot be a backbone.
-        ParityError: the graph's numbers are not its source's; nothing is written.
+        UsageError: the backbone or file does not exist, weights are missing, or options do not apply to it.
+        BundleError: the weights are refused or do not fit, or the graph cannot be a backbone.
+        ParityError: outputs of the graph differ from the source; nothing is written.
         EnvironmentLacks: a package is missing.
     """
     is_onnx = name.endswith(SUFFIX)
     if not is_onnx and (mean or std or output):
-        raise UsageError("--mean, --std and --output belong to ONNX encoders; others bring their own")
+        raise UsageError("--mean, --std and --output apply to ONNX encoders only")
     if is_onnx and (weights is not None or patch_px is not None):
-        raise UsageError("an ONNX file brings its own weights and size; leave out --weights and --patch-px")
+        raise UsageError("--weights and --patch-px do not apply to ONNX encoders, which contain both")
     with new_folder(out_dir, overwrite=overwrite) as folder:
         if is_onnx:
             prepared = _from_onnx(load_onnx_encoder(Path(name), mean=mean, std=std, output=output))
@@ -126,13 +124,13 @@ def export_backbone(
 
 
 def find_backbone(name: str, weights: str | None, *, patch_px: int | None = None) -> TorchBackbone:
-    """Step 1, for encoders in torch; the arguments are those of :func:`export_backbone`."""
+    """Load an encoder in torch (step 1); for the arguments see :func:`export_backbone`."""
     if name in _BUILT_IN:
         return _BUILT_IN[name](_built_in_weights(name, weights))
     if not name.startswith(PREFIX) and not timm_is_installed():
         raise UsageError(
-            f'no backbone "{name}"; choose {", ".join(_BUILT_IN)}, a path ending in {SUFFIX}, '
-            "or install timm for its models",
+            f'unknown backbone "{name}"; choose one of {", ".join(_BUILT_IN)} or a path that ends in {SUFFIX}, '
+            "or install timm to use its models",
             code="no_backbone",
         )
     if weights is None:
@@ -141,14 +139,14 @@ def find_backbone(name: str, weights: str | None, *, patch_px: int | None = None
 
 
 def _built_in_weights(name: str, weights: str | None) -> Path | None:
-    """The file to load; None for random weights."""
+    """Return the file to load; None for random weights."""
     if weights == RANDOM:
         return None
     if weights is not None:
         return Path(weights)
     if name == tiny.NAME:
         return tiny.SHIPPED
-    raise UsageError(f'"{name}" needs --weights: a file, or the word {RANDOM}', code="weights_missing")
+    raise UsageError(f'"{name}" needs --weights: a file, or {RANDOM}', code="weights_missing")
 
 
 def _from_torch(backbone: TorchBackbone) -> _Prepared:
@@ -172,7 +170,7 @@ def _from_torch(backbone: TorchBackbone) -> _Prepared:
 
 
 def _trace(module: PatchEncoder, backbone: TorchBackbone) -> tuple[onnx.ModelProto, int | None]:
-    """Export with height and width dynamic, or fixed where the encoder takes one size alone."""
+    """Export with dynamic height and width, or with fixed ones if the encoder accepts one size only."""
     side = backbone.native_px
     example = {"batch": 3, "height": side, "width": side}
     if backbone.patch_px is None:
@@ -182,12 +180,12 @@ def _trace(module: PatchEncoder, backbone: TorchBackbone) -> tuple[onnx.ModelPro
         except BundleError as error:
             if backbone.name in _BUILT_IN:
                 raise
-            _log.warning('"%s" is exported for patches of %d pixels alone: %s', backbone.name, side, error)
+            _log.warning('"%s" is exported for patches of %d pixels only: %s', backbone.name, side, error)
     return trace(module, (_fixed_patches(side),), BACKBONE_OUTPUTS, example=example), side
 
 
 def _from_onnx(encoder: OnnxEncoder) -> _Prepared:
-    """Step 2 for an ONNX file; its source is the file itself, one patch at a time."""
+    """Step 2 for an ONNX file; the reference is the file itself, run on one patch at a time."""
     return _Prepared(
         name=encoder.name,
         model=encoder.model,
@@ -208,13 +206,13 @@ def _fixed_patches(side_px: int) -> TensorSpec:
 
 
 def _sizes(side_px: int, patch_px: int | None, least_px: int) -> tuple[tuple[int, int], ...]:
-    """The sizes, (height, width), that parity is held at: its own, its smallest, one that is no square."""
+    """Return the sizes (height, width) to compare at: native, smallest, and one that is not square."""
     own = (side_px, side_px)
     return (own,) if patch_px is not None else (own, (least_px, least_px), (96, 80))
 
 
 def backbone_cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[ParityCase]:
-    """Every batch and every kind of patches at the last size, two patches like tissue at the others.
+    """Yield cases: every batch size and kind of patches at the last size, two tissue-like patches at the others.
 
     Args:
         sizes: (height, width) in pixels.
@@ -227,18 +225,18 @@ def backbone_cases(sizes: tuple[tuple[int, int], ...]) -> Iterator[ParityCase]:
         yield ParityCase(kind, {"batch": batch, "height": height, "width": width}, {PATCHES.name: patches})
 
 
-def _hold(prepared: _Prepared, graph: Path, progress: Progress | None) -> list[ParityRow]:
+def _compare(prepared: _Prepared, graph: Path, progress: Progress | None) -> list[ParityRow]:
     """Step 3."""
     cases = list(backbone_cases(prepared.sizes))
     rows: list[ParityRow] = []
-    held = compare(
+    comparisons = compare(
         BACKBONE,
         cases,
         graph=GraphUnderTest(open_session(graph, threads=torch.get_num_threads()).run),
         source=SourceModel(prepared.reference, prepared.source, "float64" if prepared.source is not None else "graph"),
         tolerance=TOLERANCES[prepared.precision],
     )
-    for done, case_rows in enumerate(held, start=1):
+    for done, case_rows in enumerate(comparisons, start=1):
         rows.extend(case_rows)
         if progress is not None:
             progress("parity", done, len(cases))
@@ -252,7 +250,7 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
     side = prepared.patch_px
     check_contract(prepared.model, (_fixed_patches(side),) if side else BACKBONE_INPUTS, BACKBONE_OUTPUTS)
     save(prepared.model, graph)
-    rows = _hold(prepared, graph, progress)
+    rows = _compare(prepared, graph, progress)
     card = BackboneCard(
         name=prepared.name,
         sha256=sha256_of(graph),
@@ -272,10 +270,10 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
 
 
 def run_one_by_one(run: Run) -> Run:
-    """Run patches one at a time, so that a graph that mixes the patches of a batch is found out."""
+    """Return a function that runs patches one at a time, to detect graphs that mix the patches of a batch."""
 
-    def alone(arrays: dict[str, NDArray[Any]]) -> Arrays:
+    def run_each(arrays: dict[str, NDArray[Any]]) -> Arrays:
         singles = [run({PATCHES.name: patch[None]}) for patch in arrays[PATCHES.name]]
         return {name: np.concatenate([single[name] for single in singles]) for name in singles[0]}
 
-    return alone
+    return run_each

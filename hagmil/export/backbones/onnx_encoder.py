@@ -1,10 +1,9 @@
-"""Existing ONNX encoders as backbones: wrapped where they do not keep the contract by themselves.
+"""Existing ONNX encoders as backbones, wrapped if they do not follow the contract.
 
-1. The graph must have one input of four axes, RGB, whose first axis (the batch) is dynamic.
-2. uint8 (batch, height, width, 3) is the contract's input. Floats (batch, 3, height, width) get in front of
-   them what the contract wants: cast, transpose, and the normalisation that the user states; it is never
-   guessed.
-3. The one output that is a vector a patch becomes ``features``, float32.
+1. The graph must have one RGB input with four axes and a dynamic first axis (the batch).
+2. The contract's input is uint8 (batch, height, width, 3). For float input (batch, 3, height, width), add a cast,
+   a transpose and the normalisation, which the user must specify.
+3. The output with one vector per patch becomes ``features``, float32.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ from hagmil.spec import BACKBONE_FEATURES, PATCHES
 SUFFIX = ".onnx"
 _PREFIX = "encoder/"
 ANY_SIZE_PX = 224
-"""Side of the patches that an encoder of any size is tried on, in pixels."""
+"""Patch size for trying encoders that accept any size, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxEncoder:
-    """An ONNX encoder that keeps the contract.
+    """An ONNX encoder that follows the contract.
 
     Args:
-        name: its name in cards and manifests.
+        name: name in cards and manifests.
         model: the graph, with the contract's input and output.
         features: length of the feature vector.
-        mean: per channel, of pixels in 0..1; None where the encoder normalises by itself.
-        std: per channel, of pixels in 0..1; None where the encoder normalises by itself.
-        weights: where the weights came from, in words.
-        patch_px: the one side that it takes, in pixels; None where any will do.
+        mean: mean of each channel, of pixels in 0..1; None if the encoder normalises its input.
+        std: standard deviation of each channel, of pixels in 0..1; None if the encoder normalises its input.
+        weights: description of the origin of the weights.
+        patch_px: the only patch size that it accepts, in pixels; None for any size.
         precision: of its weights.
-        reference: the file as it came, run on the contract's input.
+        reference: runs the original file on the contract's input.
     """
 
     name: str
@@ -66,28 +65,28 @@ class OnnxEncoder:
 def load_onnx_encoder(
     path: Path, *, mean: Channels | None = None, std: Channels | None = None, output: str | None = None
 ) -> OnnxEncoder:
-    """Take an existing ONNX encoder.
+    """Load an existing ONNX encoder.
 
     Args:
         path: the ONNX file.
-        mean: per channel, of pixels in 0..1; needed where the encoder takes floats.
-        std: per channel, of pixels in 0..1; needed where the encoder takes floats.
-        output: the output to take, where the graph has more than one.
+        mean: mean of each channel, of pixels in 0..1; required for float input.
+        std: standard deviation of each channel, of pixels in 0..1; required for float input.
+        output: name of the output to use, if the graph has several.
 
     Raises:
-        UsageError: no such file; mean and std missing, or given in vain; no such output.
-        BundleError: a graph that cannot be a backbone.
+        UsageError: the file or the output does not exist; mean and std are missing or do not apply.
+        BundleError: the graph cannot be a backbone.
     """
     if not path.is_file():
-        raise UsageError(f'no ONNX file "{path}"', code="no_backbone")
+        raise UsageError(f'ONNX file "{path}" does not exist', code="no_backbone")
     source = _load(path)
     entry = _only_input(source, path)
     is_contract = _takes_pixels(entry, path)
     if is_contract and (mean or std):
-        raise UsageError(f'"{path}" takes pixels and normalises them itself; leave out --mean and --std')
+        raise UsageError(f'"{path}" takes uint8 pixels and normalises them; remove --mean and --std')
     if not is_contract and (mean is None or std is None):
         raise UsageError(
-            f'"{path}" takes floats; say with --mean and --std how pixels in 0..1 are normalised for it',
+            f'"{path}" takes float input; pass --mean and --std, its normalisation of pixels in 0..1',
             code="normalisation_missing",
         )
     affine = normalisation(mean, std) if mean and std else None
@@ -116,7 +115,7 @@ def load_onnx_encoder(
 def _load(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path)
-    except Exception as error:  # protobuf and the reader of external data raise many kinds
+    except Exception as error:  # protobuf and the reader of external data raise many types
         raise BundleError(f'"{path}" cannot be read as ONNX: {error}', code="graph_invalid") from error
 
 
@@ -128,17 +127,17 @@ def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
         raise BundleError(f'"{path}" has {len(entries)} inputs; a backbone has one, the patches', code="not_a_backbone")
     axes = axes_of(entries[0])
     if axes is None or len(axes) != 4:
-        raise BundleError(f'"{path}": its input has the axes {axes}, not four', code="not_a_backbone")
+        raise BundleError(f'"{path}": the input has the axes {axes}; a backbone needs four axes', code="not_a_backbone")
     if isinstance(axes[0], int):
         raise BundleError(
-            f'"{path}": its batch is fixed at {axes[0]}; export it again with the first axis dynamic',
+            f'"{path}": the batch size is fixed at {axes[0]}; export the model with a dynamic first axis',
             code="batch_fixed",
         )
     return entries[0]
 
 
 def _takes_pixels(entry: onnx.ValueInfoProto, path: Path) -> bool:
-    """Step 2: whether the input is the contract's; False where it is the one that can be wrapped."""
+    """Return whether the input is the contract's; False if it is float input that can be wrapped (step 2)."""
     axes, dtype = axes_of(entry), dtype_of(entry)
     assert axes is not None
     if dtype == "uint8" and axes[3] == 3:
@@ -159,7 +158,10 @@ def _patch_px(entry: onnx.ValueInfoProto, path: Path, *, pixels_last: bool) -> i
     if isinstance(height, int) and isinstance(width, int) and height == width:
         return height
     if isinstance(height, int) or isinstance(width, int):
-        raise BundleError(f'"{path}" takes patches of {height} x {width} pixels, not squares', code="not_a_backbone")
+        raise BundleError(
+            f'"{path}" takes patches of {height} x {width} pixels, not square patches',
+            code="not_a_backbone",
+        )
     return None
 
 
@@ -178,7 +180,7 @@ def _choose_output(model: onnx.ModelProto, wanted: str | None, path: Path) -> st
 def _source_run(
     path: Path, entry: onnx.ValueInfoProto, affine: tuple[Channels, Channels] | None, output: str
 ) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
-    """Make a function from uint8 (batch, height, width, 3) to the file's own output."""
+    """Return a function from uint8 (batch, height, width, 3) to the output of the file."""
     session = open_session(path)
     dtype = dtype_of(entry)
 
@@ -193,12 +195,12 @@ def _source_run(
 
 
 def _probe(run: Callable[[NDArray[np.uint8]], NDArray[Any]], side_px: int, path: Path) -> NDArray[Any]:
-    """Run two patches through the file, and make sure that a vector a patch comes out."""
+    """Run the file on two patches and check that the output has one vector per patch."""
     probe = run(np.zeros((2, side_px, side_px, 3), np.uint8))
     is_vector = probe.ndim == 2 or (probe.ndim == 4 and probe.shape[2:] == (1, 1))
     if not is_vector or len(probe) != 2 or probe.dtype.kind != "f":
         raise BundleError(
-            f'"{path}" gives {probe.dtype} {probe.shape} for two patches; a backbone gives a vector a patch',
+            f'"{path}" returns {probe.dtype} {probe.shape} for two patches; a backbone returns a vector per patch',
             code="no_feature_vector",
         )
     return probe
@@ -212,8 +214,8 @@ def _wrap(
     affine: tuple[Channels, Channels] | None,
     patch_px: int | None,
 ) -> onnx.ModelProto:
-    """Steps 2 and 3: the contract's names around the graph, and whatever is missing between."""
-    model = add_prefix(source, _PREFIX)  # so that no name inside can be one of the contract's
+    """Steps 2 and 3: add the contract's input and output, and the missing nodes between."""
+    model = add_prefix(source, _PREFIX)  # so that no inner name equals one of the contract's
     graph = model.graph
     front = _front(f"{_PREFIX}{entry.name}", affine, dtype_of(entry))
     back = _back(f"{_PREFIX}{output}", probe)

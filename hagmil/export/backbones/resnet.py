@@ -1,7 +1,7 @@
-"""ResNet-50 through its third stage (He et al., CVPR 2016; stride in the 3 x 3 convolution): 1024 features.
+"""ResNet-50 up to its third stage (He et al., CVPR 2016; stride in the 3 x 3 convolution): 1024 features.
 
-Names of modules are torchvision's, so that the published ImageNet files load; ``layer4`` and ``fc``, which
-those files hold too, are left out.
+Modules have torchvision's names, so that the published ImageNet weights can be loaded; ``layer4`` and ``fc`` in those
+files are ignored.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from hagmil.export.backbones.weights import describe_file, load_exactly, read_we
 
 NAME = "resnet50-trunc"
 _EXPANSION = 4
-_LEFT_OUT = ("layer4.", "fc.")
+_IGNORED = ("layer4.", "fc.")
 _SEED = 0
-_RANDOM_GAIN = 0.5  # of each block's last normalisation, so that 13 untrained blocks keep features near 1
+_RANDOM_GAIN = 0.5  # of the last normalisation in each block; keeps the features of 13 untrained blocks near 1
 
 
 class Bottleneck(nn.Module):
     """A residual block of three convolutions, 1 x 1, 3 x 3, 1 x 1.
 
     Args:
-        channels_in: channels that come in.
-        channels: channels of the 3 x 3 convolution; four times as many go out.
-        stride: of the 3 x 3 convolution.
+        channels_in: input channels.
+        channels: channels of the 3 x 3 convolution; the block has four times as many output channels.
+        stride: stride of the 3 x 3 convolution.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
@@ -46,14 +46,14 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (batch, channels_in, height, width) to (batch, channels_out, height/stride, width/stride)."""
+        """Map (batch, channels_in, height, width) to (batch, channels_out, height/stride, width/stride)."""
         inner = torch.relu(self.bn1(self.conv1(maps)))
         inner = torch.relu(self.bn2(self.conv2(inner)))
         return torch.relu(self.bn3(self.conv3(inner)) + self.downsample(maps))
 
 
 class TruncatedResNet50(nn.Module):
-    """ResNet-50 without its fourth stage, averaged over the map."""
+    """ResNet-50 without its fourth stage, with average pooling."""
 
     features = 256 * _EXPANSION
 
@@ -67,7 +67,7 @@ class TruncatedResNet50(nn.Module):
         self.layer3 = _layer(512, 256, blocks=6, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (batch, 3, height, width) to features (batch, 1024)."""
+        """Map normalised images (batch, 3, height, width) to features (batch, 1024)."""
         maps = self.maxpool(torch.relu(self.bn1(self.conv1(images))))  # (batch, 64, height/4, width/4)
         maps = self.layer3(self.layer2(self.layer1(maps)))  # (batch, 1024, height/16, width/16)
         pooled: Tensor = maps.mean(dim=(2, 3))  # (batch, 1024)
@@ -75,11 +75,10 @@ class TruncatedResNet50(nn.Module):
 
 
 def resnet50_trunc(weights: Path | None) -> TorchBackbone:
-    """The backbone ``resnet50-trunc``.
+    """Return the backbone ``resnet50-trunc``.
 
     Args:
-        weights: a file of ResNet-50's weights by torchvision's names; None for random ones, the same every
-            time.
+        weights: file of ResNet-50 weights with torchvision's names; None for random weights with a fixed seed.
 
     Raises:
         BundleError: the file is refused or does not fit.
@@ -88,7 +87,7 @@ def resnet50_trunc(weights: Path | None) -> TorchBackbone:
     if weights is None:
         _randomise(model)
     else:
-        load_exactly(model, read_weights(weights), ignored=_LEFT_OUT)
+        load_exactly(model, read_weights(weights), ignored=_IGNORED)
     return TorchBackbone(
         name=NAME,
         encoder=model.eval(),

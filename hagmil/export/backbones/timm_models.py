@@ -1,4 +1,4 @@
-"""Backbones from timm, by its names, where timm is installed."""
+"""timm models as backbones, if timm is installed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from hagmil.export.backbones.weights import describe_file, load_exactly, read_we
 PREFIX = "timm:"
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 _SEED = 0
-_LEAST_PX = 64  # twice the deepest stride of its models: below, their last maps would be single points
+_LEAST_PX = 64  # twice the largest stride of timm models; with less, the last feature map has one element
 
 
 def timm_backbone(name: str, weights: str, *, patch_px: int | None) -> TorchBackbone:
-    """A model of timm without its classifier.
+    """Return a timm model without its classifier.
 
     Args:
-        name: as timm knows it, for example ``vit_small_patch16_224.augreg_in21k`` or ``hf-hub:OWNER/NAME``.
-        weights: ``hub`` for those that timm downloads, ``random``, or a file.
-        patch_px: side of the patches in pixels, for a model that takes, or can be exported for, one size alone; None
-            for its own.
+        name: timm's name, for example ``vit_small_patch16_224.augreg_in21k`` or ``hf-hub:OWNER/NAME``.
+        weights: ``hub`` for the weights that timm downloads, ``random``, or a file.
+        patch_px: patch size in pixels, for models with a fixed size; None for the size of the model.
 
     Raises:
         EnvironmentLacks: timm, or a package that it needs, is not installed.
         UsageError: timm has no such model or no weights for it, or the model cannot take ``patch_px``.
-        BundleError: the weights file is refused or does not fit; or the model gives no feature vector.
+        BundleError: the weights file is refused or does not fit, or the model does not return feature vectors.
     """
     timm = _timm()
     if not name.startswith(_HUB_PREFIXES) and not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5])
-        raise UsageError(f'timm has no model "{name}"' + (f"; near it: {near}" if near else ""), code="no_backbone")
+        raise UsageError(f'timm has no model "{name}"' + (f"; similar: {near}" if near else ""), code="no_backbone")
     model = _create(timm, name, pretrained=weights == "hub")
     model.eval()
     settings: dict[str, Any] = model.pretrained_cfg
@@ -62,7 +61,7 @@ def timm_backbone(name: str, weights: str, *, patch_px: int | None) -> TorchBack
 
 
 def timm_is_installed() -> bool:
-    """Whether timm and what it needs can be imported."""
+    """Return whether timm and its requirements can be imported."""
     try:
         _timm()
     except EnvironmentLacks:
@@ -88,11 +87,11 @@ def _create(timm: ModuleType, name: str, *, pretrained: bool) -> Any:
         except RuntimeError as error:
             if not pretrained:
                 raise
-            raise UsageError(f'timm cannot get weights for "{name}": {error}', code="weights_missing") from error
+            raise UsageError(f'timm cannot load weights of "{name}": {error}', code="weights_missing") from error
 
 
 def _load(model: nn.Module, weights: str, settings: dict[str, Any]) -> str:
-    """Load weights from a file where one is given, and say in words what the weights are."""
+    """Load weights from a file, if one is given, and return a description of the weights."""
     if weights == "hub":
         return f"hub: {settings.get('hf_hub_id') or settings.get('url')}"
     if weights == "random":
@@ -105,7 +104,7 @@ def _load(model: nn.Module, weights: str, settings: dict[str, Any]) -> str:
 
 def _resize(model: Any, name: str, patch_px: int) -> None:
     if not hasattr(model, "set_input_size"):
-        raise UsageError(f'"{name}" takes one patch size alone and cannot be given another', code="patch_px")
+        raise UsageError(f'"{name}" has a fixed patch size; remove --patch-px', code="patch_px")
     model.set_input_size(img_size=(patch_px, patch_px))
 
 
@@ -117,7 +116,7 @@ def _feature_length(model: Any, name: str, side_px: int) -> int:
         raise UsageError(f'"{name}" cannot take patches of {side_px} pixels: {error}', code="patch_px") from error
     if features.ndim != 2:
         raise BundleError(
-            f'"{name}" gives {tuple(features.shape)}, not one feature vector a patch',
+            f'"{name}" returns {tuple(features.shape)} instead of one feature vector per patch',
             code="no_feature_vector",
         )
     return int(features.shape[1])
@@ -126,7 +125,7 @@ def _feature_length(model: Any, name: str, side_px: int) -> int:
 def _square(input_size: tuple[int, int, int], name: str) -> int:
     channels, height, width = input_size
     if channels != 3 or height != width:
-        raise UsageError(f'"{name}" takes {input_size}, not square RGB patches', code="patch_px")
+        raise UsageError(f'"{name}" takes input of size {input_size} instead of square RGB patches', code="patch_px")
     return int(height)
 
 

@@ -1,7 +1,7 @@
 """The backbone ``tiny``: a small convolutional encoder for the demonstration and the tests.
 
-It is trained on patches of phantoms at several spacings by ``scripts/train_tiny_backbone.py``, and one
-encoder serves every stage. It knows phantoms only.
+``scripts/train_tiny_backbone.py`` trains it on patches of phantoms at the spacings of all stages. It is not
+for real slides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SEED = 0
 
 
 class TinyEncoder(nn.Module):
-    """Four convolutions; the mean and the deviation of the last map's channels are the features."""
+    """Four convolutions; the features are mean and standard deviation of each channel of the last feature map."""
 
     channels = (16, 32, 48, 64)
     features = 2 * channels[-1]
@@ -39,18 +39,18 @@ class TinyEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (batch, 3, height, width) to features (batch, 128)."""
+        """Map normalised images (batch, 3, height, width) to features (batch, 128)."""
         maps = self.layers(images)  # (batch, 64, height/8, width/8)
         mean = maps.mean(dim=(2, 3), keepdim=True)
-        deviation = ((maps - mean).square().mean(dim=(2, 3)) + 1e-4).sqrt()  # away from 0, where the root is steep
+        deviation = ((maps - mean).square().mean(dim=(2, 3)) + 1e-4).sqrt()  # 1e-4 bounds the root's gradient
         return torch.cat((mean.flatten(1), deviation), dim=1)  # 2 x (batch, 64) -> (batch, 128)
 
 
 def tiny(weights: Path | None) -> TorchBackbone:
-    """The backbone ``tiny``.
+    """Return the backbone ``tiny``.
 
     Args:
-        weights: a file of its weights; None for random ones, the same every time.
+        weights: file of its weights; None for random weights with a fixed seed.
 
     Raises:
         BundleError: the file is refused or does not fit.
@@ -78,7 +78,7 @@ def tiny(weights: Path | None) -> TorchBackbone:
 
 
 def randomise(model: TinyEncoder, *, seed: int) -> None:
-    """Give an encoder fresh weights that depend on the seed alone."""
+    """Initialise an encoder with random weights that depend on the seed only."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Weights from files: read without executing anything, and loaded by name, every one accounted for."""
+"""Reading weights from files without executing code, and loading them strictly by name."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from hagmil._files import sha256_of
 from hagmil.errors import BundleError, UsageError
 
 _PICKLED = frozenset({".pth", ".pt", ".bin"})
-_COUNTER = "num_batches_tracked"  # of batch normalisation: no use after training, absent from old files
+_COUNTER = "num_batches_tracked"  # of batch normalisation: not used in inference, missing in old files
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file, on the CPU, without executing anything that stands in it.
+    """Read a state dict from a file to the CPU, without executing code in the file.
 
     Args:
-        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` as torch saves a state dict (either of its
-            formats), plain or under the one key ``state_dict``.
+        path: ``.safetensors``, or ``.pth``, ``.pt`` or ``.bin`` with a state dict saved by torch (in either of its
+            formats), possibly under the only key ``state_dict``.
 
     Returns:
-        Name to weight.
+        Weights by name.
 
     Raises:
-        UsageError: no such file.
-        BundleError: another kind of file, or one that holds more than weights.
+        UsageError: the file does not exist.
+        BundleError: the file has another format, or contains more than weights.
     """
     if not path.is_file():
-        raise UsageError(f'no weights file "{path}"', code="weights_missing")
+        raise UsageError(f'weights file "{path}" does not exist', code="weights_missing")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in _PICKLED:
         return _read_pickled(path)
     raise BundleError(
-        f'weights file "{path}": unknown kind "{path.suffix}"; give a .safetensors, .pth, .pt or .bin file',
+        f'weights file "{path}": unknown type "{path.suffix}"; pass a .safetensors, .pth, .pt or .bin file',
         code="weights_unreadable",
     )
 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], *, ignored: tuple[str, ...] = ()) -> None:
-    """Put weights into a module, none missing and none left over.
+    """Load weights into a module; all names must match.
 
     Args:
-        module: gets the weights, converted to its own types.
-        weights: name to weight.
-        ignored: names, or beginnings of names that end in a dot, of weights that the module does without.
+        module: the module; weights are converted to its types.
+        weights: weights by name.
+        ignored: names, or prefixes of names that end in a dot, of weights to ignore.
 
     Raises:
-        BundleError: names that are missing or unexpected, other shapes, or values that are not finite.
+        BundleError: names are missing or unexpected, shapes differ, or values are not finite.
     """
     expected = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(_COUNTER)}
     given = {
@@ -68,7 +68,7 @@ def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], *, ignored: t
 
 
 def describe_file(path: Path) -> str:
-    """A weights file in words: its name and digest."""
+    """Describe a weights file by its name and digest."""
     return f"file {path.name}, sha256 {sha256_of(path)}"
 
 
@@ -91,7 +91,7 @@ def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", shapes),
+            ("different shape", shapes),
             ("not finite", broken),
         )
         if names
@@ -103,17 +103,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise BundleError(
-            f'weights file "{path}" is no safetensors file: {error}', code="weights_unreadable"
+            f'weights file "{path}" is not a safetensors file: {error}', code="weights_unreadable"
         ) from error
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle that is broken or refused may raise anything
+    except Exception as error:  # a damaged or refused pickle can raise any error
         raise BundleError(
             f'weights file "{path}" is refused: it cannot be read as plain weights without executing code; '
-            "save the model's state dict as safetensors and give that",
+            "save the state dict of the model as safetensors",
             code="weights_unreadable",
         ) from error
     if isinstance(content, Mapping) and set(content) == {"state_dict"}:
@@ -122,7 +122,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise BundleError(
-            f'weights file "{path}" is refused: it must hold names and tensors alone (a state dict)',
+            f'weights file "{path}" is refused: it must contain a state dict (names and tensors) only',
             code="weights_unreadable",
         )
     return dict(content)

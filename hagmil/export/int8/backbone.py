@@ -1,13 +1,13 @@
-"""A backbone in int8, made from its float32 graph on patches of slides, held against it, and timed beside it.
+"""int8 backbones: quantisation on patches of slides, comparison with float32, and timing.
 
-1. Calibration patches give the graph's scales (:mod:`hagmil.export.int8.quantize`). Two graphs are made: in one the
-   first
-   matrix product stays float32. That one is taken where it lowers the error of step 2 by a quarter or more: it is
-   slower where the first product is costly, and in some networks it is what most of the error comes from.
-2. Other patches of the same slides run through both graphs: the cosine of every patch's features, and the norm of all
-   differences over the norm of all features, must be within :data:`hagmil.export.parity.compare.INT8_FEATURES`.
-3. Both are timed in turns on the same patches and threads, so that what else the machine does falls on both; the
-   median of several turns counts.
+1. Calibration patches determine the scales of the graph (:mod:`hagmil.export.int8.quantize`). Two graphs are made; in
+   one of them the first matrix product stays float32. This one is used if it lowers the relative error of step 2 by a
+   quarter or more: in some networks the first product causes most of the error, but in float32 it can be slow.
+2. Held-out patches of the same slides run through the float32 and the int8 graph. The cosine of the features of each
+   patch, and the norm of all differences over the norm of all features, must be within
+   :data:`hagmil.export.parity.compare.INT8_FEATURES`.
+3. Both graphs are timed alternately on the same patches with the same threads, so that other load affects both; the
+   result is the median.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from hagmil.spec import BACKBONE_FEATURES, PATCHES
 from hagmil.tissue_parameters import TissueParameters
 
 _FIRST_PRODUCTS: tuple[Literal["int8"], Literal["fp32"]] = ("int8", "fp32")
-_WORTH_IT = 0.75
+_ERROR_RATIO = 0.75  # of float32 to int8 first product; see step 1
 _TIMED_BATCH = 16
 _TURNS = 5
-_LEAST_TURNS = 2
-_LEAST_SECONDS = 1.0
-_MOST_SECONDS = 30.0
+_MIN_TURNS = 2
+_MIN_SECONDS = 1.0
+_MAX_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PatchRequirements:
-    """Which patches are wanted of slides.
+    """The patches that a calibration needs.
 
     Args:
-        stages: name and spacing in micrometres per pixel of every stage, coarse to fine; all are drawn from alike.
+        stages: name and spacing in micrometres per pixel of every stage, coarse to fine; each gets an equal share.
         patch_px: side of a patch in pixels.
-        tissue: parameters of the mask that says where tissue is.
+        tissue: parameters of the tissue mask.
     """
 
     stages: tuple[tuple[str, float], ...]
@@ -63,21 +63,21 @@ class PatchRequirements:
 
 
 class CalibrationPatches(Protocol):
-    """Somebody who reads patches of slides, the same ones for the same slides."""
+    """Reads patches of slides for calibration and comparison; deterministic."""
 
     @property
     def what(self) -> str:
-        """The slides, in words."""
+        """Description of the slides."""
 
     def calibration(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
-        """Patches to calibrate on, in batches of uint8 (batch, patch_px, patch_px, 3)."""
+        """Yield calibration patches in batches: uint8 (batch, patch_px, patch_px, 3)."""
 
     def held_out(self, wanted: PatchRequirements) -> Iterator[NDArray[np.uint8]]:
-        """Other patches of the same slides, in batches as well."""
+        """Yield other patches of the same slides, in batches of the same form."""
 
 
 class FeatureAgreement(NamedTuple):
-    """How far features agree.
+    """Agreement of the features of two graphs.
 
     Args:
         least_cosine: smallest cosine between the features of one patch.
@@ -91,36 +91,36 @@ class FeatureAgreement(NamedTuple):
 def quantise_backbone(
     source: Path, graph: Path, patches: CalibrationPatches, wanted: PatchRequirements
 ) -> Quantization:
-    """Write a backbone in int8, and prove it on patches.
+    """Quantise a backbone to int8 and compare its features with float32.
 
     Args:
         source: the float32 graph.
         graph: the file to write.
-        patches: where patches come from.
-        wanted: which patches.
+        patches: reads the patches.
+        wanted: the patches to read.
 
     Returns:
-        How it was made, how far it agrees and how fast it is; verdicts are not compared yet.
+        Calibration, agreement and throughput; verdicts are not compared here.
 
     Raises:
         BundleError: the graph cannot be quantised.
-        ParityError: features are off by more than is allowed.
-        UsageError: there is no patch to calibrate on, or to compare on.
+        ParityError: the features differ by more than is allowed.
+        UsageError: there are no patches to calibrate or to compare on.
     """
     held_out = list(patches.held_out(wanted))
     if not held_out:
-        raise UsageError(f"{patches.what} give too few patches to calibrate and to compare on; give more slides")
+        raise UsageError(f"{patches.what}: too few patches to calibrate and compare on; add slides to --calibration")
     compared = np.concatenate(held_out)  # (patches, patch_px, patch_px, 3)
     threads = torch.get_num_threads()
-    exact = open_session(source, threads=threads)
-    expected = _features(exact, compared)
-    made = _make(source, graph, patches, wanted, compared, expected)  # step 1
-    _enforce(made.agreement, len(compared), patches.what)  # step 2
+    float32 = open_session(source, threads=threads)
+    expected = _features(float32, compared)
+    made = _quantise(source, graph, patches, wanted, compared, expected)  # step 1
+    _check_agreement(made.agreement, len(compared), patches.what)  # step 2
     quantised = open_session(graph, threads=threads)
-    throughput = measure_throughput(exact, quantised, compared[:_TIMED_BATCH], threads)  # step 3
+    throughput = measure_throughput(float32, quantised, compared[:_TIMED_BATCH], threads)  # step 3
     if throughput.gain < 1:
         _log.warning(
-            "the backbone is slower in int8 on this machine: %.1f patches/s, %.1f in fp32",
+            "the int8 backbone is slower than fp32 on this machine: %.1f and %.1f patches/s",
             throughput.int8_patches_per_s,
             throughput.fp32_patches_per_s,
         )
@@ -140,7 +140,7 @@ def quantise_backbone(
 
 
 def with_verdicts(quantization: Quantization, slides: SlideParity) -> Quantization:
-    """What is known of a quantised backbone, with what became of verdicts."""
+    """Add the comparison of verdicts to the record of a quantised backbone."""
     return quantization.model_copy(
         update={
             "compared_slides": slides.what,
@@ -151,9 +151,9 @@ def with_verdicts(quantization: Quantization, slides: SlideParity) -> Quantizati
     )
 
 
-def feature_agreement(given: NDArray[np.float32], wanted: NDArray[np.float32]) -> FeatureAgreement:
-    """How far features, float32 (patches, dim), agree; a value that is not finite agrees with nothing."""
-    one, other = given.astype(np.float64), wanted.astype(np.float64)
+def feature_agreement(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> FeatureAgreement:
+    """Compare features, float32 (patches, dim); values that are not finite give cosine -1 and an infinite error."""
+    one, other = actual.astype(np.float64), expected.astype(np.float64)
     if not np.isfinite(one).all():
         return FeatureAgreement(-1.0, float("inf"))
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -165,31 +165,31 @@ def feature_agreement(given: NDArray[np.float32], wanted: NDArray[np.float32]) -
 
 
 def measure_throughput(
-    exact: Session,
-    quantised: Session,
+    float32: Session,
+    int8: Session,
     patches: NDArray[np.uint8],
     threads: int,
     *,
     turns: int = _TURNS,
-    least_s: float = _LEAST_SECONDS,
+    min_seconds: float = _MIN_SECONDS,
 ) -> Throughput:
-    """Time two sessions in turns.
+    """Time two sessions alternately.
 
     Args:
-        exact: the float32 graph's.
-        quantised: the int8 graph's.
-        patches: uint8 (batch, height, width, 3), all of which one run takes.
-        threads: that both sessions were opened with.
-        turns: how many times each is timed; fewer where that would take long,
-        least_s: and more until this many seconds have passed.
+        float32: session of the float32 graph.
+        int8: session of the int8 graph.
+        patches: uint8 (batch, height, width, 3), the input of each run.
+        threads: number of threads that both sessions were opened with.
+        turns: timed runs of each session; fewer if they take longer than half a minute.
+        min_seconds: minimum duration of all runs in seconds; adds runs if necessary.
     """
     inputs = {PATCHES.name: patches}
     seconds: tuple[list[float], list[float]] = ([], [])
-    for session in (exact, quantised):  # memory is taken and code is read before anything counts
+    for session in (float32, int8):  # warm-up
         session.run(dict(inputs))
     start = perf_counter()
-    while not _timed_enough(len(seconds[0]), perf_counter() - start, turns, least_s):
-        for session, taken in zip((exact, quantised), seconds, strict=True):
+    while not _timed_enough(len(seconds[0]), perf_counter() - start, turns, min_seconds):
+        for session, taken in zip((float32, int8), seconds, strict=True):
             before = perf_counter()
             session.run(dict(inputs))
             taken.append(perf_counter() - before)
@@ -203,57 +203,57 @@ def measure_throughput(
     )
 
 
-def _timed_enough(turn: int, passed_s: float, turns: int, least_s: float) -> bool:
-    return (turn >= turns and passed_s >= least_s) or (turn >= _LEAST_TURNS and passed_s > _MOST_SECONDS)
+def _timed_enough(turn: int, passed_s: float, turns: int, min_seconds: float) -> bool:
+    return (turn >= turns and passed_s >= min_seconds) or (turn >= _MIN_TURNS and passed_s > _MAX_SECONDS)
 
 
-class _Made(NamedTuple):
-    """A graph that was made: what it was calibrated on, which product is not in int8, and how far it agrees."""
+class _Quantised(NamedTuple):
+    """A quantised graph: number of calibration patches, precision of the first product, and agreement."""
 
     patches: int
     first_product: Literal["int8", "fp32"]
     agreement: FeatureAgreement
 
 
-def _make(
+def _quantise(
     source: Path,
     graph: Path,
     patches: CalibrationPatches,
     wanted: PatchRequirements,
     compared: NDArray[np.uint8],
     expected: NDArray[np.float32],
-) -> _Made:
-    """Step 1."""
+) -> _Quantised:
+    """Step 1: make both graphs and copy the chosen one to ``graph``."""
     with TemporaryDirectory(prefix="hagmil-int8-") as folder:
-        tried: dict[Literal["int8", "fp32"], tuple[Path, _Made]] = {}
+        tried: dict[Literal["int8", "fp32"], tuple[Path, _Quantised]] = {}
         for first in _FIRST_PRODUCTS:
             target = Path(folder) / first / graph.name
             target.parent.mkdir()
             calibrated = write_quantised(
                 source, target, patches.calibration(wanted), first_product_fp32=first == "fp32"
             )
-            given = _features(open_session(target, threads=torch.get_num_threads()), compared)
-            tried[first] = target, _Made(calibrated, first, feature_agreement(given, expected))
+            actual = _features(open_session(target, threads=torch.get_num_threads()), compared)
+            tried[first] = target, _Quantised(calibrated, first, feature_agreement(actual, expected))
         errors = {first: made.agreement.relative_error for first, (_, made) in tried.items()}
-        target, chosen = tried["fp32" if errors["fp32"] <= _WORTH_IT * errors["int8"] else "int8"]
+        target, chosen = tried["fp32" if errors["fp32"] <= _ERROR_RATIO * errors["int8"] else "int8"]
         copy_graph(target, graph)
     return chosen
 
 
-def _enforce(agreement: FeatureAgreement, patches: int, what: str) -> None:
+def _check_agreement(agreement: FeatureAgreement, patches: int, what: str) -> None:
     """Step 2."""
     limits = INT8_FEATURES
     if agreement.least_cosine < limits.least_cosine or not agreement.relative_error <= limits.relative_error:
         raise ParityError(
-            f"backbone: features in int8 are off over {patches} patches of {what}: the smallest cosine is "
-            f"{agreement.least_cosine:.4f} ({limits.least_cosine} must be), the relative error "
-            f"{agreement.relative_error:.2%} ({limits.relative_error:.0%} allowed); nothing was written. "
-            "Calibrate on more slides, or keep fp32"
+            f"backbone: the int8 features differ too much from fp32 on {patches} patches of {what}: smallest cosine "
+            f"{agreement.least_cosine:.4f} (at least {limits.least_cosine} required), relative error "
+            f"{agreement.relative_error:.2%} (at most {limits.relative_error:.0%} allowed); nothing was written. "
+            "Calibrate on more slides, or use --precision fp32"
         )
 
 
 def _features(session: Session, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Features of patches, batch after batch: float32 (patches, dim)."""
+    """Run the backbone in batches: float32 (patches, dim)."""
     parts = [
         np.asarray(session.run({PATCHES.name: patches[start : start + _TIMED_BATCH]})[BACKBONE_FEATURES.name])
         for start in range(0, len(patches), _TIMED_BATCH)

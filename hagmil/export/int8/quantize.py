@@ -1,17 +1,16 @@
-"""Post-training static quantisation of a backbone: int8 arithmetic for CPUs, calibrated on real patches.
+"""Post-training static quantisation of a backbone to int8 for CPUs, calibrated on patches.
 
-Requires a float32 graph of opset 13 or later that takes the contract's patches. Ensures a graph of standard operators
-with the same inputs and outputs in which what lies between the first and the last matrix product computes in int8.
+Requires a float32 graph of opset 13 or later with the contract's input. Ensures a graph of standard operators with the
+same inputs and outputs that computes in int8 between the first and the last matrix product.
 
-1. Shapes are inferred and what is constant is folded (batch normalisation into convolutions, where it is left).
-2. Patches run through the graph; the least and the largest value of every tensor give its scale and its zero (uint8).
-3. Weights become int8 with a scale for each channel, of 7 bits: two products of a byte and 7 bits fit into the 16 bits
-   that CPUs without VNNI add them in, so the same sums come out on every CPU.
-4. What stands before the first and after the last matrix product stays float32: pixels are normalised, and the last
-   feature map is pooled, as in half precision. So does, where that is asked for, the first product itself, which reads
-   pixels and not features. So does everything that is no matrix product in a transformer, whose
-   residual sums hold outliers that 8 bits cannot.
-5. Names of operators that are not used, and of the tools, are removed.
+1. Infer shapes and fold constants (including batch normalisation into convolutions).
+2. Run patches through the graph; the minimum and maximum of every tensor give its scale and zero point (uint8).
+3. Quantise weights to int8 with 7 bits and one scale per channel. On CPUs without VNNI, the sum of two products of a
+   byte and a 7-bit value fits into the 16-bit accumulator, so that all CPUs compute the same sums.
+4. Keep in float32: everything before the first and after the last matrix product (normalisation of pixels, pooling of
+   the last feature map), as in half precision; the first matrix product, if requested; and in transformers everything
+   that is not a matrix product, because residual sums have outliers that 8 bits cannot represent.
+5. Remove unused operator sets and the names of the tools.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from hagmil.spec import PATCHES
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _BETWEEN_CONVOLUTIONS = ("Add", "Relu", "MaxPool")
-_OF_TRANSFORMERS = frozenset({"LayerNormalization", "Softmax", "Attention"})
-_LEAST_OPSET = 13
+_TRANSFORMER_OPERATORS = frozenset({"LayerNormalization", "Softmax", "Attention"})
+_MIN_OPSET = 13
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"})
 
 _log = logging.getLogger(__name__)
@@ -44,19 +43,19 @@ _log = logging.getLogger(__name__)
 def write_quantised(
     source: Path, graph: Path, batches: Iterable[NDArray[np.uint8]], *, first_product_fp32: bool = False
 ) -> int:
-    """Write the int8 form of a backbone.
+    """Quantise a backbone.
 
     Args:
-        source: its float32 graph.
+        source: the float32 graph.
         graph: the file to write.
-        batches: patches to calibrate on, uint8 (batch, height, width, 3) each; one is held at a time.
-        first_product_fp32: leave the first matrix product in float32, unless it is the only one.
+        batches: calibration patches, uint8 (batch, height, width, 3) each; read one batch at a time.
+        first_product_fp32: keep the first matrix product in float32, unless it is the only one.
 
     Returns:
-        How many patches it was calibrated on.
+        The number of calibration patches.
 
     Raises:
-        BundleError: the graph is quantised already, too old, or cannot be quantised.
+        BundleError: the graph is already quantised, its opset is too old, or it cannot be quantised.
     """
     _check(source)
     reader = _Reader(batches)
@@ -71,14 +70,14 @@ def write_quantised(
 
 
 class _Reader:
-    """Batches as the calibrator asks for them, counted."""
+    """Feeds batches to the calibrator of ONNX Runtime and counts their patches."""
 
     def __init__(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         self._batches: Iterator[NDArray[np.uint8]] = iter(batches)
         self.patches = 0
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The next inputs; None at the end."""
+        """Return the inputs of the next run; None at the end."""
         batch = next(self._batches, None)
         if batch is None:
             return None
@@ -89,24 +88,24 @@ class _Reader:
 def _check(source: Path) -> None:
     model = onnx.load(source, load_external_data=False)
     if any(node.op_type in _QUANTISED for node in model.graph.node):
-        raise BundleError("the backbone is quantised already; give its float32 form", code="precision")
+        raise BundleError("the backbone is already quantised; pass its float32 graph", code="precision")
     if not any(node.op_type in _PRODUCTS for node in model.graph.node):
-        raise BundleError("the backbone holds no matrix product that int8 could speed up", code="precision")
-    if opset_of(model) < _LEAST_OPSET:
+        raise BundleError("the backbone has no convolution or matrix product to quantise", code="precision")
+    if opset_of(model) < _MIN_OPSET:
         raise BundleError(
-            f"the backbone is of opset {opset_of(model)}, which has no scale for each channel; export it with "
-            f"opset {_LEAST_OPSET} or later",
+            f"the backbone has opset {opset_of(model)}, which has no scales per channel; export it with "
+            f"opset {_MIN_OPSET} or later",
             code="precision",
         )
 
 
 def _prepare(source: Path, prepared: Path) -> None:
-    """Step 1, and a name for every node."""
+    """Step 1; also gives every node a name."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
         quant_pre_process(source, prepared, skip_symbolic_shape=True, save_as_external_data=True)
-    except Exception as error:  # ONNX Runtime and onnx raise many kinds
+    except Exception as error:  # ONNX Runtime and onnx raise many types
         raise BundleError(f"the backbone cannot be prepared for int8: {error}", code="precision") from error
     model = onnx.load(prepared, load_external_data=False)
     for place, node in enumerate(model.graph.node):
@@ -127,7 +126,7 @@ def _quantise(prepared: Path, quantised: Path, reader: _Reader, first_product_fp
     CalibrationDataReader.register(_Reader)
     nodes = list(onnx.load(prepared, load_external_data=False).graph.node)
     kinds = {node.op_type for node in nodes}
-    is_transformer = bool(kinds & _OF_TRANSFORMERS)
+    is_transformer = bool(kinds & _TRANSFORMER_OPERATORS)
     between = () if is_transformer else _BETWEEN_CONVOLUTIONS
     options = {"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)} if is_transformer else {}
     try:
@@ -149,12 +148,12 @@ def _quantise(prepared: Path, quantised: Path, reader: _Reader, first_product_fp
             )
     except BundleError:
         raise
-    except Exception as error:  # the quantiser raises many kinds
+    except Exception as error:  # the quantiser raises many types
         raise BundleError(f"the backbone cannot be quantised: {error}", code="precision") from error
 
 
 def _outer_nodes(nodes: list[onnx.NodeProto], first_product_fp32: bool) -> list[str]:
-    """Step 4: names of the nodes before the first and after the last quantised product, in the graph's order."""
+    """Step 4: names of the nodes before the first and after the last quantised product."""
     products = [place for place, node in enumerate(nodes) if node.op_type in _PRODUCTS]
     first = products[1] if first_product_fp32 and len(products) > 1 else products[0]
     return [node.name for place, node in enumerate(nodes) if not first <= place <= products[-1]]
@@ -174,11 +173,11 @@ def _clean(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the calibrator's prints out of a command's output; they go to the log."""
-    said = StringIO()
+    """Send what the calibrator prints to the log instead of standard output."""
+    printed = StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(printed):
             yield
     finally:
-        if said.getvalue():
-            _log.debug("%s", said.getvalue().strip())
+        if printed.getvalue():
+            _log.debug("%s", printed.getvalue().strip())

@@ -1,1 +1,1 @@
-"""Comparison of exported graphs with their torch sources."""
+"""Comparison of exported graphs with the models that they were made from."""

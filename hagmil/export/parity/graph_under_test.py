@@ -1,4 +1,4 @@
-"""Graphs as they are held against their source: as they are, and with every operation rounded to 16 bits."""
+"""ONNX graphs opened for a comparison: unmodified, and with every operation rounded to 16 bits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hagmil.runtime.sessions import Session, open_session
 
 
 def open_under_test(graph: Path, precision: Precision) -> GraphUnderTest:
-    """A graph, ready to be held against its source.
+    """Open a graph for :func:`hagmil.export.parity.compare.compare`.
 
     Args:
         graph: the ONNX file.
-        precision: of its insides.
+        precision: of the graph's inner values; fp16 graphs also run with every operation rounded.
     """
-    here = open_session(graph, threads=torch.get_num_threads()).run
-    return GraphUnderTest(here, open_rounded(graph).run if precision == "fp16" else None)
+    run = open_session(graph, threads=torch.get_num_threads()).run
+    return GraphUnderTest(run, open_rounded(graph).run if precision == "fp16" else None)
 
 
 def open_rounded(graph: Path) -> Session:
-    """A session on the CPU that rounds a half-precision graph's every operation, as 16-bit arithmetic would.
+    """Open a CPU session that rounds every operation of a half-precision graph, as 16-bit arithmetic does.
 
     Args:
-        graph: the ONNX file; one in float32 runs as it is.
+        graph: the ONNX file; a float32 graph runs unmodified.
     """
     with TemporaryDirectory(prefix="hagmil-rounded-") as folder:
         twin = Path(folder) / graph.name

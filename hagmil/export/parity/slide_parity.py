@@ -1,12 +1,12 @@
-"""Parity of verdicts: slides taken through a cascade twice, with a bundle's source and with its graphs.
+"""Comparison of verdicts on slides: the cascade runs with the source models and with the graphs of the bundle.
 
-1. Whoever runs slides gives, for each, the verdict and every stage's patches, scores and choice.
-2. Verdicts are equal where both ways name the same class; a slide that fails, fails both ways with the same code.
-3. Kept patches agree where both ways kept the same square of the slide: the share of the source's that the graphs kept.
-4. Attention is compared by rank (Spearman, ties share their mean rank), over the patches that both ways read.
-5. A verdict that differs, or a stage whose kept patches agree by less than :data:`MIN_KEPT_AGREEMENT`, ends the export.
+1. A slide runner returns, for each slide, the verdict and every stage's patches, attention and kept patches.
+2. Verdicts are equal if both runs predict the same class. A slide that fails must fail in both with the same code.
+3. Agreement of kept patches is the share of the source's kept patches that the graphs keep too, by their coordinates.
+4. Attention is compared by Spearman's rank correlation (ties get their mean rank), over patches that both runs read.
+5. A different verdict, or a stage whose kept patches agree by less than :data:`MIN_KEPT_AGREEMENT`, stops the export.
 
-The arithmetic is here; slides are read elsewhere.
+This module reads no slides; see :mod:`hagmil.workflows.slide_runner`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from hagmil.errors import ParityError
 from hagmil.runtime.sessions import Session
 
 MIN_KEPT_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.99, "int8": 0.90}
-"""By precision, the share of kept patches that must agree in each stage, over all slides together."""
+"""Minimum agreement of kept patches in each stage, over all slides together, by precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSessions:
-    """One way of running a bundle's models.
+    """Sessions of the models of a bundle.
 
     Args:
         backbone: session of the patch encoder.
-        stages: session of each stage's model, coarse to fine.
+        stages: sessions of the stage models, coarse to fine.
     """
 
     backbone: Session
@@ -43,13 +43,13 @@ class ModelSessions:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What one stage did on one slide.
+    """The patches of one stage on one slide.
 
     Args:
-        name: the stage's name.
-        coords: int64 (patches, 2), level-0 corners of the patches that it read.
-        attention: float32 (patches,), their scores.
-        kept: int64 (kept,), rows of ``coords`` that it kept; empty on the last stage.
+        name: name of the stage.
+        coords: int64 (patches, 2), level-0 top-left (x, y) of the patches that were read.
+        attention: float32 (patches,), their attention scores.
+        kept: int64 (kept,), indices into ``coords`` of the kept patches; empty for the last stage.
     """
 
     name: str
@@ -60,14 +60,14 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True)
 class SlideRecord:
-    """What one way of running made of one slide.
+    """The result of one run on one slide.
 
     Args:
         slide_id: the slide.
-        prediction: its verdict; None where it has none.
-        probabilities: of every class; empty where it has no verdict.
-        code: why it has none.
-        stages: coarse to fine; empty where it has no verdict.
+        prediction: the predicted class; None if the slide failed.
+        probabilities: probability of every class; empty if the slide failed.
+        code: error code if the slide failed, else None.
+        stages: coarse to fine; empty if the slide failed.
     """
 
     slide_id: str
@@ -78,67 +78,69 @@ class SlideRecord:
 
 
 class SlideRunner(Protocol):
-    """Somebody who takes slides through a cascade."""
+    """Runs a cascade on a set of slides."""
 
     @property
     def what(self) -> str:
-        """The slides, in words."""
+        """Description of the slides."""
 
     def run(self, manifest: Manifest, sessions: ModelSessions, words: str) -> Sequence[SlideRecord]:
-        """Take every slide through a bundle's cascade.
+        """Run the cascade on every slide.
 
         Args:
-            manifest: what the bundle says of itself.
-            sessions: what runs its models.
-            words: what this is, for progress.
+            manifest: manifest of the bundle.
+            sessions: sessions of its models.
+            words: label for progress.
         """
 
 
 class StageAgreement(FrozenModel):
-    """How far one stage's choices are the same."""
+    """Agreement of the kept patches of one stage."""
 
     name: str
-    kept: int = Field(description="patches that the source kept, over all slides")
-    chosen_on: int = Field(description="slides on which there were more patches than could be kept")
-    kept_alike: float | None = Field(description="share of them that the graphs kept too; null where none are kept")
-    least_alike: float | None = Field(description="the same on the slide where it is smallest")
-    read_alike: float = Field(description="share of the patches that the source read that the graphs read too")
+    kept: int = Field(description="patches kept by the source, over all slides")
+    chosen_on: int = Field(description="slides with more patches than the stage keeps")
+    kept_alike: float | None = Field(description="share of them that the graphs kept too; null if none are kept")
+    least_alike: float | None = Field(description="smallest such share on a slide")
+    read_alike: float = Field(description="share of the patches read by the source that the graphs read too")
     least_correlation: float | None = Field(description="smallest rank correlation of attention on a slide")
     mean_correlation: float | None
 
 
 class SlideParity(FrozenModel):
-    """Verdicts of a bundle's graphs held against its source's."""
+    """Comparison of the verdicts of a bundle's graphs with those of their source."""
 
-    what: str = Field(description="the slides, in words")
+    what: str = Field(description="description of the slides")
     rounded: bool = Field(description="every operation of the graphs was rounded to 16 bits")
     slides: int
-    with_verdict: int = Field(description="slides that have a verdict from the source")
+    with_verdict: int = Field(description="slides with a verdict from the source")
     equal_verdicts: int
     different: tuple[str, ...] = Field(description="slides whose verdicts differ")
-    largest_change: float = Field(description="of any class's probability on any slide")
-    least_margin: float | None = Field(description="smallest lead of a verdict over the next class")
+    largest_change: float = Field(description="largest change of a probability, over classes and slides")
+    least_margin: float | None = Field(
+        description="smallest difference between the two highest probabilities of a slide"
+    )
     stages: tuple[StageAgreement, ...]
 
 
 def compare_slides(
     source: Sequence[SlideRecord], graphs: Sequence[SlideRecord], *, what: str, rounded: bool
 ) -> SlideParity:
-    """Hold verdicts against verdicts.
+    """Compare two runs on the same slides (steps 2 to 4).
 
     Args:
-        source: what the models that were exported made of the slides.
-        graphs: what the bundle's graphs made of the same slides, in the same order.
-        what: the slides, in words.
-        rounded: whether the graphs' every operation was rounded to 16 bits.
+        source: results of the models that were exported.
+        graphs: results of the bundle's graphs on the same slides, in the same order.
+        what: description of the slides.
+        rounded: whether every operation of the graphs was rounded to 16 bits.
 
     Raises:
-        ParityError: there is no slide with a verdict; nothing could be compared.
+        ParityError: no slide has a verdict.
     """
     pairs = list(zip(source, graphs, strict=True))
     with_verdict = [(one, other) for one, other in pairs if one.prediction is not None]
     if not with_verdict:
-        codes = ", ".join(sorted({run.code or "unknown" for run in source})) or "there was none"
+        codes = ", ".join(sorted({run.code or "unknown" for run in source})) or "no slides"
         raise ParityError(f"verdicts: no slide of {what} has a verdict to compare ({codes})")
     both = [(one, other) for one, other in with_verdict if other.prediction is not None]
     different = tuple(
@@ -164,32 +166,32 @@ def compare_slides(
 
 
 def enforce_slide_parity(parity: SlideParity, precision: Precision = "fp32") -> None:
-    """Step 5.
+    """Raise an error if verdicts or kept patches differ (step 5).
 
     Args:
-        parity: what was found.
-        precision: of the graphs; it decides how many kept patches must agree.
+        parity: the comparison.
+        precision: of the graphs; selects the minimum agreement of kept patches.
 
     Raises:
-        ParityError: what differs, and where.
+        ParityError: verdicts differ, or the kept patches of a stage agree too little.
     """
     if parity.different:
         names = ", ".join(parity.different[:5]) + (", ..." if len(parity.different) > 5 else "")
         raise ParityError(
-            f"verdicts: {len(parity.different)} of {parity.slides} slides end otherwise than with the models that were "
-            f"exported ({names}); probabilities change by up to {parity.largest_change:.3g}; nothing was written"
+            f"verdicts: {len(parity.different)} of {parity.slides} slides have another verdict than with the exported "
+            f"models ({names}); probabilities change by up to {parity.largest_change:.3g}; nothing was written"
         )
     least = MIN_KEPT_AGREEMENT[precision]
     for stage in parity.stages:
         if stage.kept_alike is not None and stage.kept_alike < least:
             raise ParityError(
-                f"verdicts: stage {stage.name} keeps other patches than the model that was exported: "
-                f"{stage.kept_alike:.2%} of {stage.kept} agree, {least:.0%} must; nothing was written"
+                f"verdicts: stage {stage.name} keeps other patches than the exported model: "
+                f"{stage.kept_alike:.2%} of {stage.kept} agree, at least {least:.0%} must; nothing was written"
             )
 
 
 def rank_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None:
-    """Spearman's rank correlation; None where either has fewer than two values or all are the same."""
+    """Return Spearman's rank correlation; None for fewer than two values, or if all values of a side are equal."""
     if len(one) < 2:
         return None
     first, second = _ranks(one), _ranks(other)
@@ -199,7 +201,7 @@ def rank_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> fl
 
 
 def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share their mean rank."""
+    """Ranks from 0; equal values get their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
     ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
@@ -207,6 +209,7 @@ def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _margin(run: SlideRecord) -> float:
+    """Difference between the two highest probabilities."""
     first, second = sorted(run.probabilities.values(), reverse=True)[:2]
     return first - second
 
@@ -231,7 +234,7 @@ def _agreement(pairs: Sequence[tuple[StageRecord, StageRecord]]) -> StageAgreeme
 
 
 def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> tuple[int, int]:
-    """How many rows of ``one`` (n, 2) are in ``other`` (m, 2) too, and how many rows it has."""
+    """Return how many rows of ``one`` (n, 2) are in ``other`` (m, 2) too, and n."""
     present = set(map(tuple, other.tolist()))
     return sum(tuple(row) in present for row in one.tolist()), len(one)
 
@@ -240,5 +243,5 @@ def _attention_correlation(one: StageRecord, other: StageRecord) -> float | None
     """Step 4."""
     places = {tuple(row): place for place, row in enumerate(other.coords.tolist())}
     pairs = [(row, places[tuple(at)]) for row, at in enumerate(one.coords.tolist()) if tuple(at) in places]
-    rows = np.array(pairs, np.int64).reshape(-1, 2)  # (patches that both read, 2)
+    rows = np.array(pairs, np.int64).reshape(-1, 2)  # (patches in both, 2)
     return rank_correlation(one.attention[rows[:, 0]], other.attention[rows[:, 1]])

@@ -1,10 +1,10 @@
-"""Stage models to ONNX, and held against their source at the patch counts where such exports go wrong.
+"""Export of stage models to ONNX, and their comparison with the torch models over many bag sizes.
 
-1. Bags of every kind are held at one count; clustered ones, which are most like features, at 1, 2, 3000, and around
-   every landmark count: there a length that was built in shows.
-2. Whether lengths were built in is a matter of a graph's nodes, not of its weights. A stage whose graph has the nodes
-   of one that was held at every count is held at three of them.
-3. The long form adds 10,000 and 40,000 patches.
+1. Every kind of bag is compared at one size. Clustered bags, the most similar to real features, are compared at 1, 2
+   and 3000 patches and around every number of landmarks, where a length that the exporter fixed in the graph shows.
+2. Fixed lengths depend on the nodes of a graph, not on its weights. A stage whose graph has the same nodes as one that
+   was compared at every size is compared at three sizes.
+3. The long form adds bags of 10,000 and 40,000 patches.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ FORMS: tuple[ParityForm, ...] = get_args(ParityForm)
 
 _LARGE_COUNT = 3000
 _ALWAYS = (1, 2, _LARGE_COUNT)
-_MIDDLE_COUNT = 500  # where no landmarks say where the middle is
+_MIDDLE_COUNT = 500  # for models without landmarks
 _LONG = (10_000, 40_000)
-_EXAMPLE_PATCHES = 1009  # a prime, so that no length inside the graph can be mistaken for it
+_EXAMPLE_PATCHES = 1009  # a prime, so that no other length in the graph equals it
 _SHARES = (COARSE_ATTENTION.name, FINE_ATTENTION.name)
 
 
 def parse_parity_form(text: str) -> ParityForm:
-    """Read ``--parity``.
+    """Parse the value of ``--parity``.
 
     Raises:
-        UsageError: it is none of the words that there are.
+        UsageError: the value is unknown.
     """
     for form in FORMS:
         if text == form:
             return form
-    raise UsageError(f'no form of parity "{text}"; choose one of {", ".join(FORMS)}')
+    raise UsageError(f'unknown value "{text}" of --parity; choose one of {", ".join(FORMS)}')
 
 
 def stage_graph(
@@ -60,17 +60,18 @@ def stage_graph(
     precision: Precision = "fp32",
     captures: Captures | None = None,
 ) -> onnx.ModelProto:
-    """Export a stage's model with any number of patches.
+    """Export a stage model to a graph with a dynamic number of patches.
 
     Args:
-        model: takes float32 (patches, feature_dim), gives the tensors of the contract in order.
+        model: maps float32 (patches, feature_dim) to the output tensors of its kind, in order.
         feature_dim: length of a feature vector.
-        kind: which tensors those are.
-        precision: of the graph's insides; its inputs and outputs are float32.
-        captures: of stages of the same kind and feature length, which may differ in their weights alone.
+        kind: kind of the model.
+        precision: of the graph's inner values; its inputs and outputs are float32.
+        captures: captured programs of stage models with the same kind and feature length, for reuse; models with equal
+            structure may differ in their weights only.
 
     Raises:
-        BundleError: the model cannot be exported so.
+        BundleError: the model cannot be exported.
     """
     example = {"patches": _EXAMPLE_PATCHES, "dim": feature_dim}
     reduced = with_precision(model.eval(), precision)
@@ -79,7 +80,7 @@ def stage_graph(
 
 
 def structure_sha256(model: onnx.ModelProto) -> str:
-    """Digest of a graph's nodes and of its whole numbers (step 2): of all but its weights."""
+    """Return the SHA-256 digest of the nodes and integer constants of a graph, without its weights (step 2)."""
     digest = hashlib.sha256()
     for node in model.graph.node:
         digest.update(node.SerializeToString(deterministic=True))
@@ -90,13 +91,13 @@ def structure_sha256(model: onnx.ModelProto) -> str:
 
 
 def landmark_counts(model: nn.Module) -> tuple[int, ...]:
-    """Landmarks of every attention of a model, each number once, from small to large."""
+    """Return the numbers of landmarks in the attention layers of a model, unique and ascending."""
     counts = {module.landmarks for module in model.modules() if isinstance(module, NystromAttention)}
     return tuple(sorted(counts))
 
 
 def patch_counts(landmarks: tuple[int, ...]) -> tuple[int, ...]:
-    """The bag sizes that parity is held at: 1, 2, 3000, each landmark count, one less, one more, twice it."""
+    """Return the bag sizes to compare at: 1, 2, 3000 and, for each number of landmarks m, m - 1, m, m + 1 and 2 m."""
     around = {count for marks in landmarks for count in (marks - 1, marks, marks + 1, 2 * marks)}
     return tuple(sorted(count for count in {*_ALWAYS, *around} if count >= 1))
 
@@ -104,12 +105,12 @@ def patch_counts(landmarks: tuple[int, ...]) -> tuple[int, ...]:
 def stage_cases(
     landmarks: tuple[int, ...], feature_dim: int, *, every_count: bool = True, form: ParityForm = "default"
 ) -> Iterator[ParityCase]:
-    """Steps 1 to 3: clustered bags of many sizes, and one of every other kind.
+    """Yield the bags to compare a stage model on (steps 1 to 3).
 
     Args:
         landmarks: see :func:`landmark_counts`.
         feature_dim: length of a feature vector.
-        every_count: every size; False for three of them, where the graph's nodes were held at every size before.
+        every_count: every bag size; False for three sizes, if a graph with the same nodes was compared at every size.
         form: default or long.
     """
     counts = patch_counts(landmarks)
@@ -126,7 +127,7 @@ def stage_cases(
 
 
 def stage_case_count(model: nn.Module, *, every_count: bool = True, form: ParityForm = "default") -> int:
-    """How many cases :func:`check_stage_parity` holds a model at."""
+    """Return the number of cases that :func:`check_stage_parity` runs for a model."""
     return sum(1 for _ in stage_cases(landmark_counts(model), 1, every_count=every_count, form=form))
 
 
@@ -141,20 +142,20 @@ def check_stage_parity(
     every_count: bool = True,
     form: ParityForm = "default",
 ) -> Iterator[tuple[ParityRow, ...]]:
-    """Hold a stage's graph against its model, at every bag size.
+    """Compare the graph of a stage model with the torch model over many bag sizes.
 
     Args:
-        name: the stage's name.
-        model: the source, in float32.
+        name: name of the stage.
+        model: the torch model, in float32.
         graph: the ONNX file.
         feature_dim: length of a feature vector.
-        kind: of the model.
-        precision: of the graph's insides.
+        kind: kind of the model.
+        precision: of the graph's inner values.
         every_count: see :func:`stage_cases`.
         form: default or long.
 
     Returns:
-        For each bag, as it is held, its rows: one for each tensor of each run.
+        An iterator over cases: the rows of each, one per tensor and run.
     """
     outputs = STAGE_OUTPUTS[kind]
     source = SourceModel(

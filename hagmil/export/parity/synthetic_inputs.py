@@ -1,4 +1,4 @@
-"""Inputs for parity and self-test: patches that look like tissue, bags that look like features."""
+"""Synthetic patches and bags, as inputs for parity checks and self-tests."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ BAG_KINDS: tuple[BagKind, ...] = get_args(BagKind)
 _STROMA = np.array([226.0, 160.0, 190.0])
 _NUCLEI = np.array([92.0, 60.0, 130.0])
 _GLASS = 243
-_GRID_PX = 8  # a nucleus, or a gap between two, of the tissue-like patches
+_GRID_PX = 8  # size of a nucleus, and of a gap between two, in tissue-like patches
 _PHANTOM_PX = 1024
-_PHANTOM_PLACES = 8  # tried for each patch that is wanted
+_PHANTOM_PLACES = 8  # candidates per patch
 _PHANTOM_SEED = 7
 _PHANTOM_SPACING_UM = 0.5
 _CLUSTERS = 12
@@ -31,15 +31,15 @@ _LARGE = 10.0
 
 
 def synthetic_patches(kind: PatchKind, count: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
-    """Patches of one kind, the same for the same arguments.
+    """Return patches of one kind; deterministic.
 
     Args:
-        kind: ``tissue``, smooth blots in the colours of haematoxylin and eosin; ``noise``, every value alike
-            likely; ``white``, glass; ``phantom``, cut from the tissue of a synthetic slide.
-        count: how many.
+        kind: ``tissue``: smooth spots in the colours of haematoxylin and eosin; ``noise``: uniform random values;
+            ``white``: glass; ``phantom``: tissue of a synthetic slide.
+        count: number of patches.
         height: in pixels.
         width: in pixels.
-        seed: of the random numbers.
+        seed: random seed.
 
     Returns:
         uint8 (count, height, width, 3), RGB.
@@ -56,15 +56,15 @@ def synthetic_patches(kind: PatchKind, count: int, height: int, width: int, *, s
 
 
 def synthetic_bag(kind: BagKind, patches: int, dim: int, *, seed: int = 0) -> NDArray[np.float32]:
-    """A bag of one kind, the same for the same arguments.
+    """Return a bag of one kind; deterministic.
 
     Args:
-        kind: ``clustered``, a few kinds of tissue, not negative, as after a ReLU and an average; ``normal``,
-            every value from the normal distribution; ``constant``, one patch over and over; ``large``, ``clustered``
-            ten times as large; ``zeros``.
-        patches: how many.
+        kind: ``clustered``: a few clusters of non-negative values, as after a ReLU and average pooling; ``normal``:
+            values from the standard normal distribution; ``constant``: one row repeated; ``large``: ten times
+            ``clustered``; ``zeros``.
+        patches: number of rows.
         dim: length of a feature vector.
-        seed: of the random numbers.
+        seed: random seed.
 
     Returns:
         float32 (patches, dim).
@@ -74,33 +74,33 @@ def synthetic_bag(kind: BagKind, patches: int, dim: int, *, seed: int = 0) -> ND
 
 
 def _phantom(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.uint8]:
-    """The most stained of many places of a phantom, (count, height, width, 3)."""
+    """The most stained of many random crops of a phantom: (count, height, width, 3)."""
     side_px = max(_PHANTOM_PX, 2 * max(height, width))
     picture = _phantom_picture(side_px)
     tops = rng.integers(0, side_px - height, _PHANTOM_PLACES * count)
     lefts = rng.integers(0, side_px - width, _PHANTOM_PLACES * count)
     patches = [picture[top : top + height, left : left + width] for top, left in zip(tops, lefts, strict=True)]
-    stained = sorted(patches, key=lambda patch: float(patch[..., 1].mean()))  # stains take green away
+    stained = sorted(patches, key=lambda patch: float(patch[..., 1].mean()))  # stain absorbs green
     return np.stack(stained[:count])
 
 
 @lru_cache(maxsize=1)
 def _phantom_picture(side_px: int) -> NDArray[np.uint8]:
-    """A whole phantom with a lesion, (side, side, 3)."""
+    """A complete phantom with a lesion: (side, side, 3)."""
     spec = PhantomSpec(seed=_PHANTOM_SEED, label=TUMOUR, size_px=side_px, spacing_um=_PHANTOM_SPACING_UM)
     return Painter(spec).paint(0, 0, side_px, side_px)
 
 
 def _tissue(rng: np.random.Generator, count: int, height: int, width: int) -> NDArray[np.uint8]:
     rows, columns = -(-height // _GRID_PX) + 1, -(-width // _GRID_PX) + 1
-    coarse = rng.random((count, rows, columns)) ** 3  # mostly stroma, now and then a nucleus
+    coarse = rng.random((count, rows, columns)) ** 3  # mostly stroma with a few nuclei
     amount = _stretch(_stretch(coarse, height, axis=1), width, axis=2)[..., None]  # (count, height, width, 1)
     colour = _STROMA * (1 - amount) + _NUCLEI * amount + rng.normal(0, 6, (count, height, width, 3))
     return colour.clip(0, 255).astype(np.uint8)
 
 
 def _stretch(values: NDArray[np.float64], length: int, *, axis: int) -> NDArray[np.float64]:
-    """Linear interpolation between grid points, ``_GRID_PX`` apart."""
+    """Interpolate linearly between grid points at a distance of ``_GRID_PX``."""
     at = np.arange(length) / _GRID_PX
     left = at.astype(np.int64)
     share = (at - left).reshape([-1 if index == axis else 1 for index in range(values.ndim)])

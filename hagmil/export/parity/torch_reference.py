@@ -1,4 +1,4 @@
-"""Torch modules as the sources that graphs are held against: NumPy arrays in, NumPy arrays out."""
+"""Torch modules as functions of NumPy arrays, the references that graphs are compared with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hagmil.spec import STAGE_INPUTS, STAGE_OUTPUTS, Kind, TensorSpec
 def torch_run(
     module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, dtype: torch.dtype
 ) -> Run:
-    """Make a function that runs a copy of a module in evaluation mode and in a given precision.
+    """Return a function that runs a copy of a module, in evaluation mode and in a given precision.
 
     Args:
-        module: takes tensors in the order of ``inputs``, gives a tuple of them in that of ``outputs``.
-        inputs: names of the inputs; those of a floating type are converted to ``dtype``.
-        outputs: names of the outputs.
-        dtype: ``torch.float32``, or ``torch.float64`` for a reference.
+        module: takes tensors in the order of ``inputs`` and returns a tuple of tensors in the order of ``outputs``.
+        inputs: specifications of the inputs; floating-point inputs are converted to ``dtype``.
+        outputs: specifications of the outputs.
+        dtype: ``torch.float32`` or ``torch.float64``.
     """
     copy = deepcopy(module).to(dtype).eval()
 
@@ -36,11 +36,11 @@ def torch_run(
 
 
 class TorchStage:
-    """A stage's model in float32 as a :class:`hagmil.runtime.sessions.Session`, so that a cascade can run it.
+    """A torch stage model with the interface of :class:`hagmil.runtime.sessions.Session`, in float32.
 
     Args:
-        model: the source of a stage's graph.
-        kind: which tensors it gives.
+        model: the stage model.
+        kind: kind of the model; selects its output tensors.
     """
 
     provider = "torch"
@@ -51,9 +51,9 @@ class TorchStage:
 
     @property
     def input_shapes(self) -> dict[str, tuple[str | int, ...]]:
-        """The shape of its input as the contract has it."""
+        """Shapes of the inputs, by name."""
         return {spec.name: spec.axes for spec in STAGE_INPUTS}
 
     def run(self, inputs: dict[str, NDArray[Any]], *, last: bool = False) -> dict[str, NDArray[Any]]:  # noqa: ARG002
-        """Run the model once; nothing is kept between runs."""
+        """Run the model once; ``last`` has no effect."""
         return dict(self._run(inputs))

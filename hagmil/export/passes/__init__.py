@@ -1,1 +1,1 @@
-"""Passes over ONNX graphs: one a file, with what each requires and ensures."""
+"""Passes over ONNX graphs, one per file; each states what it requires and ensures."""

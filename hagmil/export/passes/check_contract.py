@@ -1,7 +1,7 @@
-"""The contract, held against a graph.
+"""Check a graph against the tensor contract.
 
-Requires a graph in memory. Ensures that it is valid ONNX and that its inputs and outputs have the contract's names,
-types and axes, in the contract's order; changes nothing.
+Requires a graph in memory. Ensures that it is valid ONNX and that its inputs and outputs have the names, types, axes
+and order of the contract; does not change the graph.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from hagmil.spec import TensorSpec
 
 
 def check_contract(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Check that a graph is valid and that its inputs and outputs are what the contract says.
+    """Check that a graph is valid ONNX and that its inputs and outputs follow the contract.
 
-    A graph that is too large for ONNX's own check in memory is checked when it is saved.
+    The validity of graphs that are too large for a check in memory is checked when they are saved.
 
     Raises:
-        BundleError: what differs.
+        BundleError: the graph is invalid or differs from the contract.
     """
     if weights_bytes(model) <= LARGEST_FILE_BYTES:
         try:

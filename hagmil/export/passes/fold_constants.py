@@ -1,8 +1,7 @@
-"""Whatever depends on weights alone is computed once, at export.
+"""Constant folding: compute everything that depends on weights only once, at export.
 
-Requires a graph in memory, as the exporter leaves it: its own folding passes over large tensors. Ensures equal outputs
-from fewer nodes: a slice of a weight becomes a weight, and what nothing uses any more is gone. The folding is
-onnxscript's.
+Requires a graph in memory from the exporter, which does not fold large tensors itself. Ensures the same outputs from
+fewer nodes: for example, a slice of a weight becomes a weight. Unused nodes are removed. Uses onnxscript.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer
 
 LARGEST_BYTES = 1 << 30
-"""Tensors above this are left as they are: a graph must not grow by constants that a node makes in no time."""
+"""Larger tensors are not folded, because large constants make the graph grow and are fast to compute."""
 
 
 def fold_constants(model: onnx_ir.Model) -> None:
-    """Fold constants of a graph in place."""
+    """Fold the constants of a graph in place."""
     optimizer.fold_constants(model, input_size_limit=LARGEST_BYTES, output_size_limit=LARGEST_BYTES)
     RemoveUnusedNodesPass()(model)

@@ -1,16 +1,16 @@
-"""Half precision of a finished graph: its insides in 16 bits, its edges in 32.
+"""Conversion of a float32 graph to half precision, with float32 inputs and outputs.
 
 Requires a valid graph of standard operators without subgraphs. Ensures a valid graph with the same inputs and outputs
 in which every node between the first and the last matrix product computes in float16.
 
-Used for backbones, which arrive as ONNX. A stage is wrapped in torch instead
+Used for backbones, which are given as ONNX. Stage models are converted in torch instead
 (:class:`hagmil.export.stage_half_precision.ReducedPrecision`).
 
-1. Inside is a node that is a product, or has one both before and after it. What is not, stays in float32: pixels are
-   normalised, and the last feature map is pooled, in float32, which costs next to nothing (docs/numerics.md).
-2. Inner nodes read weights in float16; one that float16 cannot hold is refused.
-3. A value that goes from an inner node to an outer one, or the other way, is cast on its way, once.
-4. Casts to float32 and constants among the inner nodes become float16.
+1. Inner nodes are the matrix products and all nodes between two of them. All other nodes stay in float32: normalising
+   pixels and pooling the last feature map in float32 costs almost nothing (docs/numerics.md).
+2. Convert the weights of inner nodes to float16; a weight out of the range of float16 is an error.
+3. Cast values that pass between inner and outer nodes, each once.
+4. Change casts to float32 and float32 constants in inner nodes to float16.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hagmil.export.passes.types import element_types
 FLOAT16_MAX = 65504.0
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Attention"})
 _ALWAYS_FLOAT32 = {"Resize": (1, 2), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
-"""Operands, by operator and place, that keep their type."""
+"""Positions of operands that keep their type, by operator."""
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph that computes in float16.
+    """Return a copy of a graph that computes in float16.
 
     Raises:
-        BundleError: subgraphs, operators that are not standard ones, or a weight beyond float16's range.
+        BundleError: the graph has subgraphs, non-standard operators, or weights out of the range of float16.
     """
     _refuse_unknown(model.graph)
     floats = {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
@@ -44,8 +44,8 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = half.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     inner = _inner_nodes(graph)  # step 1
-    given = {name for place, node in enumerate(graph.node) if place in inner for name in node.output}
-    rewriter = _Rewriter(weights, floats, given)
+    inner_values = {name for place, node in enumerate(graph.node) if place in inner for name in node.output}
+    rewriter = _Rewriter(weights, floats, inner_values)
     nodes: list[onnx.NodeProto] = []
     for place, node in enumerate(graph.node):
         nodes += rewriter.casts_before(node, to_half=place in inner)
@@ -58,29 +58,29 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [tensor for tensor in (*weights.values(), *rewriter.new_weights.values()) if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    infer_shapes(half)  # fails where types do not fit together
+    infer_shapes(half)  # raises if types do not match
     return half
 
 
 class _Rewriter:
-    """Steps 2 to 4, node by node in the graph's order.
+    """Steps 2 to 4, node by node in the order of the graph.
 
     Args:
-        weights: the graph's weights by their names.
-        floats: names of all values and weights in float32.
-        given: names of the values that inner nodes give.
+        weights: weights of the graph by name.
+        floats: names of all float32 values and weights.
+        inner_values: names of the outputs of inner nodes.
     """
 
-    def __init__(self, weights: dict[str, onnx.TensorProto], floats: set[str], given: set[str]) -> None:
-        self._weights, self._floats, self._given = weights, floats, given
+    def __init__(self, weights: dict[str, onnx.TensorProto], floats: set[str], inner_values: set[str]) -> None:
+        self._weights, self._floats, self._inner_values = weights, floats, inner_values
         self._cast: set[str] = set()
         self.new_weights: dict[str, onnx.TensorProto] = {}
 
     def casts_before(self, node: onnx.NodeProto, *, to_half: bool) -> list[onnx.NodeProto]:
-        """Casts of what a node reads, where they do not stand already."""
+        """Return the missing casts of the operands of a node."""
         casts = []
         for name in _floating_operands(node):
-            crosses = name in self._floats and name not in self._weights and (name in self._given) != to_half
+            crosses = name in self._floats and name not in self._weights and (name in self._inner_values) != to_half
             target = _as_half(name) if to_half else _as_float(name)
             if crosses and target not in self._cast:
                 self._cast.add(target)
@@ -90,7 +90,7 @@ class _Rewriter:
         return casts
 
     def rename(self, node: onnx.NodeProto, *, to_half: bool) -> None:
-        """Let a node read and give values of its own type."""
+        """Rename operands and outputs of a node to the values of its type."""
         operands = set(_floating_operands(node))
         if to_half:
             node.input[:] = [self._half(name) if name in operands else name for name in node.input]
@@ -98,15 +98,15 @@ class _Rewriter:
             _convert_attributes(node)
         else:
             node.input[:] = [
-                _as_float(name) if name in self._given and name in self._floats else name for name in node.input
+                _as_float(name) if name in self._inner_values and name in self._floats else name for name in node.input
             ]
 
     def casts_to_outputs(self, names: Iterable[str]) -> list[onnx.NodeProto]:
-        """Casts of the graph's outputs that inner nodes give; an output may so be used inside too."""
+        """Return casts of graph outputs that come from inner nodes; such an output may also be used by inner nodes."""
         return [
             helper.make_node("Cast", [_as_half(name)], [name], to=TensorProto.FLOAT)
             for name in names
-            if name in self._given and name in self._floats
+            if name in self._inner_values and name in self._floats
         ]
 
     def _half(self, name: str) -> str:
@@ -126,13 +126,13 @@ def _as_float(name: str) -> str:
 
 
 def _floating_operands(node: onnx.NodeProto) -> tuple[str, ...]:
-    """What a node reads, but for operands that are float32 whatever the node computes in."""
+    """Operands of a node, without those that are always float32."""
     fixed = _ALWAYS_FLOAT32.get(node.op_type, ())
     return tuple(name for place, name in enumerate(node.input) if name and place not in fixed)
 
 
 def _inner_nodes(graph: onnx.GraphProto) -> set[int]:
-    """Places of the inner nodes (step 1); nodes stand in an order in which values are given before they are read."""
+    """Indices of the inner nodes (step 1); the nodes of a graph are in topological order."""
     after, before = set[str](), set[str]()
     downstream, upstream = set[int](), set[int]()
     for place, node in enumerate(graph.node):
@@ -149,10 +149,10 @@ def _inner_nodes(graph: onnx.GraphProto) -> set[int]:
 def _refuse_unknown(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
-            raise BundleError(f"operator {node.domain}.{node.op_type} cannot be brought to fp16", code="precision")
+            raise BundleError(f"operator {node.domain}.{node.op_type} cannot be converted to fp16", code="precision")
         if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in node.attribute):
             raise BundleError(
-                f"operator {node.op_type} holds a subgraph; it cannot be brought to fp16", code="precision"
+                f"operator {node.op_type} has a subgraph; it cannot be converted to fp16", code="precision"
             )
 
 
@@ -161,7 +161,8 @@ def _half_tensor(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     largest = float(np.abs(values).max(initial=0.0))
     if largest > FLOAT16_MAX:
         raise BundleError(
-            f'weight "{tensor.name}" reaches {largest:.3g}, and fp16 ends at {FLOAT16_MAX:g}', code="precision"
+            f'weight "{tensor.name}" has values up to {largest:.3g}; the largest fp16 value is {FLOAT16_MAX:g}',
+            code="precision",
         )
     return numpy_helper.from_array(values.astype(np.float16), name)
 

@@ -1,7 +1,7 @@
-"""Types and shapes of inner values, noted in the graph.
+"""Infer types and shapes of inner values and store them in the graph.
 
-Requires a graph whose operators say what they give. Ensures that every inner value has its type and, where it can be
-known, its shape, with the contract's words for dynamic axes; nodes and weights stay as they are.
+Requires a graph whose operators have shape inference. Ensures that every inner value has a type and, if it can be
+inferred, a shape with the contract's names of dynamic axes. Does not change nodes or weights.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from hagmil.export.passes.types import inferred
 
 
 def infer_shapes(model: onnx.ModelProto) -> None:
-    """Note types and shapes anew.
+    """Replace the types and shapes of inner values.
 
     Raises:
-        BundleError: types of a node's operands do not fit together.
+        BundleError: the operands of a node have types that do not match.
     """
     del model.graph.value_info[:]
     found = inferred(model).graph.value_info

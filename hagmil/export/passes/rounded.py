@@ -1,12 +1,12 @@
-"""A graph in half precision as a device with 16-bit arithmetic computes it, for a machine that has none.
+"""Emulation of 16-bit arithmetic, to check half-precision graphs on a CPU.
 
-ONNX Runtime's CPU provider has few kernels in float16. It casts around all others and drops the casts between them, so
-that a graph in half precision computes in float32 from end to end there: it neither rounds nor overflows, and proves
-nothing of a GPU. This pass makes the rounding explicit.
+ONNX Runtime's CPU provider has few float16 kernels. It casts the operands of all other operators and removes the casts
+between them, so that a half-precision graph computes in float32 throughout: it neither rounds nor overflows, and its
+outputs say nothing about a GPU. This pass makes the rounding explicit.
 
-Requires a graph whose values have types (:mod:`hagmil.export.passes.types`). Ensures a graph in float32, with the same
-inputs and outputs, in which every value that was float16 is one that float16 can hold (infinite beyond 65504), and
-every operator computes inside in float32, as tensor cores accumulate.
+Requires a graph whose values have types (:mod:`hagmil.export.passes.types`). Ensures a float32 graph with the same
+inputs and outputs in which every float16 value is rounded to float16 (infinite beyond 65504) and every operator
+computes in float32, like the accumulators of tensor cores.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _EXACT = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Relu", "Reshape", "Slice", "Split"}
     | {"Squeeze", "Transpose", "Unsqueeze"}
 )
-"""Operators whose results are of their operands' values; there is nothing to round."""
+"""Operators whose outputs contain only values of their operands, so that rounding has no effect."""
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 twin of a half-precision graph that rounds wherever the graph would.
+    """Return a float32 copy of a half-precision graph that rounds every float16 value.
 
     Args:
-        model: a graph with inner values in float16; one without any comes back as it is.
+        model: the graph; a graph without float16 values is copied unchanged.
 
     Raises:
-        BundleError: types of a node's operands do not fit together.
+        BundleError: the operands of a node have types that do not match.
     """
     types = element_types(model)
     twin = onnx.ModelProto()
@@ -54,7 +54,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _round_output(node: onnx.NodeProto, place: int) -> list[onnx.NodeProto]:
-    """Casts to float16 and back behind an output of a node; everything after reads what comes out of them."""
+    """Cast an output of a node to float16 and back; later nodes read the result of the casts."""
     name = node.output[place]
     if not name:
         return []

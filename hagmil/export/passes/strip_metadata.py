@@ -1,7 +1,7 @@
-"""What an exporter notes beside a graph, removed.
+"""Remove the metadata that an exporter adds to a graph.
 
-Requires nothing. Ensures that the same weights give the same bytes, wherever they are exported with the same versions:
-no stack traces, no paths of the machine, no names of the exporter's passes.
+Requires nothing. Ensures that exports of the same weights with the same versions give the same bytes on every machine:
+no stack traces, paths or names of the exporter's passes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove metadata and documentation from a graph and all of its parts."""
+    """Remove metadata and documentation from a graph and all its parts."""
     graph = model.graph
     holders: Iterable[Any] = (
         model,

@@ -1,6 +1,7 @@
 """Element types of every value of a graph.
 
-Requires a graph whose operators say what they give. Ensures that types fit together from node to node; changes nothing.
+Requires a graph whose operators have shape inference. Ensures that the types of all operands match; does not change the
+graph.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import onnx
 
 from hagmil.errors import BundleError
 
-_SMALL_BYTES = 1024  # shapes and the like, whose values inference needs
+_SMALL_BYTES = 1024  # such as shapes, whose values shape inference needs
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every value, by its name, as ``onnx.TensorProto`` numbers them.
+    """Return the element type (an ``onnx.TensorProto`` number) of every value, by name.
 
     Raises:
-        BundleError: types of a node's operands do not fit together.
+        BundleError: the operands of a node have types that do not match.
     """
     graph = inferred(model).graph
     values = (*graph.input, *graph.output, *graph.value_info)
@@ -26,19 +27,19 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph without its large weights, in which every value has its type and, where known, its shape.
+    """Return a copy of a graph with inferred types and shapes, without large weights.
 
     Raises:
-        BundleError: types of a node's operands do not fit together.
+        BundleError: the operands of a node have types that do not match.
     """
     try:
         return onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
-        raise BundleError(f"the graph's types do not fit together: {error}", code="graph_invalid") from error
+        raise BundleError(f"types in the graph do not match: {error}", code="graph_invalid") from error
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that knows types and shapes of its weights alone: inference takes no more than 2 GB."""
+    """Copy a graph with types and shapes of large weights, without values; inference is limited to 2 GB."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
     for tensor in light.graph.initializer:

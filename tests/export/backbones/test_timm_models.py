@@ -51,7 +51,7 @@ def test_a_convolutional_model_that_cannot_be_exported_for_every_size_is_exporte
     card = export_backbone(CNN_OF_ONE_SIZE, "random", tmp_path / "cnn", patch_px=96)
 
     assert card.patch_px == 96
-    assert "is exported for patches of 96 pixels alone" in caplog.text
+    assert "is exported for patches of 96 pixels only" in caplog.text
     assert _features(tmp_path / "cnn", (2, 96, 96))[1].shape == (2, card.features)
 
 
@@ -115,7 +115,7 @@ def test_random_weights_are_the_same_every_time_and_leave_torchs_seed_alone() ->
 
 
 def test_a_model_without_weights_on_the_hub_says_so() -> None:
-    with pytest.raises(UsageError, match="timm cannot get weights"):
+    with pytest.raises(UsageError, match="timm cannot load weights"):
         timm_backbone("resnet10t.no_such_weights", "hub", patch_px=None)
 
 

@@ -83,7 +83,7 @@ def test_a_plain_pickle_is_refused_and_executes_nothing(tmp_path: Path) -> None:
 def test_a_file_of_something_else_than_names_and_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": {"weight": torch.zeros(2)}}, tmp_path / "weights.pth")
 
-    with pytest.raises(BundleError, match="names and tensors alone"):
+    with pytest.raises(BundleError, match=r"\(names and tensors\) only"):
         read_weights(tmp_path / "weights.pth")
 
 
@@ -100,12 +100,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pkl").write_bytes(b"")
 
-    with pytest.raises(BundleError, match=r'unknown kind ".pkl"'):
+    with pytest.raises(BundleError, match=r'unknown type ".pkl"'):
         read_weights(tmp_path / "weights.pkl")
 
 
 def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no weights file"):
+    with pytest.raises(UsageError, match=r"weights file .* does not exist"):
         read_weights(tmp_path / "weights.pth")
 
 

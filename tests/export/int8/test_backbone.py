@@ -145,7 +145,7 @@ def test_too_few_patches_to_compare_is_an_error(tiny: Path, tmp_path: Path) -> N
 
 def test_what_is_quantised_already_is_refused(tiny: Path, tmp_path: Path) -> None:
     write_quantised(tiny, tmp_path / "int8.onnx", Patches().calibration(WANTED))
-    with pytest.raises(BundleError, match="quantised already"):
+    with pytest.raises(BundleError, match="already quantised"):
         write_quantised(tmp_path / "int8.onnx", tmp_path / "again.onnx", Patches().calibration(WANTED))
 
 
@@ -187,5 +187,5 @@ def test_sessions_are_timed_in_turns() -> None:
             turns.append(self.name)
             return dict(inputs)
 
-    measure_throughput(Counted("a"), Counted("b"), np.zeros((2, 8, 8, 3), np.uint8), 1, turns=2, least_s=0)
+    measure_throughput(Counted("a"), Counted("b"), np.zeros((2, 8, 8, 3), np.uint8), 1, turns=2, min_seconds=0)
     assert turns == ["a", "b", "a", "b", "a", "b"]  # the first pair does not count

@@ -97,14 +97,14 @@ def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
         enforce_parity(rows)
 
     assert caught.value.message.startswith(
-        "coarse: logits is off by 0.5 at patches 5 (clustered input), 0.0011 allowed"
+        "coarse: logits is off by 0.5 at patches 5 (clustered input); 0.0011 is allowed"
     )
     assert "2 of 3 comparisons failed" in caught.value.message
     assert caught.value.exit_code == 4
 
 
 def test_a_value_that_is_not_finite_is_worse_than_any_error() -> None:
-    with pytest.raises(ParityError, match="is not finite or of another shape"):
+    with pytest.raises(ParityError, match="is not finite or has another shape"):
         enforce_parity([_row([1.0], [99.0]), _row([1.0], [np.nan])])
 
 

@@ -362,9 +362,9 @@ def other_graph(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, bundle_dir: Path) -> 
 
 
 MISFITS = [
-    (other_version, "built by version 1.7.1.116, and TensorRT-RTX 1.8.0.1 would load it"),
-    (other_gpu, "built for compute capability 8.9, and the GPU here has 12.0"),
-    (other_flavour, "it is of tensorrt-rtx, and tensorrt would load it"),
+    (other_version, "built with version 1.7.1.116, but TensorRT-RTX 1.8.0.1 is in use"),
+    (other_gpu, "built for compute capability 8.9, but this GPU has 12.0"),
+    (other_flavour, "it was built with tensorrt-rtx, but tensorrt is in use"),
     (no_flavour, "no TensorRT is installed"),
     (no_gpu, "this machine has no NVIDIA GPU"),
     (other_graph, "built from another fine.onnx"),
