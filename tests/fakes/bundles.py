@@ -1,4 +1,4 @@
-"""A bundle of the smallest graphs that keep the contract, written without torch."""
+"""A bundle with the smallest graphs that meet the contract, written without torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hagmil.tissue_parameters import TissueParameters
 
 PATCH_PX = 16
 FEATURES = 4
-KEEP = 5_000  # of the coarse stage, so that the fine one has up to 20,000 patches and two profiles
+KEEP = 5_000  # of the coarse stage; the fine stage then has up to 20,000 patches and two profiles
 
 
 def write_small_bundle(folder: Path, *, gain: float = 1.0, half: bool = False) -> Path:
     """Write a bundle of two stages.
 
     Args:
-        folder: where.
-        gain: factor on all weights, to make another model.
-        half: whether the weights of the stages are float16.
+        folder: output folder.
+        gain: factor of all weights, to make different models.
+        half: whether the stage models have float16 weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
@@ -58,7 +58,7 @@ def write_small_bundle(folder: Path, *, gain: float = 1.0, half: bool = False) -
 
 
 def _backbone(weights: NDArray[np.float64]) -> onnx.ModelProto:
-    """The mean colour of each patch, and a linear."""
+    """Mean colour of each patch, followed by a linear layer."""
     nodes = [
         helper.make_node("Cast", ["patches"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "sides"], ["colour"], keepdims=0),
@@ -73,7 +73,7 @@ def _backbone(weights: NDArray[np.float64]) -> onnx.ModelProto:
 
 
 def _stage(weights: NDArray[np.floating]) -> onnx.ModelProto:
-    """A score a patch, and the mean patch through a linear."""
+    """A score per patch, and a linear layer on the mean of the patches."""
     kind = helper.np_dtype_to_tensor_dtype(weights.dtype)
     nodes = [
         helper.make_node("Cast", ["features"], ["rows"], to=kind),

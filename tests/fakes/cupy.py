@@ -1,4 +1,4 @@
-"""The few names of cupy that hagmil calls, on a GPU that is none; held against cupy's own signatures by a test."""
+"""The parts of cupy that hagmil uses, on a fake GPU; a test compares them with the signatures of cupy."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tests.fakes.gpu import FakeEvent, FakeStream, Gpu
 
 
 def fake_cupy(gpu: Gpu) -> ModuleType:
-    """cupy on one GPU; to be put into ``sys.modules``."""
-    of_thread = threading.local()  # each thread has a present stream of its own
+    """Return a cupy module with one GPU, for ``sys.modules``."""
+    of_thread = threading.local()  # each thread has its own stack of current streams
 
-    def present() -> list[Stream]:
+    def current_streams() -> list[Stream]:
         streams: list[Stream] = of_thread.__dict__.setdefault("streams", [])
         return streams
 
     class OutOfMemoryError(MemoryError):
-        """As cupy's."""
+        """See cupy."""
 
     class CUDARuntimeError(RuntimeError):
-        """As cupy's."""
+        """See cupy."""
 
     class Memory:
-        """Memory that is free when nobody holds it, and the stream that it was made for is done with it, as cupy's."""
+        """Memory that is freed when it is no longer referenced and its stream has finished, as in cupy."""
 
         def __init__(self, size: int) -> None:
             try:
@@ -41,24 +41,24 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
 
         def __del__(self) -> None:
             if hasattr(self, "stream"):
-                self.stream.give_or_do(partial(gpu.free, self.ptr))
+                self.stream.enqueue_or_run(partial(gpu.free, self.ptr))
 
     class UnownedMemory:
-        """Memory that somebody else frees."""
+        """Memory that is owned and freed by another library."""
 
         def __init__(self, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
             assert device_id == 0
             self.ptr, self.size, self.owner = ptr, size, owner
 
     class MemoryPointer:
-        """A place in memory, which it holds."""
+        """An address in memory, with a reference to that memory."""
 
         def __init__(self, mem: Memory | UnownedMemory, offset: int) -> None:
             self.mem = mem
             self.ptr = mem.ptr + offset
 
     class PinnedMemoryPointer(bytearray):
-        """Memory of the host that is read when a copy is done, not when it is asked for."""
+        """Host memory that is read when a copy runs, not when it is requested."""
 
     class Stream:
         """A stream."""
@@ -73,24 +73,24 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             self.ptr = self.inner.handle
 
         def record(self, event: FakeEvent | None = None) -> FakeEvent:
-            """An event at the end of the work so far."""
+            """Return an event after the work so far."""
             assert event is None
             return FakeEvent(self.inner)
 
         def wait_event(self, event: FakeEvent) -> None:
-            """Let later work wait for an event."""
-            self.inner.give(event.reach)
+            """Make later work wait for an event."""
+            self.inner.enqueue(event.reach)
 
         def synchronize(self) -> None:
             """Wait for all work."""
             self.inner.finish()
 
         def __enter__(self) -> Self:
-            present().append(self)
+            current_streams().append(self)
             return self
 
         def __exit__(self, *_: object) -> None:
-            present().pop()
+            current_streams().pop()
 
     class ndarray:
         """An array on the device, C-contiguous."""
@@ -117,15 +117,15 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             return self.shape[0]
 
         def __getitem__(self, slices: slice) -> ndarray:
-            """Some rows, where they are."""
+            """Return a view of some rows."""
             start, stop, step = slices.indices(len(self))
             assert step == 1
             row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-            place = MemoryPointer(self.data.mem, self.data.ptr - self.data.mem.ptr + start * row_bytes)
-            return ndarray((stop - start, *self.shape[1:]), self.dtype, place)
+            pointer = MemoryPointer(self.data.mem, self.data.ptr - self.data.mem.ptr + start * row_bytes)
+            return ndarray((stop - start, *self.shape[1:]), self.dtype, pointer)
 
         def __setitem__(self, slices: NDArray[np.int64], value: ndarray) -> None:
-            """Write rows, when the present stream gets there."""
+            """Write rows, on the current stream."""
             assert value.shape == (len(slices), *self.shape[1:])
             assert value.dtype == self.dtype
             rows, source, target = slices.copy(), value.data, self.data
@@ -134,7 +134,7 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
                 found = gpu.bytes_at(source.ptr, value.nbytes).reshape(len(rows), -1)  # (rows, bytes of a row)
                 gpu.bytes_at(target.ptr, self.nbytes).reshape(self.shape[0], -1)[rows] = found
 
-            get_current_stream().inner.give(work)
+            get_current_stream().inner.enqueue(work)
 
         def set(self, arr: NDArray[Any], stream: Stream | None = None) -> None:
             """Copy from the host."""
@@ -145,7 +145,7 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
             source, memory = arr.reshape(-1).view(np.uint8), self.data
             if not gpu.is_pinned(source):
                 source = source.copy()
-            (stream or get_current_stream()).inner.give(
+            (stream or get_current_stream()).inner.enqueue(
                 lambda: gpu.bytes_at(memory.ptr, source.size).__setitem__(slice(None), source)
             )
 
@@ -172,7 +172,7 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
 
         @property
         def compute_capability(self) -> str:
-            """As cupy writes it: ``89``."""
+            """Compute capability in cupy's notation, ``89``."""
             if not gpu.capability:
                 raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
             return gpu.capability
@@ -187,7 +187,7 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
 
     def get_current_stream(device_id: int = -1) -> Stream:
         assert device_id == -1
-        return (present() or [default])[-1]
+        return (current_streams() or [default])[-1]
 
     def empty(shape: tuple[int, ...], dtype: DTypeLike = float, order: str = "C") -> ndarray:
         return ndarray(shape, dtype, None, None, order)

@@ -1,7 +1,7 @@
-"""A GPU that is none: memory at addresses that only its own calls may follow, and streams that run late.
+"""A fake GPU with device memory, which only its own calls can access, and asynchronous streams.
 
-Work on a stream is done when somebody waits for the stream, not before. A reader that forgets to wait reads zeros; a
-copy beyond the end of an allocation, or from memory that was freed, is an error.
+Work on a stream runs only when a caller waits for the stream. Code that does not wait reads zeros. A copy beyond the
+end of an allocation, or from freed memory, is an error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _ALIGNMENT = 512
 
 @dataclass
 class Gpu:
-    """The device: its memory, its streams, and what was done with it.
+    """The device: its memory, its streams, and a record of copies and allocations.
 
     Args:
-        capability: its compute capability as cupy writes it, ``89``.
-        memory_bytes: how much it has.
+        capability: compute capability in cupy's notation, ``89``.
+        memory_bytes: size of its memory.
     """
 
     capability: str = "89"
@@ -39,59 +39,59 @@ class Gpu:
     _streams: weakref.WeakValueDictionary[int, FakeStream] = field(default_factory=weakref.WeakValueDictionary)
 
     def allocate(self, size: int) -> int:
-        """The address of new memory, all zeros."""
+        """Allocate memory, filled with zeros, and return its address."""
         if size > self.free_bytes():
-            raise MemoryError(f"out of memory: {size} bytes asked for")
+            raise MemoryError(f"out of memory: {size} bytes requested")
         address, self._next = self._next, self._next + -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
         self._blocks[address] = np.zeros(size, np.uint8)
         self.allocations.append(size)
         return address
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory."""
         del self._blocks[address]
 
     def bytes_at(self, address: int, size: int) -> NDArray[np.uint8]:
-        """The memory from an address on; an error where it is nobody's."""
+        """Return the memory at an address; it is an error if it is not allocated."""
         for start, block in self._blocks.items():
             if start <= address and address + size <= start + block.nbytes:
                 return block[address - start : address - start + size]
-        raise AssertionError(f"{size} bytes at {address:#x} are nobody's memory")
+        raise AssertionError(f"{size} bytes at {address:#x} are not allocated")
 
     def free_bytes(self) -> int:
-        """How much memory nobody has."""
+        """Return the number of free bytes."""
         return self.memory_bytes - sum(block.nbytes for block in self._blocks.values())
 
     def is_pinned(self, array: NDArray[np.uint8]) -> bool:
-        """Whether an array is in pinned memory of the host."""
+        """Return whether an array is in pinned memory of the host."""
         return any(np.shares_memory(np.frombuffer(memory, np.uint8), array) for memory in self.pinned)
 
     def stream(self, handle: int) -> FakeStream:
-        """The stream of a handle."""
+        """Return the stream with a handle."""
         return self._streams[handle]
 
     def add_stream(self, stream: FakeStream) -> int:
-        """Take a stream in; gives its handle."""
+        """Register a stream and return its handle."""
         handle, self._next_handle = self._next_handle, self._next_handle + 8
         self._streams[handle] = stream
         return handle
 
     def is_idle(self) -> bool:
-        """Whether no stream has work left."""
+        """Return whether no stream has pending work."""
         return all(stream.is_idle() for stream in self._streams.values())
 
     def finish(self) -> None:
-        """Do all work of all streams, the newest one's first, so that what nobody waited for comes too late."""
+        """Run all work of all streams, newest stream first, so that missing synchronisation shows."""
         for handle in sorted(self._streams, reverse=True):
             self._streams[handle].finish()
 
 
 class FakeEvent:
-    """A point in a stream's work."""
+    """A point in the work of a stream."""
 
     def __init__(self, stream: FakeStream) -> None:
         self.stream = stream
-        self.position = stream.given
+        self.position = stream.enqueued
 
     def reach(self) -> None:
         """Run the stream up to this point."""
@@ -103,36 +103,36 @@ class FakeEvent:
 
 
 class FakeStream:
-    """Work in order, done when it is waited for."""
+    """A queue of work that runs when a caller waits for it."""
 
     def __init__(self, gpu: Gpu) -> None:
-        self.given = 0
+        self.enqueued = 0
         self._done = 0
         self._work: deque[Callable[[], None]] = deque()
         self.handle = gpu.add_stream(self)
 
-    def give(self, work: Callable[[], None]) -> None:
-        """Add work at the end."""
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """Append work."""
         self._work.append(work)
-        self.given += 1
+        self.enqueued += 1
 
     def is_idle(self) -> bool:
-        """Whether all work is done."""
-        return self._done == self.given
+        """Return whether all work is done."""
+        return self._done == self.enqueued
 
-    def give_or_do(self, work: Callable[[], None]) -> None:
-        """Add work at the end, or do it where nothing is before it."""
+    def enqueue_or_run(self, work: Callable[[], None]) -> None:
+        """Append work, or run it now if no work is pending."""
         if self.is_idle():
             work()
         else:
-            self.give(work)
+            self.enqueue(work)
 
     def run_until(self, position: int) -> None:
-        """Do the work up to a point."""
+        """Run the work up to a point."""
         while self._done < position:
             self._done += 1
             self._work.popleft()()
 
     def finish(self) -> None:
-        """Do all work."""
-        self.run_until(self.given)
+        """Run all work."""
+        self.run_until(self.enqueued)

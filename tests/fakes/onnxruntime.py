@@ -1,6 +1,6 @@
-"""ONNX Runtime with a CUDA provider that is none: graphs run on the processor, over memory of a GPU that is none.
+"""ONNX Runtime with a fake CUDA provider: graphs run on the CPU, on the memory of a fake GPU.
 
-Held against the real library's own signatures by a test.
+A test compares it with the signatures of the real library.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ CALLED = (
     "OrtValue.data_type",
     "OrtValue.shape",
 )
-"""What hagmil calls of sessions and bindings; everything else is the real library's."""
+"""Methods of sessions and bindings that hagmil calls; everything else comes from the real library."""
 
 
 def fake_onnxruntime(gpu: Gpu) -> ModuleType:
-    """ONNX Runtime on a machine with one GPU; to be put into ``sys.modules``.
+    """Return an ONNX Runtime module with one GPU, for ``sys.modules``.
 
-    A run takes the GPU's memory as it is at that moment: it is on no stream that others have, and waits for none.
+    A run reads the memory of the GPU as it is at that moment, and waits for no stream.
     """
     real: Any = importlib.import_module("onnxruntime")
 
     class OrtValue:
-        """An output; its memory is free when nobody holds it."""
+        """An output; its memory is freed when it is no longer referenced."""
 
         def __init__(self, array: NDArray[Any]) -> None:
             try:
@@ -54,24 +54,24 @@ def fake_onnxruntime(gpu: Gpu) -> ModuleType:
                 gpu.free(self._address)
 
         def data_ptr(self) -> int:
-            """Its address."""
+            """Address of the data."""
             return self._address
 
         def data_type(self) -> str:
-            """As ONNX Runtime writes it."""
+            """Type in ONNX Runtime's notation."""
             return f"tensor({self._kind})"
 
         def shape(self) -> list[int]:
-            """Its shape."""
+            """Shape of the data."""
             return self._shape
 
     class IOBinding:
-        """Where inputs are and outputs shall be."""
+        """Locations of inputs and outputs."""
 
         def __init__(self, session: InferenceSession) -> None:
             self.session = session
             self.inputs: dict[str, tuple[Any, tuple[int, ...], int]] = {}
-            self.wanted: list[str] = []
+            self.output_names: list[str] = []
             self.outputs: list[OrtValue] = []
 
         def bind_input(
@@ -83,61 +83,61 @@ def fake_onnxruntime(gpu: Gpu) -> ModuleType:
             shape: tuple[int, ...],
             buffer_ptr: int,
         ) -> None:
-            """Say where an input is."""
+            """Set the location of an input."""
             assert (device_type, device_id) == ("cuda", 0)
             self.inputs[name] = (element_type, shape, buffer_ptr)
 
         def bind_output(self, name: str, device_type: str = "cpu", device_id: int = 0) -> None:
-            """Say where an output shall be."""
+            """Set the location of an output."""
             assert (device_type, device_id) == ("cuda", 0)
-            self.wanted.append(name)
+            self.output_names.append(name)
 
         def get_outputs(self) -> list[OrtValue]:
-            """What the run gave."""
+            """Outputs of the run."""
             return self.outputs
 
     class InferenceSession:
-        """A session on the processor that may say it is on the GPU."""
+        """A session that runs on the CPU and may report the GPU."""
 
         def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
             self._providers = [providers[0][0], "CPUExecutionProvider"]
             self._real = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
         def get_providers(self) -> list[str]:
-            """What it says it runs on."""
+            """Reported providers."""
             return self._providers
 
         def get_inputs(self) -> Any:
-            """The graph's inputs."""
+            """Inputs of the graph."""
             return self._real.get_inputs()
 
         def get_outputs(self) -> Any:
-            """The graph's outputs."""
+            """Outputs of the graph."""
             return self._real.get_outputs()
 
         def disable_fallback(self) -> None:
-            """There is none."""
+            """Do nothing; there is no fallback."""
 
         def run(self, output_names: list[str], input_feed: dict[str, NDArray[Any]], run_options: Any = None) -> Any:
-            """Run on arrays of the host, through the GPU where it is on one."""
+            """Run on host arrays; counts copies if the session reports the GPU."""
             if self._providers[0] != "CPUExecutionProvider":
                 gpu.copies_to_device += len(input_feed)
                 gpu.copies_to_host += len(output_names)
             return self._real.run(output_names, input_feed, run_options)
 
         def io_binding(self) -> IOBinding:
-            """A binding to this session."""
+            """Return a binding for this session."""
             assert self._providers[0] != "CPUExecutionProvider"
             return IOBinding(self)
 
         def run_with_iobinding(self, iobinding: IOBinding, run_options: Any = None) -> None:
-            """Run on arrays of the GPU, and wait until it is done."""
+            """Run on arrays of the GPU, synchronously."""
             assert iobinding.session is self
             feed = {
                 name: gpu.bytes_at(address, math.prod(shape) * np.dtype(kind).itemsize).view(kind).reshape(shape)
                 for name, (kind, shape, address) in iobinding.inputs.items()
             }
-            iobinding.outputs = [OrtValue(array) for array in self._real.run(iobinding.wanted, feed, run_options)]
+            iobinding.outputs = [OrtValue(array) for array in self._real.run(iobinding.output_names, feed, run_options)]
 
     module = ModuleType("onnxruntime")
     module.__dict__.update(

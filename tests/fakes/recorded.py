@@ -1,7 +1,7 @@
-"""Signatures of bindings that are not installed here, as they were read from the real ones, and modules made of them.
+"""Recorded signatures of bindings that are not installed, and modules made from them.
 
-``python -m tests.fakes.recorded`` writes them anew for those that can be imported; the bindings of TensorRT for data
-centres import only with its libraries beside them.
+``python -m tests.fakes.recorded`` records the bindings that can be imported again. The bindings of the data-centre
+TensorRT can only be imported together with its libraries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CUPY_NAMES = (
     "cuda.Stream.synchronize",
     "cuda.Device",
 )
-"""What hagmil calls of cupy; ``ndarray`` itself says its signature in words alone."""
+"""Functions of cupy that hagmil calls. ``ndarray`` itself has no machine-readable signature."""
 CUPY_ATTRIBUTES = (
     "ndarray.__cuda_array_interface__",
     "ndarray.__getitem__",
@@ -48,31 +48,31 @@ CUPY_ATTRIBUTES = (
     "cuda.memory.OutOfMemoryError",
     "cuda.runtime.CUDARuntimeError",
 )
-"""What hagmil reads or catches of cupy."""
+"""Attributes and exceptions of cupy that hagmil uses."""
 
 
 def read_records() -> dict[str, Any]:
-    """What was recorded, by module."""
+    """Return the records by module."""
     records: dict[str, Any] = json.loads(RECORDS.read_text())
     return records
 
 
 def recorded_tensorrt() -> ModuleType:
-    """The data-centre bindings as far as they were recorded: classes, docstrings and numbers, and nothing that runs."""
+    """Return the recorded data-centre bindings: classes, docstrings and enumerations, without implementations."""
     record = read_records()["tensorrt"]
     module = ModuleType("tensorrt")
     for name, members in record["enums"].items():
         setattr(module, name, enum.IntEnum(name, members))
     for name, names in record["classes"].items():
-        contents: dict[str, Any] = {method: _said(text) for method, text in names["methods"].items()}
+        contents: dict[str, Any] = {method: _documented(text) for method, text in names["methods"].items()}
         for attribute, settable in names["properties"].items():
-            contents[attribute] = property(_said(""), _said("") if settable else None)
+            contents[attribute] = property(_documented(""), _documented("") if settable else None)
         setattr(module, name, type(name, (), contents))
     return module
 
 
 def parameter_names(function: Any) -> list[tuple[str, bool]]:
-    """Names of a function's parameters, and whether each may be left out, by its signature or its docstring."""
+    """Return name and optionality of each parameter, from the signature or the docstring."""
     try:
         parameters = inspect.signature(function).parameters.values()
         return [(one.name, one.default is not one.empty) for one in parameters if one.name != "self"]
@@ -84,14 +84,14 @@ def parameter_names(function: Any) -> list[tuple[str, bool]]:
 
 
 def find(module: ModuleType, path: str) -> Any:
-    """What stands at a dotted path in a module."""
+    """Return the object at a dotted path in a module."""
     found: Any = module
     for name in path.split("."):
         found = getattr(found, name)
     return found
 
 
-def _said(text: str) -> Any:
+def _documented(text: str) -> Any:
     def function() -> None:
         """Replaced below."""
 

@@ -1,8 +1,8 @@
-"""TensorRT without a GPU: every name that hagmil calls, with the real bindings' signatures, and engines that run.
+"""A fake TensorRT without a GPU: all names that hagmil uses, with the signatures of the real bindings.
 
-An engine of this fake holds the ONNX file that it was built from, and ONNX Runtime computes what it computes. What a
-GPU would make of wrong addresses, shapes, profiles, streams or threads is an error here. Tests hold every class,
-method, argument, property and enumeration against those of the real bindings.
+An engine of this fake contains the ONNX file that it was built from, and is run by ONNX Runtime. Wrong addresses,
+shapes, profiles, streams or threads are errors. Tests compare every class, method, argument, property and enumeration
+with the real bindings.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ class DataType(enum.IntEnum):
 
 
 class BuilderFlag(enum.IntEnum):
-    """Switches of a build; numbers are the bindings' own."""
+    """Flags of a build, with the values of the bindings."""
 
     TF32 = 6
     VERSION_COMPATIBLE = 12
 
 
 class MemoryPoolType(enum.IntEnum):
-    """Memory that a build may limit."""
+    """Memory pools of a build."""
 
     WORKSPACE = 0
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
-    """Kinds of network."""
+    """Flags of a network."""
 
     STRONGLY_TYPED = 0
 
 
 class HardwareCompatibilityLevel(enum.IntEnum):
-    """GPUs beyond the one that built."""
+    """Compatibility with other GPUs than the one that built the engine."""
 
     NONE = 0
     AMPERE_PLUS = 1
@@ -67,7 +67,7 @@ class HardwareCompatibilityLevel(enum.IntEnum):
 
 
 class ComputeCapability(enum.IntEnum):
-    """GPUs that TensorRT-RTX builds for."""
+    """Compute capabilities that TensorRT-RTX builds for."""
 
     NONE = 0
     CURRENT = 1
@@ -80,7 +80,7 @@ class ComputeCapability(enum.IntEnum):
 
 
 class TensorIOMode(enum.IntEnum):
-    """Whether a tensor goes in or comes out."""
+    """Whether a tensor is an input or an output."""
 
     NONE = 0
     INPUT = 1
@@ -88,14 +88,14 @@ class TensorIOMode(enum.IntEnum):
 
 
 class ExecutionContextAllocationStrategy(enum.IntEnum):
-    """When a context takes its memory."""
+    """When a context allocates its memory."""
 
     STATIC = 0
     ON_PROFILE_CHANGE = 1
 
 
 class EngineValidity(enum.IntEnum):
-    """Whether an engine is for this machine."""
+    """Whether an engine runs on this machine."""
 
     VALID = 0
     SUBOPTIMAL = 1
@@ -103,7 +103,7 @@ class EngineValidity(enum.IntEnum):
 
 
 class EngineInvalidityDiagnostics(enum.IntEnum):
-    """Why it is not; bits."""
+    """Reasons why it does not; bit flags."""
 
     VERSION_MISMATCH = 1
     UNSUPPORTED_CC = 2
@@ -111,7 +111,7 @@ class EngineInvalidityDiagnostics(enum.IntEnum):
 
 
 class Severity(enum.IntEnum):
-    """Of a message."""
+    """Severity of a message."""
 
     INTERNAL_ERROR = 0
     ERROR = 1
@@ -121,24 +121,24 @@ class Severity(enum.IntEnum):
 
 
 class ErrorCode(enum.IntEnum):
-    """Of a parser's error."""
+    """Codes of parser errors."""
 
     SUCCESS = 0
     UNSUPPORTED_NODE = 8
 
 
 class ILogger:
-    """Base of what hears TensorRT."""
+    """Base class of loggers."""
 
     __slots__ = ()
 
     @typed
     def __init__(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     @typed
     def log(self, severity: Severity, msg: str) -> None:
-        """To be overridden."""
+        """Log a message; overridden by subclasses."""
 
 
 class ITensor:
@@ -151,22 +151,22 @@ class ITensor:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the tensor."""
         return self._name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its axes; -1 where dynamic."""
+        """Lengths of the axes; -1 if dynamic."""
         return self._shape
 
     @property
     def dtype(self) -> DataType:
-        """Its element type."""
+        """Element type of the tensor."""
         return self._dtype
 
 
 class ILayer:
-    """A layer of a network: here one for each weight, with its type."""
+    """A layer of a network; here one per weight, with the type of the weight."""
 
     __slots__ = ("_dtype",)
 
@@ -175,12 +175,12 @@ class ILayer:
 
     @property
     def num_outputs(self) -> int:
-        """One."""
+        """Number of outputs."""
         return 1
 
     @typed
     def get_output(self, index: int) -> ITensor:
-        """Its output."""
+        """Return an output."""
         assert index == 0
         return ITensor("output", (), self._dtype)
 
@@ -195,32 +195,32 @@ class INetworkDefinition:
 
     @property
     def num_inputs(self) -> int:
-        """Inputs of the graph."""
+        """Number of inputs of the graph."""
         return len(self._model.graph.input)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the graph."""
+        """Number of outputs of the graph."""
         return len(self._model.graph.output)
 
     @property
     def num_layers(self) -> int:
-        """Layers of the network."""
+        """Number of layers."""
         return len(self._model.graph.initializer)
 
     @typed
     def get_input(self, index: int) -> ITensor:
-        """One input."""
+        """Return an input."""
         return _tensor(self._model.graph.input[index])
 
     @typed
     def get_layer(self, index: int) -> ILayer:
-        """One layer."""
+        """Return a layer."""
         return ILayer(_dtype(self._model.graph.initializer[index].data_type))
 
 
 class ParserError:
-    """What a parser did not like."""
+    """An error of the parser."""
 
     __slots__ = ("_operator",)
 
@@ -229,27 +229,27 @@ class ParserError:
 
     @typed
     def code(self) -> ErrorCode:
-        """What kind of error."""
+        """Code of the error."""
         return ErrorCode.UNSUPPORTED_NODE
 
     @typed
     def desc(self) -> str:
-        """In words."""
+        """Description of the error."""
         return "false"
 
     @typed
     def node_name(self) -> str:
-        """Where."""
+        """Name of the node."""
         return f"node_{self._operator}"
 
     @typed
     def node_operator(self) -> str:
-        """Of which operator."""
+        """Operator of the node."""
         return self._operator
 
 
 class OnnxParser:
-    """An ONNX file to a network."""
+    """Parser of ONNX files."""
 
     __slots__ = ("_errors", "_logger", "_network")
 
@@ -260,24 +260,24 @@ class OnnxParser:
 
     @property
     def num_errors(self) -> int:
-        """Errors of the last parse."""
+        """Number of errors of the last call."""
         return len(self._errors)
 
     @typed
     def parse_from_file(self, model: str) -> bool:
-        """Read the file; no ``Det`` here."""
+        """Parse a file; the operator ``Det`` is not supported."""
         self._network._model = onnx.load(model)
         self._errors = [ParserError(node.op_type) for node in self._network._model.graph.node if node.op_type == "Det"]
         return not self._errors
 
     @typed
     def get_error(self, index: int) -> ParserError:
-        """One error."""
+        """Return an error."""
         return self._errors[index]
 
 
 class IOptimizationProfile:
-    """Ranges of shapes."""
+    """Ranges of input shapes."""
 
     __slots__ = ("_shapes",)
 
@@ -286,12 +286,12 @@ class IOptimizationProfile:
 
     @typed
     def set_shape(self, input: str, min: tuple, opt: tuple, max: tuple) -> None:  # type: ignore[type-arg]
-        """Smallest, best and largest shape of an input."""
+        """Minimum, optimum and maximum shape of an input."""
         self._shapes[input] = (min, opt, max)
 
 
 class ITimingCache:
-    """Timings of a build; here a count of the builds."""
+    """Timing cache; here the number of builds."""
 
     __slots__ = ("_builds",)
 
@@ -300,23 +300,23 @@ class ITimingCache:
 
     @typed
     def serialize(self) -> IHostMemory:
-        """As bytes."""
+        """Serialise the cache."""
         return IHostMemory(b"%d builds" % self._builds)
 
 
 class IHostMemory(bytes):
-    """Bytes of the library's."""
+    """Bytes owned by the library."""
 
     __slots__ = ()
 
     @property
     def nbytes(self) -> int:
-        """How many."""
+        """Number of bytes."""
         return len(self)
 
 
 class IBuilderConfig:
-    """How to build."""
+    """Configuration of a build."""
 
     __slots__ = ("_cache", "_capabilities", "_flags", "_level", "_limits", "_profiles")
 
@@ -330,7 +330,7 @@ class IBuilderConfig:
 
     @property
     def hardware_compatibility_level(self) -> HardwareCompatibilityLevel:
-        """GPUs beyond the one here."""
+        """Compatibility with other GPUs."""
         return self._level
 
     @hardware_compatibility_level.setter
@@ -340,55 +340,55 @@ class IBuilderConfig:
 
     @typed
     def set_flag(self, flag: BuilderFlag) -> None:
-        """Switch on."""
+        """Set a flag."""
         self._flags.add(flag)
 
     @typed
     def clear_flag(self, flag: BuilderFlag) -> None:
-        """Switch off."""
+        """Clear a flag."""
         self._flags.discard(flag)
 
     @typed
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
-        """Limit memory."""
+        """Limit a memory pool."""
         self._limits[pool] = pool_size
 
     @typed
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-        """Add a profile; gives its index, or -1."""
-        rises = all(a <= b <= c for shapes in profile._shapes.values() for a, b, c in zip(*shapes, strict=True))
-        if not rises:
+        """Add a profile; return its index, or -1."""
+        increasing = all(a <= b <= c for shapes in profile._shapes.values() for a, b, c in zip(*shapes, strict=True))
+        if not increasing:
             return -1
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
     @typed
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
-        """Read earlier timings."""
+        """Make a timing cache from earlier timings."""
         return ITimingCache(int(bytes(serialized_timing_cache).split()[0]) if serialized_timing_cache else 0)
 
     @typed
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        """Use them."""
+        """Use a timing cache."""
         assert not ignore_mismatch
         self._cache = cache
         return True
 
     @typed
     def get_timing_cache(self) -> ITimingCache:
-        """What is used."""
+        """Return the timing cache in use."""
         assert self._cache is not None
         return self._cache
 
 
 class RtxBuilderConfig(IBuilderConfig):
-    """What TensorRT-RTX has besides."""
+    """Additions of TensorRT-RTX."""
 
     __slots__ = ()
 
     @property
     def num_compute_capabilities(self) -> int:
-        """How many GPUs to build for."""
+        """Number of compute capabilities to build for."""
         return len(self._capabilities)
 
     @num_compute_capabilities.setter
@@ -397,7 +397,7 @@ class RtxBuilderConfig(IBuilderConfig):
 
     @typed
     def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
-        """One of them."""
+        """Set one compute capability."""
         self._capabilities[index] = compute_capability
         return True
 
@@ -415,7 +415,7 @@ class Runtime:
 
     @property
     def engine_host_code_allowed(self) -> bool:
-        """Whether an engine's own code may run."""
+        """Whether host code in engines may run."""
         return self._host_code
 
     @engine_host_code_allowed.setter
@@ -424,7 +424,7 @@ class Runtime:
 
     @typed
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-        """Load an engine; None, and a message, where it cannot be."""
+        """Load an engine; None and a log message if that fails."""
         why = self._problem(serialized_engine)
         if why is not None:
             self._logger.log(Severity.ERROR, f"IRuntime::deserializeCudaEngine: {why.name}")
@@ -447,13 +447,13 @@ class Runtime:
 
 
 class RtxRuntime(Runtime):
-    """What TensorRT-RTX has besides."""
+    """Additions of TensorRT-RTX."""
 
     __slots__ = ()
 
     @typed
     def get_engine_validity(self, buffer: bytes) -> tuple:  # type: ignore[type-arg]
-        """Whether an engine is for this machine, and why not."""
+        """Return whether an engine runs on this machine, and the reasons if not."""
         why = self._problem(buffer)
         return (EngineValidity.VALID, 0) if why is None else (EngineValidity.INVALID, int(why))
 
@@ -469,27 +469,27 @@ class Builder:
 
     @typed
     def __init__(self, logger: ILogger) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     @typed
     def create_network(self, flags: int = 0) -> INetworkDefinition:
-        """An empty network, strongly typed."""
+        """Create an empty, strongly typed network."""
         assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
         return INetworkDefinition()
 
     @typed
     def create_builder_config(self) -> IBuilderConfig:
-        """The defaults."""
+        """Create the default configuration."""
         return self.config()
 
     @typed
     def create_optimization_profile(self) -> IOptimizationProfile:
-        """An empty profile."""
+        """Create an empty profile."""
         return IOptimizationProfile()
 
     @typed
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory:
-        """Build; on the GPU here where no other is named."""
+        """Build an engine, for the local GPU unless others are configured."""
         self.last_config.append(config)
         if config._cache is not None:
             config._cache._builds += 1
@@ -513,45 +513,45 @@ class ICudaEngine:
 
     @property
     def num_io_tensors(self) -> int:
-        """Inputs and outputs."""
+        """Number of inputs and outputs."""
         return len(self._model.graph.input) + len(self._model.graph.output)
 
     @property
     def num_optimization_profiles(self) -> int:
-        """Its profiles."""
+        """Number of profiles."""
         return len(self._profiles)
 
     @typed
     def get_tensor_name(self, index: int) -> str:
-        """Inputs first."""
+        """Return the name of a tensor, inputs first."""
         return str([*self._model.graph.input, *self._model.graph.output][index].name)
 
     @typed
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        """Whether it goes in or comes out."""
-        goes_in = name in {value.name for value in self._model.graph.input}
-        return TensorIOMode.INPUT if goes_in else TensorIOMode.OUTPUT
+        """Return whether a tensor is an input or an output."""
+        is_input = name in {value.name for value in self._model.graph.input}
+        return TensorIOMode.INPUT if is_input else TensorIOMode.OUTPUT
 
     @typed
     def get_tensor_dtype(self, name: str) -> DataType:
-        """Its element type."""
+        """Element type of the tensor."""
         return _tensor(self._value(name)).dtype
 
     @typed
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Its axes; -1 where dynamic."""
+        """Lengths of the axes; -1 if dynamic."""
         return _tensor(self._value(name)).shape
 
     @typed
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        """Smallest, best and largest shape of an input."""
+        """Minimum, optimum and maximum shape of an input."""
         return [tuple(shape) for shape in self._profiles[profile_index][name]]
 
     @typed
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     ) -> IExecutionContext:
-        """A context; here it takes memory with its profile, as hagmil asks for."""
+        """Create a context that allocates memory when its profile is set, as hagmil requests."""
         assert strategy == ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         return IExecutionContext(self)
 
@@ -561,7 +561,7 @@ class ICudaEngine:
 
 
 class IExecutionContext:
-    """What runs an engine, in one thread."""
+    """Runs an engine, in one thread."""
 
     __slots__ = ("_addresses", "_engine", "_profile", "_session", "_shapes", "_thread")
 
@@ -577,15 +577,15 @@ class IExecutionContext:
 
     @typed
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        """Choose a profile; all shapes must be set again."""
+        """Set the profile; all shapes must be set again."""
         self._engine._gpu.stream(stream_handle)
         self._profile, self._shapes = profile_index, {}
         return profile_index < self._engine.num_optimization_profiles
 
     @typed
     def set_input_shape(self, name: str, shape: tuple) -> bool:  # type: ignore[type-arg]
-        """The shape of an input; False where the profile does not hold it."""
-        assert self._profile is not None, "no profile was chosen"
+        """Set the shape of an input; return False if it is outside the profile."""
+        assert self._profile is not None, "no profile is set"
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, self._profile)
         if not all(a <= b <= c for a, b, c in zip(smallest, shape, largest, strict=True)):
             return False
@@ -594,18 +594,18 @@ class IExecutionContext:
 
     @typed
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        """Where a tensor is."""
+        """Set the address of a tensor."""
         self._addresses[name] = memory
         return name in {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
 
     @typed
     def infer_shapes(self) -> list[str]:
-        """Inputs whose shape is not known."""
+        """Return the inputs whose shape is not set."""
         return [value.name for value in self._engine._model.graph.input if value.name not in self._shapes]
 
     @typed
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, now that the inputs' are known."""
+        """Return the shape of a tensor from the shapes of the inputs."""
         known = {
             dim.dim_param: length
             for value in self._engine._model.graph.input
@@ -616,7 +616,7 @@ class IExecutionContext:
 
     @typed
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Run, when the stream gets there, on the shapes and addresses of now."""
+        """Run on the stream, with the current shapes and addresses."""
         assert threading.get_ident() == self._thread, "a context was shared between threads"
         assert not self.infer_shapes()
         gpu, engine = self._engine._gpu, self._engine
@@ -633,7 +633,7 @@ class IExecutionContext:
             for address, result in zip(outputs.values(), results, strict=True):
                 gpu.bytes_at(address, result.nbytes)[:] = np.ascontiguousarray(result).reshape(-1).view(np.uint8)
 
-        gpu.stream(stream_handle).give(work)
+        gpu.stream(stream_handle).enqueue(work)
         return True
 
 
@@ -662,12 +662,12 @@ _RTX_ONLY = (ComputeCapability, EngineValidity, EngineInvalidityDiagnostics)
 
 
 def fake_tensorrt(gpu: Gpu, *, version: str = "11.4.0.106") -> ModuleType:
-    """The data-centre flavour on a GPU; to be put into ``sys.modules``."""
+    """Return the data-centre TensorRT on a GPU, for ``sys.modules``."""
     return _module("tensorrt", gpu, version, IBuilderConfig, Runtime, _SHARED)
 
 
 def fake_tensorrt_rtx(gpu: Gpu, *, version: str = "1.7.1.116") -> ModuleType:
-    """TensorRT-RTX on a GPU; to be put into ``sys.modules``."""
+    """Return TensorRT-RTX on a GPU, for ``sys.modules``."""
     return _module("tensorrt_rtx_bindings", gpu, version, RtxBuilderConfig, RtxRuntime, (*_SHARED, *_RTX_ONLY))
 
 
@@ -712,7 +712,7 @@ def _pack(header: dict[str, Any], model: onnx.ModelProto) -> bytes:
 def _unpack(data: bytes) -> tuple[dict[str, Any], onnx.ModelProto]:
     magic, digest, body = data[:4], data[4:36], bytes(data[36:])
     if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
-        raise ValueError("no engine")
+        raise ValueError("not an engine")
     header, _, model = body.partition(b"\0")
     return json.loads(header), onnx.load_model_from_string(model)
 

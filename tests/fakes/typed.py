@@ -1,4 +1,4 @@
-"""Calls with arguments of the wrong type fail in a fake as they do in a binding that checks them."""
+"""Type checks for the arguments of fakes, as in bindings that check them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-_PLAIN: dict[str, type | tuple[type, ...]] = {
+_BUILT_IN: dict[str, type | tuple[type, ...]] = {
     "bool": bool,
     "bytes": (bytes, memoryview),
     "int": int,
@@ -20,7 +20,7 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 
 
 def typed(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Check the arguments of a fake's method against its annotations: plain types, and the fake's own by their name."""
+    """Check the arguments of a method against its annotations: built-in types, and types of the fake by name."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -40,7 +40,7 @@ def _is(value: object, wanted: str) -> bool:
         return value is None
     if wanted == "int" and isinstance(value, bool):
         return False
-    plain = _PLAIN.get(wanted)
-    if plain is not None:
-        return isinstance(value, plain)
+    built_in = _BUILT_IN.get(wanted)
+    if built_in is not None:
+        return isinstance(value, built_in)
     return wanted in {kind.__name__ for kind in type(value).__mro__}

@@ -1,4 +1,4 @@
-"""Phantoms: the same seed gives the same slide, the truth is true, and the files are what readers expect."""
+"""Phantoms are reproducible, their truth is correct, and their files can be read by other tools."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _pixels(path: Path, page: int = 0) -> NDArray[np.uint8]:
 
 
 def _lesion_centre(painter: Painter) -> tuple[int, int]:
-    """The middle-most lesion pixel of a phantom, in level-0 pixels (x, y)."""
+    """The lesion pixel nearest to the centre of all lesions, in level-0 pixels (x, y)."""
     side = -(-painter.spec.size_px // MASK_STEP_PX)
     rows, columns = np.nonzero(painter.paint_mask(0, 0, side, side, MASK_STEP_PX))
     middle = np.argmin(np.hypot(rows - rows.mean(), columns - columns.mean()))
@@ -61,7 +61,7 @@ def _lesion_centre(painter: Painter) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PhantomSlide]]:
-    """A cohort of six small slides and where it lies."""
+    """A cohort of six small slides, and its folder."""
     folder = tmp_path_factory.mktemp("cohort")
     return folder, write_cohort(folder, slides=6, size_px=512, seed=5)
 
@@ -102,7 +102,7 @@ def test_another_seed_gives_another_slide() -> None:
 
 
 @pytest.mark.parametrize("label", ["tumour", "large_cell", "small_cell", "crowded_glands"])
-def test_pixels_do_not_depend_on_how_a_slide_is_cut(label: str) -> None:
+def test_pixels_do_not_depend_on_the_painted_rectangle(label: str) -> None:
     painter = Painter(PhantomSpec(seed=8, label=label, size_px=700))
     whole = painter.paint(0, 0, 700, 700)
     for x, y, width, height in [(0, 0, 700, 37), (13, 101, 300, 290), (255, 250, 445, 17), (401, 3, 1, 697)]:
@@ -118,7 +118,7 @@ def test_slides_do_not_depend_on_strips_or_threads(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("size_px", "spacing_um"), [(600, 0.25), (601, 0.5), (512, 0.502)])
-def test_openslide_reads_the_spacing_that_was_asked_for(tmp_path: Path, size_px: int, spacing_um: float) -> None:
+def test_openslide_reads_the_requested_spacing(tmp_path: Path, size_px: int, spacing_um: float) -> None:
     write_phantom(PhantomSpec(1, "normal", size_px, spacing_um), tmp_path / "slide.tif")
     with openslide.OpenSlide(tmp_path / "slide.tif") as slide:
         assert slide.dimensions == (size_px, size_px)
@@ -140,12 +140,14 @@ def test_tiles_are_jpeg_with_chroma_at_half_resolution(tmp_path: Path) -> None:
         tags = dict(image.tag_v2)  # type: ignore[attr-defined]
     start, length = tags[TILE_OFFSETS][4], tags[TILE_BYTE_COUNTS][4]
     tile = (tmp_path / "slide.tif").read_bytes()[start : start + length]
-    frame = tile.index(b"\xff\xc0")  # baseline frame header; 11 bytes on, the luminance's sampling factors
+    frame = tile.index(
+        b"\xff\xc0"
+    )  # baseline frame header; the sampling factors of the luminance follow after 11 bytes
     assert tags[COMPRESSION] == 7
     assert [tile[frame + 11 + 3 * component] for component in range(3)] == [0x22, 0x11, 0x11]
 
 
-def test_level_0_shows_what_was_painted(tmp_path: Path) -> None:
+def test_level_0_contains_the_painted_pixels(tmp_path: Path) -> None:
     write_phantom(TUMOUR, tmp_path / "slide.tif")
     painted = Painter(TUMOUR).paint(0, 0, 600, 600)
     stored = _pixels(tmp_path / "slide.tif")
@@ -187,7 +189,7 @@ def test_normal_slides_have_empty_masks(tmp_path: Path) -> None:
     assert (truth.lesions, truth.lesion_share) == (0, 0.0)
 
 
-def test_masks_are_grey_lossless_and_give_their_own_spacing(tmp_path: Path) -> None:
+def test_masks_are_grey_and_lossless_with_their_own_spacing(tmp_path: Path) -> None:
     spec = replace(TUMOUR, size_px=601)
     truth = write_phantom(spec, tmp_path / "slide.tif", tmp_path / "slide_mask.tif")
     mask = _pixels(tmp_path / "slide_mask.tif")[..., 0]
@@ -199,17 +201,17 @@ def test_masks_are_grey_lossless_and_give_their_own_spacing(tmp_path: Path) -> N
     assert 1000 / image.xres == pytest.approx(spec.spacing_um * MASK_STEP_PX)
 
 
-def test_a_failure_while_painting_is_raised_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_painting_is_raised_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("the brush broke")
+        raise RuntimeError("painting failed")
 
     monkeypatch.setattr(Painter, "paint", fail)
-    with pytest.raises(RuntimeError, match="the brush broke"):
+    with pytest.raises(RuntimeError, match="painting failed"):
         write_phantom(TUMOUR, tmp_path / "slide.tif")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cohort_is_half_tumour_and_says_so_in_labels_csv(cohort: tuple[Path, list[PhantomSlide]]) -> None:
+def test_half_of_a_cohort_is_tumour_as_labels_csv_states(cohort: tuple[Path, list[PhantomSlide]]) -> None:
     folder, slides = cohort
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -218,7 +220,7 @@ def test_a_cohort_is_half_tumour_and_says_so_in_labels_csv(cohort: tuple[Path, l
     assert Counter(row["label"] for row in rows) == {"normal": 3, "tumour": 3}
 
 
-def test_a_cohort_has_a_slide_and_a_mask_for_each_row(cohort: tuple[Path, list[PhantomSlide]]) -> None:
+def test_a_cohort_has_a_slide_and_a_mask_for_each_label(cohort: tuple[Path, list[PhantomSlide]]) -> None:
     folder, slides = cohort
     assert sorted((folder / "slides").iterdir()) == [slide.slide_path for slide in slides]
     assert sorted((folder / "masks").iterdir()) == [slide.mask_path for slide in slides]
@@ -237,7 +239,7 @@ def test_cases_have_one_or_two_slides_of_one_label(tmp_path: Path, monkeypatch: 
     assert [slide.label for slide in slides] != sorted(slide.label for slide in slides)
 
 
-def test_a_cohort_repeats_by_its_seed_and_differs_by_another(
+def test_a_cohort_is_reproduced_by_its_seed_and_differs_for_another(
     tmp_path: Path, cohort: tuple[Path, list[PhantomSlide]]
 ) -> None:
     folder, _ = cohort
@@ -249,7 +251,7 @@ def test_a_cohort_repeats_by_its_seed_and_differs_by_another(
     assert sha256_of(tmp_path / "other" / slide) != sha256_of(folder / slide)
 
 
-def test_a_cohort_with_a_hierarchy_has_all_fine_classes_and_the_map(tmp_path: Path) -> None:
+def test_a_cohort_with_a_hierarchy_has_all_fine_classes_and_their_map(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     slides = write_cohort(tmp_path, slides=5, size_px=512, classes="hierarchy", progress=lambda *at: seen.append(at))
     assert set(Counter(slide.label for slide in slides)) == set(PHANTOM_CLASSES["hierarchy"])
@@ -261,7 +263,7 @@ def test_a_cohort_with_a_hierarchy_has_all_fine_classes_and_the_map(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"seed": -1}, "seed -1"),
         ({"seed": 0, "label": "weasel"}, "weasel"),
@@ -269,15 +271,15 @@ def test_a_cohort_with_a_hierarchy_has_all_fine_classes_and_the_map(tmp_path: Pa
         ({"seed": 0, "spacing_um": 0.0}, "0.05 to 8"),
     ],
 )
-def test_a_specification_that_cannot_be_meant_is_refused(arguments: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_an_invalid_specification_is_rejected(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         PhantomSpec(**arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [({"slides": 0}, "0 slides"), ({"classes": "ternary"}, "ternary"), ({"seed": -1}, "seed -1")],
 )
-def test_a_cohort_that_cannot_be_meant_is_refused(tmp_path: Path, arguments: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_an_invalid_cohort_is_rejected(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         write_cohort(tmp_path, **arguments)  # type: ignore[arg-type]

@@ -225,7 +225,7 @@ def test_throttle_waits_for_the_work_before_the_previous_call(gpu: Gpu, cupy: Mo
     stream = cupy.cuda.get_current_stream().inner
     done: list[int] = []
     for index in range(3):
-        stream.give(lambda index=index: done.append(index))
+        stream.enqueue(lambda index=index: done.append(index))
         device.throttle()
         assert done == list(range(index))
     device.throttle()

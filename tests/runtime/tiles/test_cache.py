@@ -1,4 +1,4 @@
-"""The tile cache: lends by the chunk, lets nobody decode twice or wait for ever, and keeps to its budget."""
+"""The tile cache decodes each tile once, has no deadlocks, and stays within its budget."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TILES: Any = SimpleNamespace(tile_width=16, tile_height=16)
 
 
 def cache_of(*uses: int, most: int | None = None, monkeypatch: pytest.MonkeyPatch | None = None) -> TileCache:
-    """A cache of so many uses of each tile; room for ``most`` of them."""
+    """A cache for tiles with the given numbers of uses, with space for ``most`` tiles."""
     if monkeypatch is not None and most is not None:
         monkeypatch.setattr(tile_cache, "_MIN_TILES", most)
     return TileCache(TILES, np.array(uses, np.int32), 0)
 
 
-def asked_beside(cache: TileCache, wanted: dict[int, int]) -> Future[AcquiredTiles]:
-    """What another thread gets; it must not have it yet."""
+def acquire_in_thread(cache: TileCache, wanted: dict[int, int]) -> Future[AcquiredTiles]:
+    """Acquire tiles in another thread, which must have to wait."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(cache.acquire, wanted)
     pool.shutdown(wait=False)
@@ -35,7 +35,7 @@ def asked_beside(cache: TileCache, wanted: dict[int, int]) -> Future[AcquiredTil
     return future
 
 
-def test_tiles_that_nobody_else_needs_get_no_memory() -> None:
+def test_tiles_without_further_uses_get_no_buffer() -> None:
     cache = cache_of(2, 1, 3)
     wanted = {0: 1, 1: 1, 2: 3}
     acquired = cache.acquire(wanted)
@@ -50,7 +50,7 @@ def test_tiles_that_nobody_else_needs_get_no_memory() -> None:
     assert (cache.held, cache.decoded) == (1, 3)
 
 
-def test_decoded_tiles_come_first_and_are_let_go_after_their_last_use() -> None:
+def test_decoded_tiles_come_first_and_are_removed_after_their_last_use() -> None:
     cache = cache_of(2, 2)
     first = {1: 1}
     acquired = cache.acquire(first)
@@ -64,7 +64,7 @@ def test_decoded_tiles_come_first_and_are_let_go_after_their_last_use() -> None:
     assert (cache.held, cache.decoded) == (1, 2)
 
 
-def test_a_tile_that_is_being_decoded_is_left_for_later_and_waited_for_alone() -> None:
+def test_a_thread_waits_only_if_all_its_tiles_are_being_decoded() -> None:
     cache = cache_of(2, 1)
     mine, theirs = {0: 1}, {0: 1, 1: 1}
     acquired = cache.acquire(mine)
@@ -72,24 +72,24 @@ def test_a_tile_that_is_being_decoded_is_left_for_later_and_waited_for_alone() -
     assert other.indices == [1]
     cache.release(other, theirs)
     assert theirs == {0: 1}
-    later = asked_beside(cache, theirs)
+    later = acquire_in_thread(cache, theirs)
     cache.release(acquired, mine)
     assert later.result(SOON_S).decoded == 1
     cache.release(later.result(), theirs)
     assert (cache.held, cache.decoded) == (0, 2)
 
 
-def test_who_waits_for_a_tile_that_cannot_be_decoded_tries_himself() -> None:
+def test_after_a_decoding_error_a_waiting_thread_gets_the_tile() -> None:
     cache = cache_of(3)
     acquired = cache.acquire({0: 1})
-    later = asked_beside(cache, {0: 1})
+    later = acquire_in_thread(cache, {0: 1})
     cache.release_undecoded(acquired)
     assert later.result(SOON_S).decoded == 0
     cache.release_undecoded(later.result())
     assert (cache.held, cache.decoded) == (0, 0)
 
 
-def test_an_abandoned_loan_leaves_what_was_decoded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_releasing_after_an_error_keeps_tiles_decoded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = cache_of(9, 9, most=1, monkeypatch=monkeypatch)
     wanted = {0: 1}
     cache.release(cache.acquire(wanted), wanted)
@@ -97,20 +97,20 @@ def test_an_abandoned_loan_leaves_what_was_decoded_before(monkeypatch: pytest.Mo
     assert cache.acquire({0: 1}).decoded == 1
 
 
-def test_no_more_is_lent_than_there_is_room_for_and_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_waits_for_space_in_a_full_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = cache_of(9, 9, 9, 9, most=2, monkeypatch=monkeypatch)
     wanted = {0: 1, 1: 1, 2: 1}
     acquired = cache.acquire(wanted)
     assert acquired.indices == [0, 1]
-    later = asked_beside(cache, {3: 1})
+    later = acquire_in_thread(cache, {3: 1})
     cache.release(acquired, wanted)
     assert later.result(SOON_S).indices == [3]
     assert cache.held == 2
-    assert cache.acquire(wanted).indices == [2]  # the other one that nobody uses makes room
+    assert cache.acquire(wanted).indices == [2]  # replaces the other unused tile
     assert cache.held == 2
 
 
-def test_memory_that_runs_out_is_an_error_of_a_thread_that_has_nothing_on_loan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_runs_out_of_memory_first_returns_the_tiles_it_acquired(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = cache_of(2, 1, 2)
 
     def fails(shape: tuple[int, ...]) -> Any:
@@ -125,7 +125,7 @@ def test_memory_that_runs_out_is_an_error_of_a_thread_that_has_nothing_on_loan(m
         cache.acquire(wanted)
 
 
-def test_many_threads_decode_each_tile_once_and_leave_nothing() -> None:
+def test_many_threads_decode_each_tile_once_and_empty_the_cache() -> None:
     chunks = [dict.fromkeys(range(start, start + 12), 1) for start in range(0, 300, 3)]
     uses = np.zeros(320, np.int32)
     for chunk in chunks:

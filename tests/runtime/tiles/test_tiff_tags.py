@@ -1,4 +1,4 @@
-"""The tags of TIFF files: what is read, and that no damage ends in another error than TiffError."""
+"""Tags of TIFF files; every damage is reported as a TiffError."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_tags_of_every_page_are_read(tmp_path: Path, big: bool, order: ByteO
     assert (second.description, second.resolution) == ("", None)
 
 
-def test_tiles_without_bytes_are_noticed(tmp_path: Path) -> None:
+def test_tiles_without_bytes_are_detected(tmp_path: Path) -> None:
     pages = [TiffPage(PIXELS, 32, missing=[4])]
     assert read_directories(write_tiff(tmp_path / "a.tif", pages))[0].missing_tiles
 
@@ -57,16 +57,16 @@ def test_subifds_belong_to_their_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"II", b"no TIFF at all", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II+\0\x08\0\0\0"]
+    "data", [b"", b"II", b"not a TIFF file", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II+\0\x08\0\0\0"]
 )
-def test_what_is_no_tiff_is_named_so(tmp_path: Path, data: bytes) -> None:
+def test_files_that_are_not_tiff_are_rejected(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(data)
     with pytest.raises(TiffError):
         read_directories(path)
 
 
-def test_directories_that_form_a_ring_end_in_an_error(tmp_path: Path) -> None:
+def test_directories_that_form_a_cycle_are_an_error(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [TiffPage(PIXELS, 32)])
     data = bytearray(path.read_bytes())
     data[-4:] = data[4:8]
@@ -82,7 +82,7 @@ def test_directories_that_form_a_ring_end_in_an_error(tmp_path: Path) -> None:
     junk=st.binary(min_size=1, max_size=12),
     cut=st.integers(0, 400),
 )
-def test_damage_ends_in_a_tiff_error_or_is_survived(
+def test_damage_raises_a_tiff_error_or_is_tolerated(
     tmp_path: Path, big: bool, place: int, junk: bytes, cut: int
 ) -> None:
     pages = [page for page in aperio_pages(picture(64, 48)) if page.tile_px is not None]

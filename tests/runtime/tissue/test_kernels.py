@@ -1,4 +1,4 @@
-"""One contract over all sets of mask kernels, and the plain set against independent implementations."""
+"""One contract for all mask kernels, and the NumPy kernels against independent implementations."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 REFERENCE = ReferenceKernels()
-HOST_TWIN = CupyKernels(xp=np, ndimage=ndimage, to_host=np.asarray, band_px=30, name="cupy's steps on NumPy")
+CUPY_ON_NUMPY = CupyKernels(xp=np, ndimage=ndimage, to_host=np.asarray, band_px=30, name="cupy operations on NumPy")
 
 
-def gpu_set() -> tuple[MaskKernels | None, str]:
-    """The set on this machine's GPU, or why there is none."""
+def gpu_kernels() -> tuple[MaskKernels | None, str]:
+    """Kernels for the GPU of this machine, or the reason why there are none."""
     try:
         return open_cupy(), ""
     except EnvironmentLacks as lacks:
         return None, lacks.message
 
 
-GPU, WHY_NO_GPU = gpu_set()
-NO_GPU = pytest.mark.skipif(GPU is None, reason=WHY_NO_GPU or "there is one")
+GPU, WHY_NO_GPU = gpu_kernels()
+NO_GPU = pytest.mark.skipif(GPU is None, reason=WHY_NO_GPU or "there is a GPU")
 OTHERS = [
     pytest.param(NumbaKernels(), id="numba"),
-    pytest.param(HOST_TWIN, id="cupy's steps on NumPy"),
+    pytest.param(CUPY_ON_NUMPY, id="cupy operations on NumPy"),
     pytest.param(GPU, id="cupy", marks=[pytest.mark.gpu, NO_GPU]),
 ]
 
-each_other_set = pytest.mark.parametrize("kernels", OTHERS)
-each_set = pytest.mark.parametrize("kernels", [pytest.param(REFERENCE, id="reference"), *OTHERS])
+each_other_kernels = pytest.mark.parametrize("kernels", OTHERS)
+each_kernels = pytest.mark.parametrize("kernels", [pytest.param(REFERENCE, id="reference"), *OTHERS])
 
 planes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=14)
 sides = st.sampled_from([1, 3, 5, 9])
@@ -64,7 +64,7 @@ colours = planes.flatmap(lambda plane: hnp.arrays(np.uint8, (*plane, 3)))
 masks = hnp.arrays(np.bool_, planes) | planes.flatmap(
     lambda plane: st.sampled_from([np.zeros(plane, np.bool_), np.ones(plane, np.bool_)])
 )
-patient = settings(deadline=None)
+no_deadline = settings(deadline=None)
 
 
 def assert_same(one: NDArray[Any], other: NDArray[Any]) -> None:
@@ -72,15 +72,15 @@ def assert_same(one: NDArray[Any], other: NDArray[Any]) -> None:
     np.testing.assert_array_equal(one, other, strict=True)
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(rgb=colours)
-def test_every_set_has_the_plain_saturation(kernels: MaskKernels, rgb: NDArray[np.uint8]) -> None:
+def test_saturation_equals_the_reference(kernels: MaskKernels, rgb: NDArray[np.uint8]) -> None:
     assert_same(kernels.saturation(rgb), REFERENCE.saturation(rgb))
 
 
-@each_other_set
-def test_every_set_has_the_plain_saturation_for_every_brightest_and_darkest_channel(
+@each_other_kernels
+def test_saturation_equals_the_reference_for_all_brightest_and_darkest_channels(
     kernels: MaskKernels,
 ) -> None:
     one, other = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
@@ -88,71 +88,69 @@ def test_every_set_has_the_plain_saturation_for_every_brightest_and_darkest_chan
     assert_same(kernels.saturation(rgb), REFERENCE.saturation(rgb))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(image=images | few_values, side_px=sides)
-def test_every_set_has_the_plain_median(kernels: MaskKernels, image: NDArray[np.uint8], side_px: int) -> None:
+def test_median_equals_the_reference(kernels: MaskKernels, image: NDArray[np.uint8], side_px: int) -> None:
     assert_same(kernels.median(image, side_px), REFERENCE.median(image, side_px))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(image=images | few_values, side_px=sides, threshold=thresholds)
-def test_every_set_has_the_plain_median_above_a_threshold(
+def test_median_above_a_threshold_equals_the_reference(
     kernels: MaskKernels, image: NDArray[np.uint8], side_px: int, threshold: int
 ) -> None:
     assert_same(kernels.median_above(image, side_px, threshold), REFERENCE.median_above(image, side_px, threshold))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(image=images)
-def test_every_set_has_the_plain_histogram(kernels: MaskKernels, image: NDArray[np.uint8]) -> None:
+def test_histogram_equals_the_reference(kernels: MaskKernels, image: NDArray[np.uint8]) -> None:
     assert_same(kernels.histogram(image), REFERENCE.histogram(image))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(rgb=colours)
-def test_every_set_counts_the_plain_brightness(kernels: MaskKernels, rgb: NDArray[np.uint8]) -> None:
+def test_brightness_equals_the_reference(kernels: MaskKernels, rgb: NDArray[np.uint8]) -> None:
     assert_same(kernels.brightness(rgb), REFERENCE.brightness(rgb))
 
 
-@each_other_set
-def test_every_set_agrees_on_squares_whose_pixels_eight_bits_cannot_count(kernels: MaskKernels) -> None:
+@each_other_kernels
+def test_squares_of_more_than_255_pixels_equal_the_reference(kernels: MaskKernels) -> None:
     image = np.random.default_rng(4).integers(0, 20, (40, 37), dtype=np.uint8)
     assert_same(kernels.median(image, 17), REFERENCE.median(image, 17))
     assert_same(kernels.median_above(image, 17, 9), REFERENCE.median_above(image, 17, 9))
     assert_same(kernels.close(image > 18, 17), REFERENCE.close(image > 18, 17))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(mask=masks, side_px=sides)
-def test_every_set_has_the_plain_closing(kernels: MaskKernels, mask: NDArray[np.bool_], side_px: int) -> None:
+def test_closing_equals_the_reference(kernels: MaskKernels, mask: NDArray[np.bool_], side_px: int) -> None:
     assert_same(kernels.close(mask, side_px), REFERENCE.close(mask, side_px))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(mask=masks, min_area_px=areas)
-def test_every_set_drops_the_plain_set_of_objects(
+def test_removal_of_objects_equals_the_reference(
     kernels: MaskKernels, mask: NDArray[np.bool_], min_area_px: int
 ) -> None:
     assert_same(kernels.remove_small_objects(mask, min_area_px), REFERENCE.remove_small_objects(mask, min_area_px))
 
 
-@each_other_set
-@patient
+@each_other_kernels
+@no_deadline
 @given(mask=masks, min_area_px=areas)
-def test_every_set_fills_the_plain_set_of_holes(
-    kernels: MaskKernels, mask: NDArray[np.bool_], min_area_px: int
-) -> None:
+def test_filling_of_holes_equals_the_reference(kernels: MaskKernels, mask: NDArray[np.bool_], min_area_px: int) -> None:
     assert_same(kernels.fill_small_holes(mask, min_area_px), REFERENCE.fill_small_holes(mask, min_area_px))
 
 
-@each_other_set
-def test_every_set_agrees_on_a_large_noisy_mask(kernels: MaskKernels) -> None:
+@each_other_kernels
+def test_components_of_a_large_noisy_mask_equal_the_reference(kernels: MaskKernels) -> None:
     generator = np.random.default_rng(0)
     for share in (0.1, 0.4, 0.6, 0.9):
         mask = generator.random((300, 401)) < share
@@ -160,9 +158,9 @@ def test_every_set_agrees_on_a_large_noisy_mask(kernels: MaskKernels) -> None:
         assert_same(kernels.fill_small_holes(mask, 20), REFERENCE.fill_small_holes(mask, 20))
 
 
-@each_set
+@each_kernels
 @pytest.mark.parametrize("side_px", [1, 3])
-def test_no_kernel_changes_or_returns_its_argument(kernels: MaskKernels, side_px: int) -> None:
+def test_no_kernel_modifies_or_returns_its_argument(kernels: MaskKernels, side_px: int) -> None:
     generator = np.random.default_rng(1)
     rgb = generator.integers(0, 256, (9, 7, 3), dtype=np.uint8)
     image, mask = rgb[..., 0].copy(), rgb[..., 1] > 100
@@ -182,8 +180,8 @@ def test_no_kernel_changes_or_returns_its_argument(kernels: MaskKernels, side_px
         assert not np.shares_memory(given_array, result)
 
 
-@each_set
-def test_arrays_that_are_views_of_others_are_read_aright(kernels: MaskKernels) -> None:
+@each_kernels
+def test_views_give_the_same_results_as_copies(kernels: MaskKernels) -> None:
     rgb = np.random.default_rng(2).integers(0, 256, (20, 22, 3), dtype=np.uint8)
     rgb_view, mask_view = rgb[::2, ::-2], (rgb[..., 0] > 90).T[::2]
     image_view = rgb_view[..., 1]
@@ -197,11 +195,11 @@ def test_arrays_that_are_views_of_others_are_read_aright(kernels: MaskKernels) -
     assert_same(kernels.fill_small_holes(mask_view, 4), REFERENCE.fill_small_holes(mask_view.copy(), 4))
 
 
-# The plain set against others' implementations.
+# The NumPy kernels against other implementations.
 
 
 @given(rgb=colours)
-def test_saturation_is_pillows_of_hsv_but_for_rounding_and_black(rgb: NDArray[np.uint8]) -> None:
+def test_saturation_equals_that_of_pillow_except_rounding_and_black(rgb: NDArray[np.uint8]) -> None:
     if rgb.size == 0:
         return
     theirs = np.asarray(Image.fromarray(rgb).convert("HSV"))[..., 1].astype(int)
@@ -211,43 +209,43 @@ def test_saturation_is_pillows_of_hsv_but_for_rounding_and_black(rgb: NDArray[np
     assert not REFERENCE.saturation(rgb)[~lit].any()
 
 
-def test_saturation_is_rounded_half_up_for_every_brightest_and_darkest_channel() -> None:
+def test_saturation_is_rounded_half_up() -> None:
     brightest, darkest = np.meshgrid(np.arange(256), np.arange(256))
     lit = (brightest >= darkest) & (brightest >= MIN_LIT_BRIGHTNESS)
     rgb = np.stack([darkest, brightest, darkest], axis=2).astype(np.uint8)
-    exact = (510 * (brightest - darkest) + brightest) // np.maximum(2 * brightest, 1)  # whole numbers alone
+    exact = (510 * (brightest - darkest) + brightest) // np.maximum(2 * brightest, 1)  # integer arithmetic
     np.testing.assert_array_equal(REFERENCE.saturation(rgb)[lit], exact[lit])
 
 
-@each_set
+@each_kernels
 def test_saturation_of_known_colours(kernels: MaskKernels) -> None:
     rgb = np.array([[[255, 255, 255], [200, 100, 150], [255, 0, 0], [0, 0, 0], [2, 0, 1], [240, 239, 240]]], np.uint8)
     assert kernels.saturation(rgb).tolist() == [[0, 128, 255, 0, 0, 1]]
 
 
-@patient
+@no_deadline
 @given(image=images | few_values, side_px=sides)
-def test_median_is_scipys_with_repeated_edges(image: NDArray[np.uint8], side_px: int) -> None:
+def test_median_equals_that_of_scipy_with_repeated_edges(image: NDArray[np.uint8], side_px: int) -> None:
     if image.size:
         theirs = ndimage.median_filter(image, size=side_px, mode="nearest")
         np.testing.assert_array_equal(REFERENCE.median(image, side_px), theirs)
 
 
-@pytest.mark.parametrize("side_px", [7, 9, 17])  # by forgetting extremes, bit by bit, and in wider counts
-def test_median_of_wide_squares_is_scipys(side_px: int) -> None:
+@pytest.mark.parametrize("side_px", [7, 9, 17])  # by removing extremes, bit by bit, and with 32-bit counts
+def test_median_of_large_squares_equals_that_of_scipy(side_px: int) -> None:
     image = np.random.default_rng(5).integers(0, 256, (31, 45), dtype=np.uint8)
     theirs = ndimage.median_filter(image, size=side_px, mode="nearest")
     np.testing.assert_array_equal(REFERENCE.median(image, side_px), theirs)
 
 
 @given(image=images | few_values, side_px=sides, threshold=thresholds)
-def test_where_the_median_is_above_a_threshold_needs_no_median(
+def test_median_above_a_threshold_equals_the_compared_median(
     image: NDArray[np.uint8], side_px: int, threshold: int
 ) -> None:
     assert_same(REFERENCE.median_above(image, side_px, threshold), REFERENCE.median(image, side_px) > threshold)
 
 
-def test_median_of_an_image_of_several_bands_has_no_seams() -> None:
+def test_median_of_several_bands_has_no_seams() -> None:
     image = np.random.default_rng(3).integers(0, 256, (150, 1000), dtype=np.uint8)
     np.testing.assert_array_equal(REFERENCE.median(image, 5), ndimage.median_filter(image, size=5, mode="nearest"))
 
@@ -259,7 +257,7 @@ def test_brightness_counts_the_brightest_of_three_channels() -> None:
 
 
 @given(mask=masks, side_px=sides)
-def test_closing_is_scipys_on_a_wide_frame_of_glass(mask: NDArray[np.bool_], side_px: int) -> None:
+def test_closing_equals_that_of_scipy_on_a_padded_mask(mask: NDArray[np.bool_], side_px: int) -> None:
     framed = np.pad(mask, 2 * side_px)
     theirs = ndimage.binary_closing(framed, structure=np.ones((side_px, side_px), np.bool_))
     inside = theirs[2 * side_px : theirs.shape[0] - 2 * side_px, 2 * side_px : theirs.shape[1] - 2 * side_px]
@@ -267,14 +265,14 @@ def test_closing_is_scipys_on_a_wide_frame_of_glass(mask: NDArray[np.bool_], sid
 
 
 @given(mask=masks, side_px=sides)
-def test_closing_only_adds_and_adds_nothing_the_second_time(mask: NDArray[np.bool_], side_px: int) -> None:
+def test_closing_only_adds_pixels_and_is_idempotent(mask: NDArray[np.bool_], side_px: int) -> None:
     closed = REFERENCE.close(mask, side_px)
     assert (closed | mask == closed).all()
     np.testing.assert_array_equal(REFERENCE.close(closed, side_px), closed)
 
 
 @given(mask=masks, min_area_px=areas)
-def test_objects_are_scipys_components_over_sides_and_corners(mask: NDArray[np.bool_], min_area_px: int) -> None:
+def test_objects_are_8_connected_components_of_scipy(mask: NDArray[np.bool_], min_area_px: int) -> None:
     if mask.size:
         labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
         area = np.bincount(labels.ravel())
@@ -283,7 +281,7 @@ def test_objects_are_scipys_components_over_sides_and_corners(mask: NDArray[np.b
 
 
 @given(mask=masks, min_area_px=areas)
-def test_holes_are_what_scipy_fills_in_components_over_sides(mask: NDArray[np.bool_], min_area_px: int) -> None:
+def test_holes_are_4_connected_components_that_scipy_fills(mask: NDArray[np.bool_], min_area_px: int) -> None:
     if mask.size:
         labels, _ = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
         area = np.bincount(labels.ravel())
@@ -295,41 +293,41 @@ def from_picture(*rows: str) -> NDArray[np.bool_]:
     return np.array([[letter == "#" for letter in row] for row in rows])
 
 
-@each_set
-def test_objects_that_touch_at_a_corner_are_one(kernels: MaskKernels) -> None:
+@each_kernels
+def test_objects_that_touch_at_a_corner_are_connected(kernels: MaskKernels) -> None:
     mask = from_picture("##..", "..#.", "....", "#...")
     assert_same(kernels.remove_small_objects(mask, 3), from_picture("##..", "..#.", "....", "...."))
 
 
-@each_set
-def test_a_hole_does_not_leak_through_a_corner(kernels: MaskKernels) -> None:
+@each_kernels
+def test_holes_that_touch_glass_at_a_corner_are_enclosed(kernels: MaskKernels) -> None:
     mask = from_picture(".###", "#.##", "###.")
     assert_same(kernels.fill_small_holes(mask, 2), from_picture(".###", "####", "###."))
 
 
-@each_set
-def test_glass_at_the_edge_is_no_hole_however_small(kernels: MaskKernels) -> None:
+@each_kernels
+def test_glass_at_the_edge_is_never_a_hole(kernels: MaskKernels) -> None:
     mask = from_picture("#.##", "####", ".##.")
     assert_same(kernels.fill_small_holes(mask, 100), mask)
 
 
-@each_set
-def test_a_hole_of_the_least_area_stays(kernels: MaskKernels) -> None:
+@each_kernels
+def test_a_hole_of_the_minimum_area_is_kept(kernels: MaskKernels) -> None:
     mask = from_picture("#####", "#..##", "#####", "###.#", "#####")
     filled = from_picture("#####", "#..##", "#####", "#####", "#####")
     assert_same(kernels.fill_small_holes(mask, 2), filled)
 
 
-@each_set
-def test_closing_does_not_glue_tissue_to_the_edge(kernels: MaskKernels) -> None:
+@each_kernels
+def test_closing_does_not_connect_tissue_to_the_edge(kernels: MaskKernels) -> None:
     mask = from_picture(".....", "..#.#", ".....")
     assert_same(kernels.close(mask, 3), from_picture(".....", "..###", "....."))
 
 
-# What is compiled, and when.
+# Choice and compilation of the numba kernels.
 
 
-def test_small_masks_are_made_without_numba() -> None:
+def test_small_masks_do_not_import_numba() -> None:
     code = (
         "import sys; from hagmil.runtime.tissue.kernels import kernels_for; import hagmil.runtime.tissue.segment; "
         "print(kernels_for(36_000_000).name, 'numba' in sys.modules, 'cupy' in sys.modules)"
@@ -338,7 +336,7 @@ def test_small_masks_are_made_without_numba() -> None:
     assert done.stdout.split() == ["reference", "False", "False"]
 
 
-def test_large_masks_are_made_by_compiled_kernels() -> None:
+def test_large_masks_use_the_numba_kernels() -> None:
     assert isinstance(kernels_for(COMPILED_FROM_PX), NumbaKernels)
     assert kernels_for(COMPILED_FROM_PX - 1) == ReferenceKernels()
 
@@ -373,12 +371,12 @@ def call_every_kernel(cache: Path) -> dict[str, list[int]]:
     return counts
 
 
-def test_a_second_process_compiles_nothing_again(tmp_path: Path) -> None:
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert call_every_kernel(tmp_path) == {"hits": [0] * 5, "misses": [1] * 5}
     assert call_every_kernel(tmp_path) == {"hits": [1] * 5, "misses": [0] * 5}
 
 
-def test_without_a_folder_for_the_cache_kernels_still_compile_and_the_log_says_so(
+def test_without_a_cache_folder_kernels_compile_and_a_warning_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     njit = numba.njit
@@ -399,7 +397,7 @@ def test_without_a_folder_for_the_cache_kernels_still_compile_and_the_log_says_s
     assert "NUMBA_CACHE_DIR" in caplog.text
 
 
-def test_calls_from_several_threads_at_once_give_one_result() -> None:
+def test_concurrent_calls_give_the_same_result() -> None:
     rgb = np.random.default_rng(6).integers(0, 256, (120, 130, 3), dtype=np.uint8)
     kernels = NumbaKernels()
     with ThreadPoolExecutor(4) as threads:
@@ -409,7 +407,7 @@ def test_calls_from_several_threads_at_once_give_one_result() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_does_not_show(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_module, "_BAND_PX", 500)
     rgb = np.random.default_rng(7).integers(0, 256, (61, 70, 3), dtype=np.uint8)
     kernels, image = NumbaKernels(threads=threads), rgb[..., 0]
@@ -420,11 +418,11 @@ def test_the_number_of_threads_does_not_show(threads: int, monkeypatch: pytest.M
     assert_same(kernels.close(image > 200, 5), REFERENCE.close(image > 200, 5))
 
 
-# The GPU that was asked for.
+# Choice of the device.
 
 
 class CudaFailed(RuntimeError):
-    """Stands for cupy's own."""
+    """Replaces the exception of cupy."""
 
 
 def fake_cupy(devices: int | Exception) -> SimpleNamespace:
@@ -437,16 +435,16 @@ def fake_cupy(devices: int | Exception) -> SimpleNamespace:
     return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime), asnumpy=np.asarray)
 
 
-def test_on_the_cpu_each_mask_chooses_by_its_size() -> None:
+def test_on_the_cpu_kernels_are_chosen_for_each_mask() -> None:
     assert kernels_on("cpu") is None
 
 
-def test_a_device_of_another_name_is_a_wrong_usage() -> None:
+def test_an_unknown_device_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match='"gpu" is not one of cpu, cuda'):
         kernels_on("gpu")
 
 
-def test_a_gpu_without_cupy_is_told_with_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cupy_is_reported_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(EnvironmentLacks, match=r"hagmil\[gpu\]") as lacks:
         kernels_on("cuda")
@@ -454,16 +452,14 @@ def test_a_gpu_without_cupy_is_told_with_the_install_line(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("devices", [0, CudaFailed("cudaErrorNoDevice: no CUDA-capable device is detected")])
-def test_cupy_without_a_gpu_is_told_and_never_made_up_for(
-    monkeypatch: pytest.MonkeyPatch, devices: int | Exception
-) -> None:
+def test_a_missing_gpu_is_an_error_without_fallback(monkeypatch: pytest.MonkeyPatch, devices: int | Exception) -> None:
     monkeypatch.setattr(cupy_gpu, "require", lambda *_, **__: fake_cupy(devices))
     with pytest.raises(EnvironmentLacks, match=r"no CUDA-capable device|no device is visible") as lacks:
         kernels_on("cuda")
     assert (lacks.value.code, lacks.value.exit_code) == ("mask_device_missing", 5)
 
 
-def test_a_gpu_that_is_there_makes_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_usable_gpu_makes_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {"cupy": fake_cupy(1), "cupyx.scipy.ndimage": ndimage}
     monkeypatch.setattr(cupy_gpu, "require", lambda module, **_: modules[module])
     kernels = kernels_on("cuda")
