@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[500, 2000, 6000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/masks.json"))
-    parser.add_argument("--break-even", action="store_true", help="print the slides from which on numba saves time")
+    parser.add_argument("--break-even", action="store_true", help="print after how many slides numba saves time")
     parser.add_argument("--measure", nargs=4, metavar=("MAKER", "TASK", "METHOD", "IMAGE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -120,14 +120,14 @@ def main() -> None:
 
 
 def require_peers() -> None:
-    """Say how to install what this script compares with."""
+    """Raise an error with the install command if a compared library is missing."""
     for module, package in (("cv2", "opencv-python-headless"), ("skimage", "scikit-image")):
         if importlib.util.find_spec(module) is None:
-            raise SystemExit(f"this comparison needs {package}, which hagmil does not: pip install {package}")
+            raise SystemExit(f"this comparison needs {package}: pip install {package}")
 
 
 def version(package: str) -> str:
-    """The installed version of a package."""
+    """Return the installed version of a package."""
     return importlib.metadata.version(package)
 
 
@@ -155,7 +155,7 @@ def compare(
 
 
 def overview_of(side_px: int, folder: Path) -> Image:
-    """An image of tissue and glass, uint8 (side, side, 3)."""
+    """Make an image of tissue and glass, uint8 (side, side, 3)."""
     from hagmil.phantom import PhantomSpec, write_phantom  # imports numba, whose import time is measured elsewhere
     from hagmil.runtime.slides.open import open_slide
     from hagmil.runtime.slides.overview import read_overview
@@ -212,13 +212,13 @@ def measure(maker: str, task: str, method: str, image: str) -> dict[str, Any]:
 
 
 def status_kb(key: str) -> int:
-    """A line of this process's memory status, in KiB."""
+    """Read a value of the memory status of this process, in KiB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1])
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over processes; of later calls also the range."""
+    """Medians over processes, and the range of later calls."""
     later = [seconds for run in runs for seconds in run["later_s"]]
     return {
         "load_s": round(statistics.median(run["load_s"] for run in runs), 4),
@@ -236,7 +236,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A table for each task and method."""
+    """Return a table for each task and method."""
     blocks = []
     for task in TASKS:
         for method in METHODS:
@@ -264,7 +264,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def break_even_table(rows: list[dict[str, Any]]) -> str:
-    """Table of the cost and saving of numba over NumPy, and the number of slides from which on it saves time."""
+    """Return a table of the cost and saving of numba over NumPy, and the slides after which it saves time."""
     found = {(row["side_px"], row["method"], row["name"]): row for row in rows}
     heads = ("image", "threshold", "cache", "clock", "cost once, s", "saved per slide, ms", "by round, ms", "slides")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -294,7 +294,7 @@ def once_s(row: dict[str, Any], clock: str) -> float:
 
 
 def opencv(task: str, method: str) -> Callable[[Image], Mask]:
-    """CLAM's steps in OpenCV; for ``mask`` our sizes, and objects and holes by connected components."""
+    """Steps of CLAM in OpenCV; for ``mask`` with the sizes of hagmil, and objects and holes by connected components."""
     cv2 = importlib.import_module("cv2")
     median_px = MEDIAN_PX if task == "filters" else 5
     square = np.ones((CLOSING_PX, CLOSING_PX), np.uint8)
@@ -324,7 +324,7 @@ def opencv(task: str, method: str) -> Callable[[Image], Mask]:
 
 
 def scikit_image(_task: str, method: str) -> Callable[[Image], Mask]:
-    """The filters in scikit-image."""
+    """Filters in scikit-image."""
     rgb2hsv = importlib.import_module("skimage.color").rgb2hsv
     filters = importlib.import_module("skimage.filters")
     closing = importlib.import_module("skimage.morphology").closing
@@ -340,7 +340,7 @@ def scikit_image(_task: str, method: str) -> Callable[[Image], Mask]:
 
 
 def libvips(_task: str, method: str) -> Callable[[Image], Mask]:
-    """The filters in libvips, on all cores."""
+    """Filters in libvips, on all cores."""
     pyvips = importlib.import_module("pyvips")
 
     def _make(rgb: Image) -> Mask:
@@ -359,28 +359,28 @@ def libvips(_task: str, method: str) -> Callable[[Image], Mask]:
 
 
 def plain(task: str, method: str) -> Callable[[Image], Mask]:
-    """Our plain NumPy set."""
+    """NumPy kernels of hagmil."""
     from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
 
     return ours(ReferenceKernels(), task, method)
 
 
 def compiled(task: str, method: str) -> Callable[[Image], Mask]:
-    """Our numba set."""
+    """numba kernels of hagmil."""
     from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 
     return ours(NumbaKernels(), task, method)
 
 
 def compiled_one_core(task: str, method: str) -> Callable[[Image], Mask]:
-    """Our numba set on one thread."""
+    """numba kernels of hagmil, on one thread."""
     from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 
     return ours(NumbaKernels(threads=1), task, method)
 
 
 def ours(kernels: MaskKernels, task: str, method: Any) -> Callable[[Image], Mask]:
-    """Our steps with one set of kernels."""
+    """Steps of hagmil with the given kernels."""
     parameters = TissueParameters(method=method, threshold=THRESHOLD)
 
     def _filters(rgb: Image) -> Mask:

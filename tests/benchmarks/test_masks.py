@@ -57,3 +57,14 @@ def test_the_table_has_a_row_for_every_measurement() -> None:
     assert "| 10² | OpenCV | 500.0 | 200.0 | 200.0 | 100.0 to 300.0 | 100.0 | 3 | 0.500 |" in masks.markdown(
         {"rows": [row]}
     )
+
+
+def test_the_break_even_is_the_cost_over_the_saving_per_slide() -> None:
+    run = {"load_s": 0.0, "first_s": 0.2, "once_cpu_s": 0.2, "memory_mb": 3, "tissue": 0.5}
+    numpy_run = {**run, "later_s": [0.2], "cpu_s": [0.2]}
+    numba_run = {**run, "load_s": 1.0, "once_cpu_s": 1.2, "later_s": [0.1], "cpu_s": [0.3]}
+    runs = {masks.NUMPY.name: numpy_run, masks.WARM.name: numba_run}
+    rows = [{"side_px": 9, "method": "fixed", "name": name, **masks.summary([each])} for name, each in runs.items()]
+    table = masks.break_even_table(rows)
+    assert "| 9² | fixed | warm | wall | 1.10 | 100.0 | 100.0 to 100.0 | 11 |" in table
+    assert "| 9² | fixed | warm | CPU | 0.90 | -100.0 | -100.0 to -100.0 | never |" in table

@@ -140,9 +140,7 @@ def test_tiles_are_jpeg_with_chroma_at_half_resolution(tmp_path: Path) -> None:
         tags = dict(image.tag_v2)  # type: ignore[attr-defined]
     start, length = tags[TILE_OFFSETS][4], tags[TILE_BYTE_COUNTS][4]
     tile = (tmp_path / "slide.tif").read_bytes()[start : start + length]
-    frame = tile.index(
-        b"\xff\xc0"
-    )  # baseline frame header; the sampling factors of the luminance follow after 11 bytes
+    frame = tile.index(b"\xff\xc0")  # baseline frame header; sampling factors start 11 bytes later
     assert tags[COMPRESSION] == 7
     assert [tile[frame + 11 + 3 * component] for component in range(3)] == [0x22, 0x11, 0x11]
 
