@@ -1,4 +1,4 @@
-"""Files in the published formats made from the conformance rule, and a backbone that gives what they take."""
+"""Files in the published formats from the reference weights, and a backbone with a matching number of features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_published_hag_mil(path: Path, official: PublishedReference) -> Path:
 
 
 def write_colour_backbone(folder: Path, features: int) -> Path:
-    """A patch encoder of any length: the mean colour of a patch, taken to many features by a fixed matrix."""
+    """A backbone with any number of features: the mean colour of a patch times a fixed matrix."""
     folder.mkdir(parents=True)
     spread = np.random.default_rng(features).random((3, features)).astype(np.float32)
     nodes = [

@@ -1,4 +1,4 @@
-"""A checkpoint in the published format goes import, export, infer, with the published numbers."""
+"""A published checkpoint reproduces the published outputs after import and export, and in inference."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def hmil(official: PublishedReference, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("patches", [5, 300, 1500])
-def test_an_imported_and_exported_hmil_gives_the_published_numbers(
+def test_an_imported_and_exported_hmil_reproduces_the_published_outputs(
     official: PublishedReference, hmil: LoadedModel, patches: int
 ) -> None:
     outputs = hmil.stages[0].run({"features": features(patches, 1024, HMIL_SALT).numpy()})
@@ -67,7 +67,7 @@ def test_an_imported_and_exported_hmil_gives_the_published_numbers(
         _assert_near(outputs[name], official.outputs[f"hmil_{patches}_{name}"], tolerance)
 
 
-def test_its_manifest_and_card_say_hierarchy_origin_and_that_nothing_proves_the_backbone(hmil: LoadedModel) -> None:
+def test_manifest_and_card_give_hierarchy_and_origin_and_an_unverified_backbone(hmil: LoadedModel) -> None:
     manifest = hmil.bundle.manifest
     assert (manifest.kind, manifest.classes) == ("hmil", tuple(BRACS_HIERARCHY))
     assert manifest.hierarchy is not None
@@ -80,7 +80,7 @@ def test_its_manifest_and_card_say_hierarchy_origin_and_that_nothing_proves_the_
     assert "| DCIS | malignant |" in card
 
 
-def test_a_slide_gets_both_layers_and_a_heatmap_for_each_predicted_class(
+def test_a_slide_has_predictions_of_both_layers_and_a_heatmap_of_each(
     hmil: LoadedModel, slide: Path, tmp_path: Path
 ) -> None:
     result = predict_one(SlideRequest("tissue", str(slide), slide, None), hmil, tmp_path, PredictOptions())
@@ -107,7 +107,7 @@ def test_a_slide_gets_both_layers_and_a_heatmap_for_each_predicted_class(
         np.testing.assert_allclose(group["fine_attention"][...].sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
-def test_an_imported_and_exported_cascade_gives_the_published_numbers(
+def test_an_imported_and_exported_cascade_reproduces_the_published_outputs(
     official: PublishedReference, slide: Path, tmp_path: Path
 ) -> None:
     backbone = write_colour_backbone(tmp_path / "backbone", 64)
@@ -129,16 +129,14 @@ def test_an_imported_and_exported_cascade_gives_the_published_numbers(
     assert (result.status, len(result.stages), result.coarse) == ("ok", 3, None)
 
 
-def test_a_backbone_that_was_named_at_import_must_be_the_one_at_export(
-    official: PublishedReference, tmp_path: Path
-) -> None:
+def test_a_backbone_given_at_import_must_be_used_at_export(official: PublishedReference, tmp_path: Path) -> None:
     published = write_published_hmil(tmp_path / "best.pth", official)
     backbone = write_colour_backbone(tmp_path / "backbone", 1024)
-    told = open_backbone(backbone)
-    import_checkpoint(published, "hmil", tmp_path / "checkpoint", ImportOptions(backbone=told))
+    imported_backbone = open_backbone(backbone)
+    import_checkpoint(published, "hmil", tmp_path / "checkpoint", ImportOptions(backbone=imported_backbone))
     recorded = load_checkpoint(tmp_path / "checkpoint").card.backbone
     assert recorded is not None
-    assert (recorded.sha256, recorded.proven) == (told.sha256, False)
+    assert (recorded.sha256, recorded.proven) == (imported_backbone.sha256, False)
     other = write_colour_backbone(tmp_path / "other", 1024)
     _edit_card(other, name="other", sha256=_change(other))
     with pytest.raises(BundleError, match='backbone "colour"'):
@@ -147,7 +145,9 @@ def test_a_backbone_that_was_named_at_import_must_be_the_one_at_export(
     assert open_bundle(report.bundle.path).manifest.provenance.training["backbone_proven"] is False
 
 
-def test_a_backbone_of_another_length_is_refused_at_import(official: PublishedReference, tmp_path: Path) -> None:
+def test_a_backbone_with_another_number_of_features_is_refused_at_import(
+    official: PublishedReference, tmp_path: Path
+) -> None:
     published = write_published_hmil(tmp_path / "best.pth", official)
     short = open_backbone(write_colour_backbone(tmp_path / "short", 64))
     with pytest.raises(BundleError, match='takes 1024 features; backbone "colour" gives 64'):
@@ -155,9 +155,7 @@ def test_a_backbone_of_another_length_is_refused_at_import(official: PublishedRe
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_a_checkpoint_that_is_there_is_kept_unless_overwriting_is_asked_for(
-    official: PublishedReference, tmp_path: Path
-) -> None:
+def test_an_existing_checkpoint_is_replaced_only_with_overwrite(official: PublishedReference, tmp_path: Path) -> None:
     published = write_published_hmil(tmp_path / "best.pth", official)
     import_checkpoint(published, "hmil", tmp_path / "checkpoint")
     with pytest.raises(UsageError, match="overwrite"):

@@ -1,1 +1,1 @@
-"""Checkpoint folders: card, weights and how models are restored."""
+"""Checkpoint folders: card, weights and state of the training."""

@@ -1,10 +1,10 @@
-"""Checkpoints: one safetensors file that is whole in itself, and its card beside it as JSON.
+"""Checkpoints: one safetensors file with weights and card, and a copy of the card as JSON.
 
-A checkpoint folder holds ``model.safetensors`` and ``checkpoint.json``. The weights file's header carries the
-card too, and that copy is the one that is read: so weights and card appear together or not at all, whenever a
-run is killed. ``checkpoint.json`` is the same card for people and other tools. A run's last checkpoint also
-holds the optimisers' state (tensors ``optimisers.…``) and, in the header, how far the run has come.
-Everything is safetensors or JSON: reading a checkpoint executes nothing.
+A checkpoint folder contains ``model.safetensors`` and ``checkpoint.json``. The card is also in the header of the
+weights file, and this copy is the one that is read. Weights and card are therefore consistent even if a run is killed
+while it writes. ``checkpoint.json`` is for people and other tools. The last checkpoint of a run also contains the
+states of the optimisers (tensors ``optimisers.…``) and, in the header, the state of the training. Reading a checkpoint
+executes nothing, because all of it is safetensors or JSON.
 """
 
 from __future__ import annotations
@@ -44,90 +44,92 @@ _STATE_KEY = "training_state"
 
 
 class CheckpointStage(FrozenModel):
-    """One stage: its spacing, and how many patches it keeps for the next."""
+    """A stage: its spacing, and the number of patches that it keeps for the next."""
 
     name: str
     spacing_um: float = Field(gt=0)
-    keep: int | None = Field(ge=1, description="patches kept in deployment; null on the last stage")
+    keep: int | None = Field(ge=1, description="patches kept in deployment; null for the last stage")
 
 
 class CheckpointBackbone(FrozenModel):
-    """The patch encoder whose features the models were trained on."""
+    """The backbone of the features that the models were trained on."""
 
     name: str
     sha256: str = Field(description="digest of its ONNX file")
-    proven: bool = Field(default=True, description="false: somebody said so when the checkpoint was imported")
+    proven: bool = Field(default=True, description="false: given by the user at import and not verified")
 
 
 class TrainingRecord(FrozenModel):
-    """Where the weights came from."""
+    """The training that the weights come from."""
 
-    versions: dict[str, str] = Field(description="versions of the packages that took part")
+    versions: dict[str, str] = Field(description="versions of the packages")
     seed: int
-    recipe_sha256: str = Field(description="digest of the configuration without paths, device, threads and the like")
+    recipe_sha256: str = Field(description="digest of the configuration without paths, device and threads")
     labels_sha256: str
     split_sha256: str
     features_sha256: str
     train_slides: int
-    epoch: int = Field(description="epochs that these weights have seen in full")
-    validation: ClassificationMetrics | None = Field(description="of these weights; null before any epoch's end")
+    epoch: int = Field(description="complete epochs of training of these weights")
+    validation: ClassificationMetrics | None = Field(
+        description="metrics of these weights; null before the end of the first epoch"
+    )
 
 
 class ImportRecord(FrozenModel):
-    """The file of the published code that weights were imported from."""
+    """The file of the published code from which the weights were imported."""
 
-    versions: dict[str, str] = Field(description="versions of the packages that took part")
+    versions: dict[str, str] = Field(description="versions of the packages")
     source_name: str
     source_sha256: str
 
 
 class CheckpointCard(FrozenModel):
-    """``checkpoint.json``: everything that an export needs to know of the weights."""
+    """``checkpoint.json``: the metadata of the weights."""
 
     format: Literal["hagmil-checkpoint"] = "hagmil-checkpoint"
     format_version: Literal[1] = 1
-    hagmil: str = Field(description="version of hagmil that wrote it")
+    hagmil: str = Field(description="version of hagmil that wrote the checkpoint")
     kind: Kind
-    classes: tuple[str, ...] = Field(min_length=2, description="of the verdict, in the order of its logits")
-    hierarchy: Hierarchy | None = Field(default=None, description="null where labels have one layer")
+    classes: tuple[str, ...] = Field(min_length=2, description="names of the classes in the order of the logits")
+    hierarchy: Hierarchy | None = Field(default=None, description="null if the labels have one layer")
     patch_px: int = Field(ge=1)
     stages: tuple[CheckpointStage, ...] = Field(min_length=1, description="coarse to fine")
     feature_dim: int = Field(ge=1)
     model: ModelConfig
-    backbone: CheckpointBackbone | None = Field(description="null where nobody knows which it was")
+    backbone: CheckpointBackbone | None = Field(description="null if unknown")
     tissue: TissueParameters
-    weights_sha256: str = Field(description="digest over names, shapes and values of the models' weights")
-    training: TrainingRecord | None = Field(default=None, description="null where the weights were imported")
-    imported: ImportRecord | None = Field(default=None, description="null where the weights were trained here")
+    weights_sha256: str = Field(description="digest of names, types, shapes and values of the weights")
+    training: TrainingRecord | None = Field(default=None, description="null if the weights were imported")
+    imported: ImportRecord | None = Field(default=None, description="null if the weights were trained by hagmil")
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> CheckpointCard:
+    def _check_consistency(self) -> CheckpointCard:
         if any((stage.keep is None) != (stage is self.stages[-1]) for stage in self.stages):
-            raise ValueError("keep must be null on the last stage and a number on all others")
+            raise ValueError("keep must be null for the last stage and a number for all others")
         if self.hierarchy is not None and self.hierarchy.fine != self.classes:
             raise ValueError("classes must be the hierarchy's fine classes")
         if (self.kind == "hmil") != isinstance(self.model, HmilConfig):
-            raise ValueError(f"these are no sizes of a model of kind {self.kind}")
+            raise ValueError(f"model does not contain the sizes of a model of kind {self.kind}")
         if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
-            raise ValueError("kind hmil has a hierarchy and one stage")
+            raise ValueError("kind hmil needs a hierarchy and exactly one stage")
         if (self.training is None) == (self.imported is None):
-            raise ValueError("either training or imported must be given")
+            raise ValueError("exactly one of training and imported must be given")
         return self
 
     def origin(self) -> dict[str, Any]:
-        """Where the weights came from, as JSON has it: the training record, or the import record."""
+        """The training record or the import record, as JSON values."""
         record = self.training or self.imported
-        assert record is not None  # the card was checked
+        assert record is not None  # checked by the validator
         return record.model_dump(mode="json")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that was found and whose card was read.
+    """A checkpoint whose card was read.
 
     Args:
         weights_path: its safetensors file.
-        card: what it says of itself.
+        card: its metadata.
     """
 
     weights_path: Path
@@ -135,13 +137,13 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Find a checkpoint and read its card; the weights are read by :func:`build_models`.
+    """Read the card of a checkpoint; :func:`build_models` reads the weights.
 
     Args:
-        path: a checkpoint folder, its weights file, or a run folder (then its best checkpoint).
+        path: a checkpoint folder, its weights file, or a run folder (for its best checkpoint).
 
     Raises:
-        BundleError: there is none, or it is damaged.
+        BundleError: the checkpoint is missing or damaged.
     """
     candidates = [path] if path.is_file() else [path / WEIGHTS_NAME, path / BEST / WEIGHTS_NAME]
     weights_path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -149,35 +151,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise BundleError(f'no checkpoint in "{path}": it has no {WEIGHTS_NAME}', code="checkpoint_missing")
     text = _header(weights_path).get(_CARD_KEY)
     if text is None:
-        raise BundleError(f'"{weights_path}" is no checkpoint of hagmil', code="checkpoint_invalid")
+        raise BundleError(f'"{weights_path}" is not a checkpoint of hagmil', code="checkpoint_invalid")
     try:
         card = CheckpointCard.model_validate_json(text)
     except ValidationError as error:
         raise BundleError(f'checkpoint "{weights_path}" is not valid: {error}', code="checkpoint_invalid") from error
     beside = weights_path.with_name(CARD_NAME)
     if beside.is_file() and beside.read_text(encoding="utf-8") != _pretty(card):
-        _log.warning('"%s" is not what the weights file beside it says; the weights file is followed', beside)
+        _log.warning('"%s" differs from the card in the weights file, which is used', beside)
     return Checkpoint(weights_path, card)
 
 
 def build_models(checkpoint: Checkpoint) -> list[nn.Module]:
-    """The models of a checkpoint with their weights, in evaluation mode, on the CPU.
+    """Build the models of a checkpoint with their weights, in evaluation mode, on the CPU.
 
     Args:
         checkpoint: of either kind.
 
     Returns:
-        A model a stage, coarse to fine.
+        One model per stage, coarse to fine.
 
     Raises:
-        BundleError: the weights are damaged, altered, or not those of the card's models.
+        BundleError: the weights are damaged or altered, or do not fit the models.
     """
     card = checkpoint.card
     models = _empty_models(card)
     tensors = _tensors(checkpoint.weights_path, "stages.")
     if _digest(tensors) != card.weights_sha256:
         raise BundleError(
-            f'checkpoint "{checkpoint.weights_path}": the weights are not those that its card speaks of',
+            f'checkpoint "{checkpoint.weights_path}": the weights do not have the digest in the card',
             code="checkpoint_altered",
         )
     _fill(models, tensors, checkpoint.weights_path)
@@ -185,7 +187,7 @@ def build_models(checkpoint: Checkpoint) -> list[nn.Module]:
 
 
 def weights_sha256(models: Sequence[nn.Module]) -> str:
-    """Digest over names, shapes and values of all weights of the models, coarse to fine."""
+    """Digest of names, types, shapes and values of all weights of the models, coarse to fine."""
     return _digest(_weights(models))
 
 
@@ -200,11 +202,11 @@ def write_checkpoint(
     """Write a checkpoint folder.
 
     Args:
-        folder: the folder; made if it is missing.
-        card: what the checkpoint says of itself.
+        folder: the folder; created if it is missing.
+        card: metadata of the checkpoint.
         models: coarse to fine.
-        optimisers: whose state goes with it, so that the training can go on.
-        training_state: JSON that says how far the training has come.
+        optimisers: their states are written too, so that the training can be resumed.
+        training_state: state of the training as JSON.
     """
     tensors = _weights(models)
     for index, optimiser in enumerate(optimisers):
@@ -218,22 +220,22 @@ def write_checkpoint(
 
 
 def read_training_state(folder: Path) -> str:
-    """How far the training had come when a checkpoint was written: the JSON that was given to it.
+    """Read the state of the training from a checkpoint, as JSON.
 
     Raises:
-        BundleError: the checkpoint is missing, damaged, or not one to go on from.
+        BundleError: the checkpoint is missing or damaged, or contains no state.
     """
     state = _header(folder / WEIGHTS_NAME).get(_STATE_KEY)
     if state is None:
-        raise BundleError(f'checkpoint "{folder}" holds no state to resume from', code="checkpoint_invalid")
+        raise BundleError(f'checkpoint "{folder}" contains no state to resume from', code="checkpoint_invalid")
     return state
 
 
 def restore(folder: Path, models: Sequence[nn.Module], optimisers: Sequence[Optimizer] = ()) -> None:
-    """Bring models, and optimisers if any are given, to a checkpoint's state.
+    """Load the state of a checkpoint into models, and into optimisers if any are given.
 
     Raises:
-        BundleError: the checkpoint is damaged, or of other models.
+        BundleError: the checkpoint is damaged, or is one of other models.
     """
     path = folder / WEIGHTS_NAME
     _fill(models, _tensors(path, "stages."), path)
@@ -243,7 +245,7 @@ def restore(folder: Path, models: Sequence[nn.Module], optimisers: Sequence[Opti
 
 def _empty_models(card: CheckpointCard) -> list[nn.Module]:
     if isinstance(card.model, HmilConfig):
-        assert card.hierarchy is not None  # the card was checked
+        assert card.hierarchy is not None  # checked by the validator
         return [hmil_model(card.model, feature_dim=card.feature_dim, hierarchy=card.hierarchy)]
     return list(
         cascade_models(
@@ -282,7 +284,7 @@ def _fill(models: Sequence[nn.Module], tensors: Mapping[str, Tensor], path: Path
     wrong = sorted(expected ^ tensors.keys())
     if wrong:
         raise BundleError(
-            f'checkpoint "{path}" has other weights than its models: {", ".join(wrong[:5])}'
+            f'checkpoint "{path}" does not fit the models: {", ".join(wrong[:5])}'
             + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
             code="checkpoint_invalid",
         )
@@ -296,11 +298,11 @@ def _fill(models: Sequence[nn.Module], tensors: Mapping[str, Tensor], path: Path
 
 
 def _optimiser_tensors(optimiser: Optimizer, prefix: str) -> dict[str, Tensor]:
-    """The state of each parameter that has one, named ``<prefix><place of the parameter>.<name>``."""
+    """State tensors of the parameters, named ``<prefix><index of the parameter>.<name>``."""
     state: Mapping[int, Mapping[str, Tensor]] = optimiser.state_dict()["state"]
     return {
-        f"{prefix}{place}.{name}": tensor.detach().cpu().contiguous()
-        for place, values in state.items()
+        f"{prefix}{index}.{name}": tensor.detach().cpu().contiguous()
+        for index, values in state.items()
         for name, tensor in values.items()
     }
 
@@ -308,8 +310,8 @@ def _optimiser_tensors(optimiser: Optimizer, prefix: str) -> dict[str, Tensor]:
 def _fill_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        place, name = key.split(".")[-2:]
-        state.setdefault(int(place), {})[name] = tensor
+        index, name = key.split(".")[-2:]
+        state.setdefault(int(index), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
@@ -322,7 +324,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Copies of all tensors whose names begin so; the file may be replaced while they live."""
+    """Copy all tensors whose names start with a prefix, because the file may be replaced later."""
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118

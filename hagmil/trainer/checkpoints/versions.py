@@ -1,4 +1,4 @@
-"""Versions of the packages that take part in a training."""
+"""Versions of the packages that affect a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hagmil._versions import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that weights depend on."""
+    """Return the versions of the packages that affect the weights of a model."""
     return {
         "hagmil": __version__,
         "python": platform.python_version(),

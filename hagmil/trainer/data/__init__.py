@@ -1,1 +1,1 @@
-"""Labels, splits, feature files and the cohort that they make up."""
+"""Labels, splits and feature files, and the cohort that consists of them."""

@@ -1,11 +1,10 @@
-"""The slides of a training: feature files, labels and split put together, and checked before anything is
-trained.
+"""The cohort of a training: feature files, labels and split, checked before training.
 
-1. Every slide of the split has a label that is a class (with a hierarchy: a fine class), and features.
-2. All features agree on stages, spacings, patch size, feature length, backbone and tissue parameters.
-3. In each slide, a finer stage has f² times the rows of the coarser one.
-4. Slides without tissue have empty bags: they are set aside, and counted.
-5. Every class has a slide to train on, and there is one to validate on.
+1. Each slide of the split must have a label and features. The label must be a class (with a hierarchy, a fine class).
+2. All features must have the same stages, spacings, patch size, feature length, backbone and tissue parameters.
+3. In each slide, each stage must have f² times the rows of the next coarser stage.
+4. Slides without tissue have empty bags; they are excluded and counted.
+5. Each class must have a slide for training, and there must be a slide for validation.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CohortStage:
-    """One stage that all slides have.
+    """A stage of all slides.
 
     Args:
-        name: the stage's name.
+        name: name of the stage.
         spacing_um: micrometres per pixel.
-        factor: f, this stage's spacing over the next finer one's; None on the finest.
+        factor: f, the ratio of this spacing to that of the next finer stage; None for the finest.
     """
 
     name: str
@@ -49,12 +48,12 @@ class CohortStage:
 
 @dataclass(frozen=True, slots=True)
 class CohortSlide:
-    """One slide to train or evaluate on.
+    """A slide of a cohort.
 
     Args:
-        slide_id: its name.
-        label: its class; with a hierarchy its fine class.
-        source: where its features are.
+        slide_id: name of the slide.
+        label: index of its class; with a hierarchy, of its fine class.
+        source: source of its features.
     """
 
     slide_id: str
@@ -64,7 +63,7 @@ class CohortSlide:
 
 @dataclass(frozen=True, slots=True)
 class DataDigests:
-    """SHA-256 of what a model was trained on; of features, their headers and sizes."""
+    """SHA-256 digests of labels, split and features; for features, of their headers and sizes."""
 
     labels_sha256: str
     split_sha256: str
@@ -76,19 +75,19 @@ class Cohort:
     """All slides of a training.
 
     Args:
-        classes: names, in the order of the logits; with a hierarchy the fine classes.
-        hierarchy: labels in two layers; None where there is one.
+        classes: names in the order of the logits; with a hierarchy, of the fine classes.
+        hierarchy: coarse and fine classes; None if the labels have one layer.
         stages: coarse to fine.
         feature_dim: length of a feature vector.
-        patch_px: side of a patch as the backbone saw it.
-        backbone_name: name of the patch encoder; None where the features do not tell.
-        backbone_sha256: digest of its ONNX file; None where the features do not tell.
-        tissue: parameters of the tissue masks; the package's own where the features do not tell.
-        train: slides with tissue.
-        val: slides with tissue.
-        test: slides with tissue; may be none.
-        empty: names of the slides without tissue, for each part.
-        digests: of the data.
+        patch_px: side of a patch, as input to the backbone.
+        backbone_name: name of the backbone; None if the features do not contain it.
+        backbone_sha256: digest of its ONNX file; None if the features do not contain it.
+        tissue: parameters of the tissue masks; the defaults if the features do not contain them.
+        train: slides with tissue for training.
+        val: slides with tissue for validation.
+        test: slides with tissue for test; can be empty.
+        empty: names of the slides without tissue in each part.
+        digests: digests of the data.
     """
 
     classes: tuple[str, ...]
@@ -111,8 +110,8 @@ class Bag:
     """The features of one slide.
 
     Args:
-        slide_id: the slide's name.
-        label: its class; with a hierarchy its fine class.
+        slide_id: name of the slide.
+        label: index of its class; with a hierarchy, of its fine class.
         features: for each stage, coarse to fine, float16 or float32 (patches, feature_dim), rows in quadtree
             order.
     """
@@ -123,13 +122,13 @@ class Bag:
 
 
 def open_training_cohort(config: TrainingConfig) -> Cohort:
-    """Put the cohort of a configuration together and check it; no feature is read yet.
+    """Assemble and check the cohort of a configuration, without reading features.
 
     Args:
         config: of either kind.
 
     Raises:
-        DataError: anything that the steps at the top of this module find.
+        DataError: a check at the top of this module fails.
     """
     data, classes = config.data, config.class_names()
     tables = read_tables(data.labels, data.split, fold=data.fold, classes=classes)
@@ -144,22 +143,22 @@ def assemble(
     hierarchy: Hierarchy | None = None,
     for_training: bool = True,
 ) -> Cohort:
-    """Put a cohort together and check it; no feature is read yet.
+    """Assemble and check a cohort, without reading features.
 
     Args:
-        source: of the features.
+        source: source of the features.
         tables: labels and split.
-        classes: names in the order of the logits; the labels of the split's slides, sorted, where None.
-        hierarchy: labels in two layers, its fine classes being ``classes``.
-        for_training: whether it is trained on, and step 5 must hold.
+        classes: names in the order of the logits; None: the labels of the slides in the split, sorted.
+        hierarchy: coarse and fine classes; the fine classes are ``classes``.
+        for_training: whether to check step 5.
 
     Raises:
-        DataError: anything that the steps at the top of this module find.
+        DataError: a check at the top of this module fails.
     """
     labels, split = tables.labels, tables.split
     class_names = _check_labels(labels, split, classes, hierarchy)  # step 1
     for case_id in shared_cases(split, labels):
-        _log.warning('case "%s" has slides in more than one part of the split; its results are not unseen', case_id)
+        _log.warning('case "%s" has slides in several parts of the split; results on these slides are biased', case_id)
     summaries = source.summaries([slide_id for part in PARTS for slide_id in split.part(part)])
     reference = _check_agreement(summaries)  # step 2
     stages = _stages(reference)
@@ -188,7 +187,7 @@ def assemble(
 
 
 def read_bag(slide: CohortSlide) -> Bag:
-    """Read the features of one slide, in the type that they are stored in.
+    """Read the features of one slide, in their stored type.
 
     Raises:
         DataError: they cannot be read.
@@ -202,27 +201,27 @@ def _check_labels(
     used = [slide_id for part in PARTS for slide_id in split.part(part)]
     unlabelled = [slide_id for slide_id in used if slide_id not in labels]
     if unlabelled:
-        raise DataError(f"slides of the split that labels.csv does not have: {quoted_list(unlabelled)}")
+        raise DataError(f"slides of the split without a label: {quoted_list(unlabelled)}")
     found = {labels[slide_id].label for slide_id in used}
     class_names = tuple(sorted(found) if classes is None else classes)
     unknown = sorted(found - set(class_names))
     if unknown:
         is_coarse = hierarchy is not None and set(unknown) & set(hierarchy.coarse)
-        hint = "; with a hierarchy labels.csv holds the fine class" if is_coarse else ""
+        hint = "; with a hierarchy, labels.csv must contain the fine class" if is_coarse else ""
         raise DataError(
-            f"labels that are no class: {quoted_list(unknown)}; the classes are {', '.join(class_names)}{hint}"
+            f"labels that are not a class: {quoted_list(unknown)}; the classes are {', '.join(class_names)}{hint}"
         )
     if len(class_names) < 2:
         raise DataError(
-            f"all slides of the split are labelled {quoted_list(class_names)}: there is nothing to tell apart"
+            f"all slides of the split are labelled {quoted_list(class_names)}; a model needs at least two classes"
         )
     return class_names
 
 
 def _check_agreement(summaries: Mapping[str, FeatureSummary]) -> FeatureSummary:
-    """All slides agree with the first; that one is returned."""
+    """Step 2: compare all slides with the first, and return it."""
     if not summaries:
-        raise DataError("the split names no slides")
+        raise DataError("the split contains no slides")
     (first_id, first), *others = summaries.items()
     expected = _traits(first)
     for slide_id, summary in others:
@@ -230,7 +229,7 @@ def _check_agreement(summaries: Mapping[str, FeatureSummary]) -> FeatureSummary:
             if not _agree(found, expected[what]):
                 raise DataError(
                     f'slide "{slide_id}" and slide "{first_id}" have different {what}: {found} and '
-                    f"{expected[what]}; extract all slides of a training alike"
+                    f"{expected[what]}; extract all slides of a cohort with the same options"
                 )
     return first
 
@@ -257,9 +256,9 @@ def _agree(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 def _stages(summary: FeatureSummary) -> tuple[CohortStage, ...]:
     stages = summary.stages
     if not stages:
-        raise DataError(f'features of slide "{summary.slide_id}" hold no stage')
+        raise DataError(f'features of slide "{summary.slide_id}" contain no stage')
     if len({(stage.patch_px, stage.feature_dim) for stage in stages}) > 1:
-        raise DataError("the stages' patch sizes or feature lengths differ; one backbone serves all stages")
+        raise DataError("patch sizes or feature lengths differ between stages; extract all stages with one backbone")
     factors = [stage_factor(coarse.spacing_um, fine.spacing_um) for coarse, fine in pairwise(stages)]
     return tuple(
         CohortStage(stage.name, stage.spacing_um, factor)
@@ -283,7 +282,7 @@ def _without_empty(
     summaries: Mapping[str, FeatureSummary],
     classes: Sequence[str],
 ) -> tuple[dict[Part, tuple[CohortSlide, ...]], dict[Part, tuple[str, ...]]]:
-    """For each part, the slides with tissue, and the names of those without."""
+    """Step 4: for each part, the slides with tissue, and the names of those without."""
     slides: dict[Part, tuple[CohortSlide, ...]] = {}
     empty: dict[Part, tuple[str, ...]] = {}
     for part in PARTS:
@@ -294,7 +293,7 @@ def _without_empty(
             if name not in empty[part]
         )
         for name in empty[part]:
-            _log.warning('slide "%s" (%s) has no tissue: it is left out', name, part)
+            _log.warning('slide "%s" (%s) has no tissue and is excluded', name, part)
     return slides, empty
 
 
@@ -302,9 +301,9 @@ def _check_parts(slides: Mapping[Part, Sequence[CohortSlide]], classes: Sequence
     trained = {slide.label for slide in slides["train"]}
     untrained = [name for index, name in enumerate(classes) if index not in trained]
     if untrained:
-        raise DataError(f"no slide with tissue to train on for class {quoted_list(untrained)}")
+        raise DataError(f"no slide with tissue for training of class {quoted_list(untrained)}")
     if not slides["val"]:
-        raise DataError("the split has no slide with tissue to validate on; training stops by validation loss")
+        raise DataError("the split has no slide with tissue for validation, which training needs")
 
 
 def _features_digest(summaries: Mapping[str, FeatureSummary]) -> str:

@@ -1,7 +1,7 @@
-"""Where the features of a training come from: our HDF5 files, or the layouts of the published code.
+"""Sources of features: our HDF5 files, and the layouts of the published code.
 
-A source answers two questions about a slide, by its name: what its features are (no number is read), and the
-features themselves. Nothing else in the trainer knows how they lie on disk.
+A source gives a summary of the features of a slide, without reading them, and the features. The rest of the trainer
+does not depend on the layout of the files.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from hagmil.trainer.data.feature_summary import FeatureSummary, StageSummary, re
 from hagmil.trainer.data.published_features import PublishedBag, open_hag_mil_bag, open_hmil_bag
 from hagmil.trainer.data.spacings import stage_factor
 
-_NAMED_AT_MOST = 5
+_MAX_NAMES = 5
 
 
 class FeatureSource(Protocol):
-    """The features of slides, by their names."""
+    """Features of slides, by the names of the slides."""
 
     def summaries(self, slide_ids: Sequence[str]) -> dict[str, FeatureSummary]:
-        """What the features of each slide are.
+        """Summarise the features of each slide.
 
         Raises:
-            DataError: a slide has none, or they cannot be read.
+            DataError: features are missing or cannot be read.
         """
         ...
 
     def read(self, slide_id: str) -> tuple[Tensor, ...]:
-        """The features of one slide.
+        """Read the features of one slide.
 
         Returns:
             For each stage, coarse to fine, float16 or float32 (patches, feature_dim), rows in quadtree order.
@@ -52,8 +52,8 @@ class Hdf5Source:
     """Files of ``hagmil extract``.
 
     Args:
-        folder: of ``<slide_id>.h5``.
-        stages: names of the stages to use, coarse to fine; all of them where None.
+        folder: folder of ``<slide_id>.h5`` files.
+        stages: names of the stages to use, coarse to fine; None: all stages.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Hdf5Source:
         missing = [slide_id for slide_id in slide_ids if not self._path(slide_id).is_file()]
         if missing:
             raise DataError(
-                f'no features in "{self.folder}" for {quoted_list(missing)}; run hagmil extract on them',
+                f'no features in "{self.folder}" for {quoted_list(missing)}; run hagmil extract on these slides',
                 code="features_missing",
             )
         return {slide_id: read_feature_summary(self._path(slide_id), self.stages) for slide_id in slide_ids}
@@ -83,8 +83,8 @@ class HagMilPtSource:
     """``.pt`` files of the published HAG-MIL.
 
     Args:
-        root: what all feature folders' names begin with.
-        levels: pyramid levels, coarse to fine.
+        root: common beginning of the paths of the feature folders.
+        levels: levels of the slide files, coarse to fine.
         spacing_um: micrometres per pixel of each level.
         patch_px: side of a patch.
     """
@@ -105,7 +105,7 @@ class HagMilPtSource:
     def _bag(self, slide_id: str) -> PublishedBag:
         factors = {stage_factor(*pair) for pair in zip(self.spacing_um, self.spacing_um[1:], strict=False)}
         if len(factors) > 1:
-            raise DataError(f"spacings {self.spacing_um} must fall by one factor from level to level")
+            raise DataError(f"spacings {self.spacing_um} must have the same ratio between all successive levels")
         return open_hag_mil_bag(self.root, slide_id, levels=self.levels, factor=next(iter(factors), 2))
 
 
@@ -114,7 +114,7 @@ class HmilPtSource:
     """``.pt`` files of the published HMIL.
 
     Args:
-        folder: of ``<slide>.pt``.
+        folder: folder of ``<slide>.pt`` files.
         spacing_um: micrometres per pixel.
         patch_px: side of a patch.
     """
@@ -136,10 +136,10 @@ class HmilPtSource:
 
 
 def source_of(data: DataConfig) -> FeatureSource:
-    """The source that a configuration speaks of."""
+    """The source of the features in a configuration."""
     if data.layout == "hdf5":
         return Hdf5Source(data.features, data.stages)
-    assert data.spacing_um is not None  # the configuration was checked
+    assert data.spacing_um is not None  # checked by DataConfig
     assert data.patch_px is not None
     if data.layout == "hmil-pt":
         return HmilPtSource(data.features, data.spacing_um[0], data.patch_px)
@@ -147,9 +147,9 @@ def source_of(data: DataConfig) -> FeatureSource:
 
 
 def quoted_list(names: Sequence[str]) -> str:
-    """Names in quotes for a message, the first few of many."""
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(f'"{name}"' for name in names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    """Quote names for a message; only the first few if there are many."""
+    more = len(names) - _MAX_NAMES
+    return ", ".join(f'"{name}"' for name in names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _summary(slide_id: str, bag: PublishedBag, spacing_um: Sequence[float], patch_px: int) -> FeatureSummary:

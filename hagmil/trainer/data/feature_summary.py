@@ -1,6 +1,4 @@
-"""What a slide's features are, known without reading them: so that a cohort of terabytes is checked in
-seconds.
-"""
+"""Summaries of feature files, made without reading features: a cohort of terabytes is checked in seconds."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ class StageSummary:
     """One stage of a slide's features.
 
     Args:
-        name: the stage's name.
+        name: name of the stage.
         spacing_um: micrometres per pixel.
-        patch_px: side of a patch as the backbone saw it.
-        rows: patches.
+        patch_px: side of a patch, as input to the backbone.
+        rows: number of patches.
         feature_dim: length of a feature vector.
     """
 
@@ -38,8 +36,8 @@ class FeatureSummary:
     """The features of one slide.
 
     Args:
-        slide_id: the slide's name.
-        header: what their file says of itself; None where the layout has no such thing.
+        slide_id: name of the slide.
+        header: header of the feature file; None if the layout has none.
         stages: coarse to fine.
     """
 
@@ -53,10 +51,10 @@ def read_feature_summary(path: Path, stages: Sequence[str] | None = None) -> Fea
 
     Args:
         path: the ``.h5`` file.
-        stages: names of the stages that are wanted, coarse to fine; all of them where None.
+        stages: names of the stages to use, coarse to fine; None: all stages.
 
     Raises:
-        DataError: it is missing, damaged, no feature file, or lacks a stage.
+        DataError: the file is missing, damaged or not a feature file, or a stage is missing.
     """
     header = read_header(path)
     names = header.stages if stages is None else tuple(stages)

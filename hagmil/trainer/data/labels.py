@@ -1,4 +1,4 @@
-"""Labels and splits: the tables that say which slide is what, and what it is used for."""
+"""Tables of labels and splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SlideLabel:
 
     Args:
         slide_id: unique name of the slide.
-        case_id: the patient; slides of one patient belong in one part of a split.
+        case_id: the patient; all slides of a patient should be in the same part of a split.
         label: name of the class.
     """
 
@@ -48,39 +48,38 @@ def read_labels(path: Path) -> dict[str, SlideLabel]:
     """Read labels.csv.
 
     Args:
-        path: CSV with the columns slide_id, case_id, label; others are ignored.
+        path: CSV with the columns slide_id, case_id, label; other columns are ignored.
 
     Returns:
         Slide name to label.
 
     Raises:
-        DataError: it cannot be read, lacks a column or a value, or names a slide twice.
+        DataError: the file cannot be read, lacks a column or a value, or contains a slide twice.
     """
     labels: dict[str, SlideLabel] = {}
     for row in read_table(path, ("slide_id", "case_id", "label")):
         entry = SlideLabel(row["slide_id"], row["case_id"], row["label"])
         if not entry.slide_id or not entry.case_id or not entry.label:
-            raise DataError(f'labels "{path}", line {row.line}: slide_id, case_id and label must all be given')
+            raise DataError(f'labels "{path}", line {row.line}: slide_id, case_id and label must not be empty')
         if entry.slide_id in labels:
-            raise DataError(f'labels "{path}", line {row.line}: slide "{entry.slide_id}" stands there twice')
+            raise DataError(f'labels "{path}", line {row.line}: slide "{entry.slide_id}" occurs twice')
         labels[entry.slide_id] = entry
     if not labels:
-        raise DataError(f'labels "{path}" hold no slides')
+        raise DataError(f'labels "{path}" contain no slides')
     return labels
 
 
 def read_split(path: Path) -> Split:
-    """Read a split as CLAM writes it: columns train, val, test of unequal length, an unnamed index before
-    them.
+    """Read a split of CLAM with the columns train, val and test, of any lengths, after an unnamed index.
 
     Args:
-        path: the CSV; empty cells and ``nan`` end a column that is shorter than the others.
+        path: the CSV; cells after the end of a column are empty or ``nan``.
 
     Returns:
         The slides of each part.
 
     Raises:
-        DataError: it cannot be read, lacks a column, or names a slide twice.
+        DataError: the file cannot be read, lacks a column, or contains a slide twice.
     """
     columns: dict[Part, list[str]] = {part: [] for part in PARTS}
     seen: dict[str, Part] = {}
@@ -91,8 +90,8 @@ def read_split(path: Path) -> Split:
                 continue
             if slide_id in seen:
                 raise DataError(
-                    f'split "{path}", line {row.line}: slide "{slide_id}" stands in {part} and already in '
-                    f"{seen[slide_id]}; each slide may be used once"
+                    f'split "{path}", line {row.line}: slide "{slide_id}" is in {part} and already in '
+                    f"{seen[slide_id]}; each slide may occur once"
                 )
             seen[slide_id] = part
             columns[part].append(slide_id)
@@ -100,7 +99,7 @@ def read_split(path: Path) -> Split:
 
 
 def shared_cases(split: Split, labels: Mapping[str, SlideLabel]) -> list[str]:
-    """Patients whose slides stand in more than one part of a split, sorted."""
+    """Patients with slides in more than one part of a split, sorted."""
     parts_of: dict[str, set[Part]] = {}
     for part in PARTS:
         for slide_id in split.part(part):

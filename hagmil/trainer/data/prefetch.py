@@ -1,7 +1,7 @@
-"""Bags that are read ahead: a thread reads the next slides' features while the present one is trained on.
+"""Prefetching of bags: a thread reads the features of the next slides while the current one is used for training.
 
-Order and content are those of reading one after the other. An error of reading comes where the bag would have come.
-No more than ``ahead`` bags wait; when the block is left, however that happens, the thread is gone.
+Order and content are the same as without a thread. An error in reading a bag is raised when this bag is due. At most
+``ahead`` bags are held in addition to the current one. The thread ends with the block.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from hagmil.trainer.data.cohort import Bag, CohortSlide, read_bag
 
 @contextmanager
 def read_ahead(slides: Iterable[CohortSlide], *, ahead: int) -> Iterator[Iterator[Bag]]:
-    """Read the bags of slides in their order.
+    """Read the bags of slides in order.
 
     Args:
-        slides: to read.
-        ahead: bags that are read or wait besides the one in use; 0: each is read when it is asked for.
+        slides: the slides.
+        ahead: number of bags to hold in addition to the current one; 0: read each bag when it is due, without a thread.
 
     Yields:
-        The bags; reading one raises :class:`~hagmil.errors.DataError` where it cannot be read.
+        An iterator over the bags. It raises :class:`~hagmil.errors.DataError` for a bag that cannot be read.
     """
     if ahead == 0:
         yield map(read_bag, slides)

@@ -1,16 +1,16 @@
-"""Splits of a cohort into training, validation and test: stratified by class, patients never across.
+"""Splits of a cohort into training, validation and test, stratified by class and grouped by patient.
 
-1. The slides of held-out sites are the test part of every split; no patient may have slides inside and
-   outside.
-2. The other slides are shared out to pieces by scikit-learn's StratifiedGroupKFold: every piece has about the
-   same share of each class, and all slides of a patient are in one piece. The order of the slides in the file
-   does not matter, the seed does.
-3. k folds: fold i tests on piece i and validates on piece i + 1; with held-out sites it validates on piece i.
-   The rest is trained on.
-4. A single split, or several random ones: as many pieces as the asked-for shares need (tenths need 10), of
-   which each part gets its share.
-5. A training part without some class is an error; a validation or test part without it is a warning, since
-   nothing can be said of that class there.
+1. The slides of held-out sites are the test part of every split. A patient must not have slides at a held-out site and
+   at another.
+2. The other slides are divided into subsets by StratifiedGroupKFold of scikit-learn: all subsets have about the same
+   share of each class, and all slides of a patient are in one subset. The result depends on the seed, but not on the
+   order of the slides in the file.
+3. k folds: fold i has subset i for test and subset i + 1 for validation; with held-out sites, subset i for validation.
+   All other subsets are for training.
+4. Random splits: the number of subsets follows from the shares (tenths need 10); each part gets its share of the
+   subsets.
+5. It is an error if a class is missing in training. If it is missing in validation or test, a warning is logged,
+   because no metric of this class can be computed there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from hagmil.trainer.data.labels import PARTS, Part, SlideLabel, Split
 
 _log = logging.getLogger(__name__)
 
-FINEST_SHARE = 20
-"""Shares are counted in parts of at most this: 0.05 can be asked for, 0.01 cannot."""
+MAX_SUBSETS = 20
+"""Largest number of subsets: a share can be 0.05, but not 0.01."""
 _SHARE_TOLERANCE = 0.005
 
 
@@ -51,31 +51,31 @@ def make_folds(
     Args:
         labels: slide name to its label and patient.
         folds: k; at least 3, or 2 with held-out sites.
-        seed: another seed, other folds.
-        sites: slide name to the site that it comes from; needed for ``held_out_sites``.
-        held_out_sites: sites to test on; then every fold has the same test part.
+        seed: seed of the random numbers.
+        sites: slide name to its site; required for ``held_out_sites``.
+        held_out_sites: sites for test; then all folds have the same test part.
 
     Returns:
-        One split a fold. Without held-out sites each slide is tested on once.
+        One split per fold. Without held-out sites, each slide is in the test part of one fold.
 
     Raises:
-        UsageError: too few folds, or held-out sites without sites. DataError: fewer patients than folds, an
-        unknown site, a patient across sites, or a class that some fold
-            cannot be trained on.
+        UsageError: too few folds, or held-out sites without sites.
+        DataError: fewer patients than folds, an unknown site, a patient at several sites, or a class that is missing
+            in the training part of a fold.
     """
     least = 2 if held_out_sites else 3
     if folds < least:
-        raise UsageError(f"{folds} folds; training, validation and test need at least {least}")
+        raise UsageError(f"{folds} folds; at least {least} are needed for training, validation and test")
     rest, test = _hold_out(labels, sites, held_out_sites)  # step 1
-    _need_cases(rest, folds, f"cannot be shared out to {folds} folds; ask for fewer")
-    pieces = _pieces(rest, folds, seed)  # step 2
+    _need_cases(rest, folds, f"cannot be divided into {folds} folds; choose fewer folds")
+    subsets = _subsets(rest, folds, seed)  # step 2
     splits = []
     for fold in range(folds):  # step 3
         val = fold if held_out_sites else (fold + 1) % folds
-        tested = test if held_out_sites else pieces[fold]
+        tested = test if held_out_sites else subsets[fold]
         left_out = {fold, val}
-        trained = [slide for place, piece in enumerate(pieces) if place not in left_out for slide in piece]
-        splits.append(Split(tuple(sorted(trained)), pieces[val], tested))
+        trained = [slide for place, subset in enumerate(subsets) if place not in left_out for slide in subset]
+        splits.append(Split(tuple(sorted(trained)), subsets[val], tested))
     return _checked(splits, labels)
 
 
@@ -89,44 +89,45 @@ def make_splits(
     sites: Mapping[str, str] | None = None,
     held_out_sites: Collection[str] = (),
 ) -> tuple[Split, ...]:
-    """Make one or more random splits, each independent of the others.
+    """Make independent random splits.
 
     Args:
         labels: slide name to its label and patient.
-        count: how many.
-        val_share: share of the slides to validate on.
-        test_share: share of the slides to test on, 0 for no test; without meaning where sites are held out.
-        seed: another seed, other splits.
-        sites: slide name to the site that it comes from; needed for ``held_out_sites``.
-        held_out_sites: sites to test on; the shares are then of the other slides.
+        count: number of splits.
+        val_share: share of the slides for validation.
+        test_share: share of the slides for test, 0 for none; ignored if sites are held out.
+        seed: seed of the random numbers.
+        sites: slide name to its site; required for ``held_out_sites``.
+        held_out_sites: sites for test; the shares then refer to the other slides.
 
     Returns:
-        The splits. Shares are met as well as whole patients allow.
+        The splits. The shares are approximate, because patients are not divided.
 
     Raises:
-        UsageError: a count below 1, shares that leave nothing to train on or are no multiples of 0.05 (or simple
-            fractions), or held-out sites without sites.
-        DataError: too few patients, an unknown site, a patient across sites, or a class that cannot be trained on.
+        UsageError: a count below 1, shares that leave nothing for training or are neither multiples of 0.05 nor
+            simple fractions, or held-out sites without sites.
+        DataError: too few patients, an unknown site, a patient at several sites, or a class that is missing in
+            training.
     """
     if count < 1:
-        raise UsageError(f"{count} splits; ask for at least 1")
+        raise UsageError(f"{count} splits; the number must be at least 1")
     rest, held_out = _hold_out(labels, sites, held_out_sites)  # step 1
     no_test_share = bool(held_out_sites) or test_share == 0
     shares = (_share(val_share, "validation"), Fraction(0) if no_test_share else _share(test_share, "test"))
-    pieces_needed = math.lcm(*(share.denominator for share in shares))
-    val, test = (int(share * pieces_needed) for share in shares)
-    if val + test >= pieces_needed:
-        raise UsageError(f"shares {val_share:g} and {test_share:g} leave nothing to train on")
+    subsets_needed = math.lcm(*(share.denominator for share in shares))
+    val, test = (int(share * subsets_needed) for share in shares)
+    if val + test >= subsets_needed:
+        raise UsageError(f"shares {val_share:g} and {test_share:g} leave nothing for training")
     _need_cases(
         rest,
-        pieces_needed,
-        f"are too few for these shares, which are counted in parts of 1/{pieces_needed}, a case each at the least; "
-        "ask for simpler ones such as 0.2 (parts of 1/5), or for folds",
+        subsets_needed,
+        f"are too few for these shares, which need {subsets_needed} subsets of at least one case; "
+        "choose simpler shares such as 0.2 (5 subsets), or folds",
     )
     splits = []
     for index in range(count):  # step 4
-        pieces = _pieces(rest, pieces_needed, seed + index)
-        parts = (pieces[val + test :], pieces[:val], pieces[val : val + test])
+        subsets = _subsets(rest, subsets_needed, seed + index)
+        parts = (subsets[val + test :], subsets[:val], subsets[val : val + test])
         train_part, val_part, test_part = (tuple(sorted(sum(part, ()))) for part in parts)
         splits.append(Split(train_part, val_part, held_out if held_out_sites else test_part))
     return _checked(splits, labels, PARTS if held_out_sites or test_share else ("train", "val"))
@@ -142,21 +143,23 @@ def read_sites(path: Path) -> dict[str, str]:
         Slide name to site.
 
     Raises:
-        DataError: it cannot be read, or lacks a column or a value.
+        DataError: the file cannot be read, or lacks a column or a value.
     """
     sites = {row["slide_id"]: row["site"] for row in read_table(path, ("slide_id", "site"))}
     nameless = [slide_id for slide_id, site in sites.items() if not slide_id or not site]
     if nameless:
-        raise DataError(f'"{path}": slide "{nameless[0]}" has no site; held-out sites need a column site')
+        raise DataError(
+            f'"{path}": slide "{nameless[0]}" has no site; --held-out-site needs a value in the column site'
+        )
     return sites
 
 
 def write_splits(folder: Path, splits: Sequence[Split]) -> list[Path]:
-    """Write splits as CLAM does: ``splits_i.csv`` (a column a part) and ``splits_i_bool.csv`` (a row a slide).
+    """Write splits as CLAM does: ``splits_i.csv``, one column per part, and ``splits_i_bool.csv``, one row per slide.
 
     Args:
-        folder: made if it is missing; files of the same names are replaced.
-        splits: number i goes into ``splits_i.csv``.
+        folder: created if it is missing; files with the same names are replaced.
+        splits: split i is written to ``splits_i.csv``.
 
     Returns:
         The paths of the ``splits_i.csv``.
@@ -176,11 +179,11 @@ def write_splits(folder: Path, splits: Sequence[Split]) -> list[Path]:
 def _hold_out(
     labels: Mapping[str, SlideLabel], sites: Mapping[str, str] | None, held_out_sites: Collection[str]
 ) -> tuple[dict[str, SlideLabel], tuple[str, ...]]:
-    """Step 1: the slides to share out, and those of the held-out sites."""
+    """Step 1: the slides to divide, and the slides of the held-out sites."""
     if not held_out_sites:
         return dict(labels), ()
     if sites is None:
-        raise UsageError("held-out sites need to know each slide's site: a column site in labels.csv")
+        raise UsageError("held-out sites need a column site in labels.csv")
     unplaced = sorted(labels.keys() - sites.keys())
     if unplaced:
         raise DataError(f'slide "{unplaced[0]}" has no site')
@@ -193,8 +196,8 @@ def _hold_out(
     across = sorted({labels[slide_id].case_id for slide_id in test} & {label.case_id for label in rest.values()})
     if across:
         raise DataError(
-            f'case "{across[0]}" has slides from a held-out site and from another; hold out both sites, or leave '
-            "the case out of labels.csv"
+            f'case "{across[0]}" has slides from a held-out site and from another; hold out both sites, or remove '
+            "the case from labels.csv"
         )
     return rest, test
 
@@ -205,25 +208,27 @@ def _need_cases(labels: Mapping[str, SlideLabel], least: int, complaint: str) ->
         raise DataError(f"{cases} cases {complaint}")
 
 
-def _pieces(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tuple[str, ...]]:
-    """Step 2: slide names of each piece, sorted; of as many cases as pieces at the least."""
+def _subsets(labels: Mapping[str, SlideLabel], count: int, seed: int) -> list[tuple[str, ...]]:
+    """Step 2: the slide names of each subset, sorted."""
     slides = sorted(labels)
     cases = [labels[slide_id].case_id for slide_id in slides]
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     classes = [labels[slide_id].label for slide_id in slides]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of rare classes: step 5 says it in our words
+        warnings.simplefilter("ignore", UserWarning)  # about rare classes, which step 5 reports
         try:
             folds = [test for _, test in splitter.split(slides, classes, cases)]
         except ValueError as error:
-            raise DataError(f"{len(slides)} slides cannot be shared out to {count} pieces: {error}") from error
+            raise DataError(f"{len(slides)} slides cannot be divided into {count} subsets: {error}") from error
     return [tuple(slides[place] for place in fold) for fold in folds]
 
 
 def _share(share: float, part: str) -> Fraction:
-    fraction = Fraction(share).limit_denominator(FINEST_SHARE) if 0 < share < 1 else Fraction(0)
+    fraction = Fraction(share).limit_denominator(MAX_SUBSETS) if 0 < share < 1 else Fraction(0)
     if not 0 < fraction < 1 or abs(float(fraction) - share) > _SHARE_TOLERANCE:
-        raise UsageError(f"{part} share {share:g}; give a multiple of 0.05 or a fraction such as 1/3, between 0 and 1")
+        raise UsageError(
+            f"{part} share is {share:g}; it must be a multiple of 0.05 or a fraction such as 1/3, between 0 and 1"
+        )
     return fraction
 
 
@@ -237,9 +242,9 @@ def _checked(
             found = {labels[slide_id].label for slide_id in split.part(part)}
             absent = ", ".join(name for name in classes if name not in found)
             if absent and part == "train":
-                raise DataError(f"split {index} has no slide to train on for class {absent}; ask for fewer folds")
+                raise DataError(f"split {index} has no slide for training of class {absent}; choose fewer folds")
             if not found:
-                raise DataError(f"split {index} has no slide in its {part} part; ask for fewer folds")
+                raise DataError(f"split {index} has no slide in its {part} part; choose fewer folds")
             if absent:
                 _log.warning("split %d has no slide of class %s in its %s part", index, absent, part)
     return tuple(splits)

@@ -1,4 +1,4 @@
-"""The tables of a training, in whatever form they come: labels and split, and their digests."""
+"""Labels and split of a cohort in any supported form, with their digests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Tables:
     Args:
         labels: slide name to label.
         split: the slides of each part.
-        labels_sha256: digest of the file that holds the labels.
-        split_sha256: digest of the file, or files, that hold the split.
+        labels_sha256: digest of the file with the labels.
+        split_sha256: digest of the file or files with the split.
     """
 
     labels: Mapping[str, SlideLabel]
@@ -36,17 +36,17 @@ def read_tables(
     """Read labels and split.
 
     Args:
-        labels_path: labels.csv; None where HMIL's pickled lists hold the labels.
-        split_path: a split table of CLAM, of either form; with a fold a folder of HMIL's pickled lists.
-        fold: number of the fold, from 0; None for a table.
-        classes: names in the order of the logits, which a pickled list may number instead of naming them.
+        labels_path: labels.csv; None if the labels are in HMIL's pickled lists.
+        split_path: a split of CLAM in either form; with a fold, a folder of HMIL's pickled lists.
+        fold: number of the fold, from 0; None for a CSV.
+        classes: names in the order of the logits; a pickled list may contain their indices instead.
 
     Raises:
         DataError: a file cannot be read, or there are no labels.
     """
     if fold is None:
         if labels_path is None:
-            raise DataError("no labels are given; only HMIL's pickled lists hold labels beside the split")
+            raise DataError("labels are missing; only HMIL's pickled lists contain both labels and split")
         split = read_clam_split(split_path)
         return Tables(read_labels(labels_path), split, sha256_of(labels_path), sha256_of(split_path))
     split, found = read_hmil_split(split_path, fold)
@@ -58,7 +58,7 @@ def read_tables(
 
 
 def _named(label: str, classes: Sequence[str] | None) -> str:
-    """A label that is the number of a class, and no class's name, by its name."""
+    """The class name of a label; a label that is not a class name may be the index of a class."""
     numbered = classes is not None and label not in classes and label.isdecimal() and int(label) < len(classes)
     return classes[int(label)] if classes is not None and numbered else label
 

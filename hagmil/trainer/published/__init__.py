@@ -1,1 +1,1 @@
-"""Checkpoints of the published HAG-MIL and HMIL code: safe reading, names, defaults and import."""
+"""Import of checkpoints of the published HAG-MIL and HMIL code: safe reading, names of weights and defaults."""

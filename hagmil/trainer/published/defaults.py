@@ -1,14 +1,12 @@
-"""What a published checkpoint does not say of itself: names of classes, hierarchy, spacings, patch size.
+"""Values that a published checkpoint does not contain: class names, hierarchy, spacings and patch size.
 
-Where nothing is given, a model of the published datasets' shape gets their values, any other gets plain
-numbers for names; a hierarchy of another shape cannot be guessed and must be given.
+A model with the shape of a published one gets its values as defaults. The classes of any other model are numbered by
+default, and its hierarchy must be given.
 
-- HAG-MIL, three stages and two classes: Camelyon16, normal and tumor. Its patches are 256 pixels wide at
-  levels 2, 1 and 0 of the slides, whose level 0 has 0.243 micrometres a pixel (those of one of its two
-  hospitals have 0.226).
-- HMIL, three coarse and seven fine classes: BRACS, whose level 0 has 0.25 micrometres a pixel. The published
-  code says nothing of spacing or patch size; 256 pixels at level 0 is what its feature extraction does by
-  default.
+- HAG-MIL with three stages and two classes: Camelyon16, normal and tumor. Patches are 256 pixels wide at levels 2, 1
+  and 0 of the slide files. Level 0 has 0.243 micrometres per pixel (0.226 in the slides of one of the two hospitals).
+- HMIL with three coarse and seven fine classes: BRACS, with 0.25 micrometres per pixel at level 0. The publication
+  gives neither spacing nor patch size; 256 pixels at level 0 is the default of its feature extraction.
 """
 
 from __future__ import annotations
@@ -39,20 +37,20 @@ BRACS_HIERARCHY = {
     "DCIS": "malignant",
     "IC": "malignant",
 }
-"""Fine class to coarse class, both in the order of the published logits."""
+"""Fine class to coarse class, in the order of the published logits."""
 PATCH_PX = 256
 STAGE_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What is to be known of an imported model beside its weights.
+    """Metadata of an imported model.
 
     Args:
-        classes: names in the order of the logits; HMIL's fine classes.
-        hierarchy: None for HAG-MIL.
+        classes: names in the order of the logits; for HMIL, of the fine classes.
+        hierarchy: coarse and fine classes of HMIL; None for HAG-MIL.
         spacing_um: micrometres per pixel of each stage, coarse to fine.
-        patch_px: side of a patch at every stage.
+        patch_px: side of a patch at all stages.
     """
 
     classes: tuple[str, ...]
@@ -69,25 +67,24 @@ def describe(
     spacing_um: Sequence[float] | None = None,
     patch_px: int | None = None,
 ) -> ModelDescription:
-    """Put what the user says of an imported model together with the defaults.
+    """Combine the given metadata of an imported model with the defaults.
 
     Args:
         model: the imported model.
-        classes: names in the order of the logits; HMIL's fine classes.
-        fine_to_coarse: HMIL only. Fine name to coarse name (coarse classes count in the order in which the
-            fine classes name them), or for each fine class the number of its coarse class.
-        spacing_um: one number for each stage, coarse to fine; or one, the finest stage's, which the others
-            double.
+        classes: names in the order of the logits; for HMIL, of the fine classes.
+        fine_to_coarse: HMIL only: fine name to coarse name (the coarse classes are in the order of their first fine
+            class), or the index of the coarse class for each fine class.
+        spacing_um: one number for each stage, coarse to fine; or only that of the finest stage, which doubles from
+            stage to stage.
         patch_px: side of a patch.
 
     Raises:
-        UsageError: a number of names or spacings that is not the model's, or a hierarchy that is missing or
-        does not
+        UsageError: the number of names or spacings does not fit the model, or the hierarchy is missing or does not
             fit.
     """
     if model.kind == "hag-mil":
         if fine_to_coarse is not None:
-            raise UsageError("a HAG-MIL model has no hierarchy of classes; leave --fine-to-coarse out")
+            raise UsageError("a HAG-MIL model has no hierarchy of classes; remove --fine-to-coarse")
         default = CAMELYON16_CLASSES if (len(model.stages), model.classes) == (3, 2) else _numbers(model.classes)
         names, hierarchy = _names(classes, default, model.classes), None
     else:
@@ -95,30 +92,30 @@ def describe(
         names = hierarchy.fine
     size_px = PATCH_PX if patch_px is None else patch_px
     if size_px < 8:
-        raise UsageError(f"patches of {size_px} pixels; give --patch-px 8 or more")
+        raise UsageError(f"--patch-px is {size_px}; it must be at least 8")
     return ModelDescription(names, hierarchy, _spacings(model, spacing_um), size_px)
 
 
 def parse_fine_to_coarse(text: str) -> dict[str, str] | tuple[int, ...]:
-    """Read a hierarchy from one line.
+    """Parse a hierarchy.
 
     Args:
-        text: ``N:benign,PB:benign,...``, or for each fine class a number, ``0,0,1``.
+        text: ``N:benign,PB:benign,...``, or the index of the coarse class for each fine class, ``0,0,1``.
 
     Returns:
-        Fine name to coarse name, in the line's order; or the numbers.
+        Fine name to coarse name, in the given order; or the indices.
 
     Raises:
-        UsageError: neither of the two forms, or a fine class twice.
+        UsageError: the text has neither form, or contains a fine class twice.
     """
     parts = [part.strip() for part in text.split(",")]
     if all(part.isdecimal() for part in parts):
         return tuple(int(part) for part in parts)
     pairs = [[side.strip() for side in part.split(":")] for part in parts]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise UsageError(f'"{text}" is no hierarchy; write fine:coarse,fine:coarse,... or 0,0,1,...')
+        raise UsageError(f'"{text}" is not a hierarchy; write fine:coarse,fine:coarse,... or 0,0,1,...')
     if len({fine for fine, _ in pairs}) < len(pairs):
-        raise UsageError(f'"{text}" names a fine class twice')
+        raise UsageError(f'"{text}" contains a fine class twice')
     return {pair[0]: pair[1] for pair in pairs}
 
 
@@ -131,32 +128,34 @@ def _hierarchy(
         bracs = tuple(BRACS_HIERARCHY)
         if (model.coarse_classes, model.classes) != (3, 7) or tuple(classes or bracs) != bracs:
             raise UsageError(
-                f"this model tells {model.coarse_classes} coarse and {model.classes} fine classes apart, and "
-                "which belongs to which is not in the file; pass --fine-to-coarse"
+                f"this model has {model.coarse_classes} coarse and {model.classes} fine classes, but the file does not "
+                "contain the map between them; pass --fine-to-coarse"
             )
         fine_to_coarse = BRACS_HIERARCHY
     if isinstance(fine_to_coarse, Mapping):
         fine = _names(classes, tuple(fine_to_coarse), model.classes)
         if set(fine) != set(fine_to_coarse):
-            raise UsageError(f"--fine-to-coarse must name these classes and no other: {', '.join(fine)}")
+            raise UsageError(f"--fine-to-coarse must contain exactly these classes: {', '.join(fine)}")
         coarse = tuple(dict.fromkeys(fine_to_coarse[name] for name in fine))
-        return _checked(model, coarse, fine, _places(fine_to_coarse, fine))
+        return _checked(model, coarse, fine, _coarse_indices(fine_to_coarse, fine))
     coarse = _numbers(model.coarse_classes or 0)
     return _checked(model, coarse, _names(classes, _numbers(model.classes), model.classes), tuple(fine_to_coarse))
 
 
 def _checked(
-    model: ImportedModel, coarse: tuple[str, ...], fine: tuple[str, ...], places: tuple[int, ...]
+    model: ImportedModel, coarse: tuple[str, ...], fine: tuple[str, ...], indices: tuple[int, ...]
 ) -> Hierarchy:
     if len(coarse) != model.coarse_classes:
-        raise UsageError(f"--fine-to-coarse names {len(coarse)} coarse classes; the model has {model.coarse_classes}")
+        raise UsageError(
+            f"--fine-to-coarse contains {len(coarse)} coarse classes; the model has {model.coarse_classes}"
+        )
     try:
-        return Hierarchy(coarse=coarse, fine=fine, fine_to_coarse=places)
+        return Hierarchy(coarse=coarse, fine=fine, fine_to_coarse=indices)
     except ValidationError as error:
         raise UsageError(f"--fine-to-coarse: {first_problem(error)}") from error
 
 
-def _places(fine_to_coarse: Mapping[str, str], fine: tuple[str, ...]) -> tuple[int, ...]:
+def _coarse_indices(fine_to_coarse: Mapping[str, str], fine: tuple[str, ...]) -> tuple[int, ...]:
     coarse = list(dict.fromkeys(fine_to_coarse[name] for name in fine))
     return tuple(coarse.index(fine_to_coarse[name]) for name in fine)
 
@@ -164,7 +163,7 @@ def _places(fine_to_coarse: Mapping[str, str], fine: tuple[str, ...]) -> tuple[i
 def _names(given: Sequence[str] | None, default: tuple[str, ...], count: int) -> tuple[str, ...]:
     names = default if given is None else tuple(given)
     if len(names) != count:
-        raise UsageError(f"{len(names)} classes are named ({', '.join(names)}); the model has {count}")
+        raise UsageError(f"{len(names)} classes are given ({', '.join(names)}); the model has {count}")
     if len(set(names)) < count:
         raise UsageError(f"a class is named twice: {', '.join(names)}")
     return names
@@ -178,13 +177,13 @@ def _spacings(model: ImportedModel, given: Sequence[float] | None) -> tuple[floa
     stages = len(model.stages)
     if given is None:
         finest = CAMELYON16_SPACING_UM if model.kind == "hag-mil" else BRACS_SPACING_UM
-        _log.warning("the file says nothing of spacing; taken to be %g um at the finest stage", finest)
+        _log.warning("the file contains no spacing; assuming %g um/px at the finest stage", finest)
         given = (finest,)
     if len(given) == 1:
         given = tuple(given[0] * STAGE_FACTOR**step for step in reversed(range(stages)))
     if len(given) != stages:
         raise UsageError(f"{len(given)} spacings are given; the model has {stages} stages, coarse to fine")
     if not all(0 < value < math.inf for value in given) or any(a <= b for a, b in pairwise(given)):
-        listed = ", ".join(map(str, given))
-        raise UsageError(f"spacings must be above 0 and run from coarse to fine, not {listed}")
+        values = ", ".join(map(str, given))
+        raise UsageError(f"spacings must be above 0 and in the order coarse to fine, not {values}")
     return tuple(given)

@@ -1,4 +1,4 @@
-"""A file of the published code to a checkpoint folder of ours, which is exported like any other."""
+"""Conversion of a checkpoint of the published code to a checkpoint folder of ours."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ from hagmil.trainer.published.defaults import ModelDescription, describe
 from hagmil.trainer.published.weights import ImportedModel, import_published
 
 PUBLISHED_KEEP = 10000
-"""Patches that the published HAG-MIL keeps at every stage but the last, in validation and test."""
+"""Patches that the published HAG-MIL keeps at each stage except the last, in validation and test."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What is said of a published checkpoint beside its weights; see
-    :func:`~hagmil.trainer.published.defaults.describe` for what None means.
+    """Metadata of a published checkpoint; for None see :func:`~hagmil.trainer.published.defaults.describe`.
 
     Args:
-        classes: names in the order of the logits; HMIL's fine classes.
-        fine_to_coarse: HMIL only: fine name to coarse name, or for each fine class the number of its coarse one.
-        spacing_um: of each stage, coarse to fine, or of the finest alone.
+        classes: names in the order of the logits; for HMIL, of the fine classes.
+        fine_to_coarse: HMIL only: fine name to coarse name, or the index of the coarse class for each fine class.
+        spacing_um: micrometres per pixel of each stage, coarse to fine, or of the finest only.
         patch_px: side of a patch.
-        keep: HAG-MIL only: patches kept at every stage but the last.
-        backbone: the patch encoder whose features it was trained on, if somebody knows.
+        keep: HAG-MIL only: patches kept at each stage except the last.
+        backbone: the backbone of the features that it was trained on, if known.
     """
 
     classes: Sequence[str] | None = None
@@ -53,26 +52,26 @@ class ImportOptions:
 def import_checkpoint(
     path: Path, kind: Kind, out: Path, options: ImportOptions | None = None, *, overwrite: bool = False
 ) -> CheckpointCard:
-    """Bring a checkpoint of the published code into the form of ours; nothing in the file is executed.
+    """Convert a checkpoint of the published code, executing nothing in the file.
 
     Args:
         path: the published file.
-        kind: whose code wrote it.
-        out: the checkpoint's folder.
-        options: what the file does not say of itself.
-        overwrite: replace what is in ``out``.
+        kind: which published code wrote it.
+        out: folder for the checkpoint.
+        options: metadata that the file does not contain.
+        overwrite: replace an existing ``out``.
 
     Returns:
-        The card of the checkpoint that was written.
+        The card of the written checkpoint.
 
     Raises:
-        UsageError: ``out`` is there already, or the options do not fit the model.
-        BundleError: the file cannot be read, would execute something, or holds other weights than the
-            published model; or the backbone gives another number of features than the model takes.
+        UsageError: ``out`` exists, or the options do not fit the model.
+        BundleError: the file cannot be read, would execute something, or holds other weights than the published
+            model; or the number of features of the backbone is not that of the model.
     """
     options = options or ImportOptions()
     model = import_published(path, kind)
-    said = describe(
+    description = describe(
         model,
         classes=options.classes,
         fine_to_coarse=options.fine_to_coarse,
@@ -81,38 +80,38 @@ def import_checkpoint(
     )
     if options.backbone is not None and options.backbone.features != model.feature_dim:
         raise BundleError(
-            f'"{path}" takes {model.feature_dim} features; backbone "{options.backbone.name}" gives '
+            f'the model in "{path}" takes {model.feature_dim} features; backbone "{options.backbone.name}" gives '
             f"{options.backbone.features}",
             code="backbone_mismatch",
         )
     models = model.build()
-    card = _card(path, model, said, options, weights_sha256(models))
+    card = _card(path, model, description, options, weights_sha256(models))
     with new_folder(out, overwrite=overwrite) as folder:
         write_checkpoint(folder, card, models)
     return card
 
 
 def _card(
-    path: Path, model: ImportedModel, said: ModelDescription, options: ImportOptions, weights_digest: str
+    path: Path, model: ImportedModel, description: ModelDescription, options: ImportOptions, weights_digest: str
 ) -> CheckpointCard:
     backbone = options.backbone
-    told = None
+    known_backbone = None
     if backbone is not None:
-        told = CheckpointBackbone(name=backbone.name, sha256=backbone.sha256, proven=False)
-    last = len(said.spacing_um) - 1
+        known_backbone = CheckpointBackbone(name=backbone.name, sha256=backbone.sha256, proven=False)
+    last = len(description.spacing_um) - 1
     return CheckpointCard(
         hagmil=__version__,
         kind=model.kind,
-        classes=said.classes,
-        hierarchy=said.hierarchy,
-        patch_px=said.patch_px,
+        classes=description.classes,
+        hierarchy=description.hierarchy,
+        patch_px=description.patch_px,
         stages=tuple(
             CheckpointStage(name=f"{spacing:g}um", spacing_um=spacing, keep=None if index == last else options.keep)
-            for index, spacing in enumerate(said.spacing_um)
+            for index, spacing in enumerate(description.spacing_um)
         ),
         feature_dim=model.feature_dim,
         model=model.config,
-        backbone=told,
+        backbone=known_backbone,
         tissue=TissueParameters(),
         weights_sha256=weights_digest,
         imported=ImportRecord(versions=versions(), source_name=path.name, source_sha256=sha256_of(path)),

@@ -72,7 +72,7 @@ def _card(models: list[IntegratedAttentionTransformer]) -> CheckpointCard:
 
 
 @pytest.mark.parametrize("named", ["", WEIGHTS_NAME])
-def test_models_come_back_as_they_were_and_ready_to_infer(
+def test_models_are_restored_in_evaluation_mode(
     tmp_path: Path, models: list[IntegratedAttentionTransformer], named: str
 ) -> None:
     write_checkpoint(tmp_path, _card(models), models)
@@ -84,19 +84,17 @@ def test_models_come_back_as_they_were_and_ready_to_infer(
         assert torch.equal(ours(bag).logits, before.eval()(bag).logits)
 
 
-def test_a_run_folder_means_its_best_checkpoint(tmp_path: Path, models: list[IntegratedAttentionTransformer]) -> None:
+def test_a_run_folder_selects_its_best_checkpoint(tmp_path: Path, models: list[IntegratedAttentionTransformer]) -> None:
     write_checkpoint(tmp_path / BEST, _card(models), models)
     assert load_checkpoint(tmp_path).weights_path == tmp_path / BEST / WEIGHTS_NAME
 
 
-def test_the_card_stands_beside_the_weights_as_json(
-    tmp_path: Path, models: list[IntegratedAttentionTransformer]
-) -> None:
+def test_the_card_is_also_written_as_json(tmp_path: Path, models: list[IntegratedAttentionTransformer]) -> None:
     write_checkpoint(tmp_path, _card(models), models)
     assert CheckpointCard.model_validate(json.loads((tmp_path / CARD_NAME).read_text())) == _card(models)
 
 
-def test_weights_and_their_own_card_stay_together_whatever_the_json_beside_them_says(
+def test_the_card_in_the_weights_file_is_used_even_if_the_json_differs(
     tmp_path: Path, models: list[IntegratedAttentionTransformer], caplog: pytest.LogCaptureFixture
 ) -> None:
     write_checkpoint(tmp_path, _card(models), models)
@@ -108,7 +106,7 @@ def test_weights_and_their_own_card_stay_together_whatever_the_json_beside_them_
     assert load_checkpoint(tmp_path).card == _card(models)
 
 
-def test_optimisers_and_state_come_back_and_training_goes_on_alike(
+def test_training_continues_identically_from_restored_optimisers_and_state(
     tmp_path: Path, models: list[IntegratedAttentionTransformer]
 ) -> None:
     optimisers = [Adam(model.parameters(), lr=0.1) for model in models]
@@ -123,7 +121,7 @@ def test_optimisers_and_state_come_back_and_training_goes_on_alike(
     assert weights_sha256(models) == weights_sha256(others)
 
 
-def test_a_checkpoint_without_state_cannot_be_resumed_from(
+def test_a_checkpoint_without_state_cannot_be_resumed(
     tmp_path: Path, models: list[IntegratedAttentionTransformer]
 ) -> None:
     write_checkpoint(tmp_path, _card(models), models)
@@ -139,16 +137,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, models: list[IntegratedAttent
     with pytest.raises(BundleError, match="cannot be read"):
         load_checkpoint(tmp_path)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(BundleError, match="not those that its card speaks of") as caught:
+    with pytest.raises(BundleError, match="do not have the digest in the card") as caught:
         build_models(load_checkpoint(tmp_path))
     assert caught.value.code == "checkpoint_altered"
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_other_files_than_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=WEIGHTS_NAME):
         load_checkpoint(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / WEIGHTS_NAME)
-    with pytest.raises(BundleError, match="no checkpoint of hagmil"):
+    with pytest.raises(BundleError, match="not a checkpoint of hagmil"):
         load_checkpoint(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / WEIGHTS_NAME, metadata={"checkpoint": "{}"})
     with pytest.raises(BundleError, match="not valid"):
@@ -164,7 +162,7 @@ def test_weights_of_other_models_are_named(tmp_path: Path, models: list[Integrat
         restore(tmp_path, wider)
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint(
+def test_a_failed_write_keeps_the_old_checkpoint(
     tmp_path: Path, models: list[IntegratedAttentionTransformer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path, _card(models), models)

@@ -1,4 +1,4 @@
-"""A training does not care how its features, labels and splits lie on disk."""
+"""Training gives the same result for all layouts of features, labels and splits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDERS = ("cam_level_2", "cam_level_1_corresponding", "cam_level_0_correspondin
 
 
 def _as_hag_mil_pt(folder: Path) -> dict[str, Any]:
-    """The cohort's features again, as the published HAG-MIL keeps them."""
+    """Write the features of the cohort in the layout of the published HAG-MIL."""
     for path in (folder / "features").glob("*.h5"):
         for name, stage in zip(FOLDERS, read_features(path).stages, strict=True):
             (folder / name / "pt_files").mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def test_published_hmil_features_and_lists_train_the_same_weights_as_hdf5(tmp_pa
     assert one.weights_sha256 == other.weights_sha256
 
 
-def test_clam_s_boolean_table_says_the_same_as_its_columns(tmp_path: Path) -> None:
+def test_both_forms_of_a_clam_split_give_the_same_split(tmp_path: Path) -> None:
     tree = write_cohort(tmp_path)
     split = read_split(tmp_path / "split.csv")
     write_splits(tmp_path / "splits", [split])
@@ -84,7 +84,7 @@ def test_clam_s_boolean_table_says_the_same_as_its_columns(tmp_path: Path) -> No
     assert [slide.slide_id for slide in open_training_cohort(config).train] == list(split.train)
 
 
-def test_a_published_bag_whose_levels_do_not_fit_names_the_slide(tmp_path: Path) -> None:
+def test_a_published_bag_with_a_wrong_number_of_rows_names_the_slide(tmp_path: Path) -> None:
     tree = write_cohort(tmp_path, stages=THREE_STAGES)
     data = {**tree["data"], **_as_hag_mil_pt(tmp_path)}
     torch.save(torch.zeros(5, 6), tmp_path / FOLDERS[1] / "pt_files" / "val-1.pt")
@@ -92,7 +92,7 @@ def test_a_published_bag_whose_levels_do_not_fit_names_the_slide(tmp_path: Path)
         train(configured(tree, data=data))
 
 
-def test_a_pickled_list_may_go_with_a_table_of_labels(tmp_path: Path) -> None:
+def test_pickled_lists_can_be_used_with_a_table_of_labels(tmp_path: Path) -> None:
     tree = write_hierarchy_cohort(tmp_path, parts=PARTS)
     data = {**tree["data"], **_as_pickled_lists(tmp_path), "labels": tree["data"]["labels"]}
     cohort = open_training_cohort(configured(tree, data=data))
@@ -100,7 +100,7 @@ def test_a_pickled_list_may_go_with_a_table_of_labels(tmp_path: Path) -> None:
     assert cohort.digests.labels_sha256 != cohort.digests.split_sha256
 
 
-def test_some_stages_of_a_file_can_be_trained_on_alone(tmp_path: Path) -> None:
+def test_training_can_use_some_stages_of_a_file(tmp_path: Path) -> None:
     tree = write_cohort(tmp_path, stages=THREE_STAGES)
     cohort = open_training_cohort(configured(tree, data={**tree["data"], "stages": ["low", "high"]}))
     assert [(stage.name, stage.factor) for stage in cohort.stages] == [("low", 4), ("high", None)]
@@ -111,14 +111,14 @@ def test_some_stages_of_a_file_can_be_trained_on_alone(tmp_path: Path) -> None:
     ("data", "message"),
     [
         ({"labels": None}, "labels must be given"),
-        ({"patch_px": 64}, "HDF5 files tell spacing_um and patch_px themselves"),
+        ({"patch_px": 64}, "HDF5 files contain spacing_um and patch_px"),
         ({"layout": "hmil-pt"}, "give patch_px and 1 spacing_um"),
         ({"layout": "hag-mil-pt", "patch_px": 64, "spacing_um": [0.5]}, "give patch_px and 3 spacing_um"),
         ({"layout": "hmil-pt", "patch_px": 64, "spacing_um": [0.5], "stages": ["a"]}, "layout hmil-pt has none"),
         ({"layout": "zarr"}, "hdf5"),
     ],
 )
-def test_what_does_not_fit_the_layout_is_said(tmp_path: Path, data: dict[str, Any], message: str) -> None:
+def test_keys_that_do_not_fit_the_layout_are_refused(tmp_path: Path, data: dict[str, Any], message: str) -> None:
     paths = {"features": "f", "labels": "l", "split": "s"}
     with pytest.raises(UsageError, match=message):
         configured({"out": str(tmp_path)}, data={**paths, **data})

@@ -13,7 +13,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "table.csv"
 
 
-def test_a_split_as_clam_writes_it_is_read(path: Path) -> None:
+def test_a_split_of_clam_is_read(path: Path) -> None:
     path.write_text(",train,val,test\n0,a,d,e\n1,b,,nan\n2,c,NaN,\n")
     split = read_split(path)
     assert (split.train, split.val, split.test) == (("a", "b", "c"), ("d",), ("e",))
@@ -25,7 +25,7 @@ def test_a_split_without_an_index_and_with_a_byte_order_mark_is_read(path: Path)
     assert read_split(path).test == ("e",)
 
 
-def test_short_rows_end_a_column_too(path: Path) -> None:
+def test_missing_cells_end_a_column(path: Path) -> None:
     path.write_text(",train,val,test\n0,a,d,e\n1,b\n")
     assert read_split(path).train == ("a", "b")
 
@@ -35,11 +35,11 @@ def test_short_rows_end_a_column_too(path: Path) -> None:
     [
         ("train,val\na,b\n", "no column test"),
         ("", "no column train, val, test"),
-        (",train,val,test\n0,a,a,\n", 'line 2: slide "a" stands in val and already in train'),
+        (",train,val,test\n0,a,a,\n", 'line 2: slide "a" is in val and already in train'),
         (",train,val,test\n0,a,b,\n1,a,,\n", 'line 3: slide "a"'),
     ],
 )
-def test_a_split_that_cannot_be_meant_is_refused(path: Path, text: str, message: str) -> None:
+def test_an_invalid_split_is_refused(path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_split(path)
@@ -62,13 +62,13 @@ def test_labels_are_read_and_other_columns_ignored(path: Path) -> None:
         ("slide_id,case_id,label\na,c,\n", "line 2"),
     ],
 )
-def test_labels_that_cannot_be_meant_are_refused(path: Path, text: str, message: str) -> None:
+def test_invalid_labels_are_refused(path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_labels(path)
 
 
-def test_files_that_are_missing_or_no_text_are_named(path: Path) -> None:
+def test_missing_files_and_files_that_are_not_text_are_named(path: Path) -> None:
     with pytest.raises(DataError, match=r"table\.csv"):
         read_labels(path)
     path.write_bytes(b"slide_id,case_id,label\n\xff\xfe,c,x\n")
@@ -76,7 +76,7 @@ def test_files_that_are_missing_or_no_text_are_named(path: Path) -> None:
         read_labels(path)
 
 
-def test_patients_on_both_sides_of_a_split_are_found(path: Path) -> None:
+def test_patients_in_several_parts_of_a_split_are_found(path: Path) -> None:
     path.write_text(",train,val,test\n0,a,c,d\n1,b,,\n")
     case_of = {"a": "1", "b": "2", "c": "1", "d": "3"}
     labels = {slide: SlideLabel(slide, case, "x") for slide, case in case_of.items()}

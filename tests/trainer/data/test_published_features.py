@@ -1,4 +1,4 @@
-"""Features and splits in the published layouts are found, checked and read, and nothing in them is executed."""
+"""Features and splits in the published layouts are checked and read, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLIT = Split(train=("a", "b", "c"), val=("d",), test=("e", "f"))
 
 
 class Payload:
-    """An object whose pickle makes a folder."""
+    """An object whose pickle creates a folder."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -30,7 +30,7 @@ class Payload:
         return (os.mkdir, (str(self.target),))
 
 
-def test_a_cascade_s_bag_is_found_level_by_level(tmp_path: Path) -> None:
+def test_the_bag_of_a_cascade_is_read_level_by_level(tmp_path: Path) -> None:
     stages = _write_cascade(tmp_path, (3, 12, 48))
     bag = open_hag_mil_bag(tmp_path / "breast", "slide")
     assert (bag.slide_id, bag.rows, bag.feature_dim) == ("slide", (3, 12, 48), 5)
@@ -38,27 +38,25 @@ def test_a_cascade_s_bag_is_found_level_by_level(tmp_path: Path) -> None:
         assert torch.equal(found, expected)
 
 
-def test_the_name_of_a_slide_file_stands_for_its_slide(tmp_path: Path) -> None:
+def test_the_ending_of_a_slide_name_is_removed(tmp_path: Path) -> None:
     _write_cascade(tmp_path, (1, 4, 16))
     assert open_hag_mil_bag(tmp_path / "breast", "slide.svs").slide_id == "slide"
 
 
-def test_other_levels_and_factors_can_be_asked_for(tmp_path: Path) -> None:
+def test_levels_and_factor_can_be_chosen(tmp_path: Path) -> None:
     _write_cascade(tmp_path, (2, 32), folders=("breast_level_4", "breast_level_2_corresponding"))
     bag = open_hag_mil_bag(tmp_path / "breast", "slide", levels=(4, 2), factor=4)
     assert bag.rows == (2, 32)
 
 
 @pytest.mark.parametrize("rows", [(3, 11, 44), (3, 12, 47), (3, 12, 12)])
-def test_a_bag_without_four_children_a_row_is_an_error_that_names_the_slide(
-    tmp_path: Path, rows: tuple[int, ...]
-) -> None:
+def test_a_wrong_number_of_children_is_an_error_that_names_the_slide(tmp_path: Path, rows: tuple[int, ...]) -> None:
     _write_cascade(tmp_path, rows)
     with pytest.raises(DataError, match=r'slide "slide".*2² times the'):
         open_hag_mil_bag(tmp_path / "breast", "slide")
 
 
-def test_a_slide_without_tissue_has_a_bag_of_no_rows(tmp_path: Path) -> None:
+def test_the_bag_of_a_slide_without_tissue_has_no_rows(tmp_path: Path) -> None:
     _write_cascade(tmp_path, (0, 0, 0))
     bag = open_hag_mil_bag(tmp_path / "breast", "slide")
     assert [tensor.shape for tensor in bag.load()] == [(0, 5)] * 3
@@ -70,7 +68,7 @@ def test_a_missing_level_is_an_error_that_names_the_slide_and_the_file(tmp_path:
         open_hag_mil_bag(tmp_path / "breast", "slide")
 
 
-def test_levels_of_different_feature_lengths_are_an_error(tmp_path: Path) -> None:
+def test_different_feature_lengths_of_levels_are_an_error(tmp_path: Path) -> None:
     _write_cascade(tmp_path, (3, 12, 48))
     torch.save(torch.zeros(48, 6), tmp_path / FOLDERS[2] / "pt_files" / "slide.pt")
     with pytest.raises(DataError, match="different lengths"):
@@ -78,7 +76,7 @@ def test_levels_of_different_feature_lengths_are_an_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_a_flat_folder_s_bag_keeps_halves_and_makes_floats_of_the_rest(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_features_are_read_as_float16_or_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     features = torch.arange(12.0).reshape(4, 3)
     torch.save(features.to(dtype), tmp_path / "slide.pt")
     (loaded,) = open_hmil_bag(tmp_path, "slide").load()
@@ -86,7 +84,7 @@ def test_a_flat_folder_s_bag_keeps_halves_and_makes_floats_of_the_rest(tmp_path:
     assert torch.equal(loaded.float(), features)
 
 
-def test_a_leading_axis_of_one_is_taken_off(tmp_path: Path) -> None:
+def test_a_leading_axis_of_length_one_is_removed(tmp_path: Path) -> None:
     torch.save(torch.ones(1, 1, 3), tmp_path / "slide.pt")
     bag = open_hmil_bag(tmp_path, "slide")
     assert bag.rows == (1,)
@@ -94,19 +92,19 @@ def test_a_leading_axis_of_one_is_taken_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), torch.zeros(2, 3, 4), {"features": torch.zeros(2, 3)}, [1]])
-def test_another_thing_than_a_bag_is_an_error_that_names_the_slide(tmp_path: Path, content: object) -> None:
+def test_other_content_than_a_bag_is_an_error_that_names_the_slide(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "slide.pt")
     with pytest.raises(DataError, match='slide "slide"'):
         open_hmil_bag(tmp_path, "slide")
 
 
-def test_whole_numbers_are_no_features(tmp_path: Path) -> None:
+def test_integers_are_refused_as_features(tmp_path: Path) -> None:
     torch.save(torch.ones(2, 3, dtype=torch.int64), tmp_path / "slide.pt")
     with pytest.raises(DataError, match="floating-point"):
         open_hmil_bag(tmp_path, "slide").load()
 
 
-def test_malicious_features_are_refused_and_their_payload_does_not_run(tmp_path: Path) -> None:
+def test_malicious_features_are_refused_and_not_executed(tmp_path: Path) -> None:
     target = tmp_path / "owned"
     torch.save(Payload(target), tmp_path / "slide.pt")
     with pytest.raises(DataError, match="mkdir") as caught:
@@ -122,13 +120,13 @@ def test_malicious_features_are_refused_and_their_payload_does_not_run(tmp_path:
         "train,val,test\na,d,e\nb,,f\nc,,\n",
         ",train,val,test\na,True,False,False\nb,True,False,False\nc,True,False,False\n"
         "d,False,True,False\ne,False,False,True\nf,False,False,True\n",
-        # As some published tables have it: a running number, and no name over the slides.
+        # Some published tables have a running number, and no column name for the slides.
         ",train,val,test\n0,a,True,False,False\n1,b,True,False,False\n2,c,True,False,False\n"
         "0,d,False,True,False\n0,e,False,False,True\n1,f,False,False,True\n",
     ],
     ids=["columns", "columns without index", "boolean", "boolean with running number"],
 )
-def test_clam_s_splits_are_read_in_every_form(tmp_path: Path, text: str) -> None:
+def test_splits_of_clam_are_read_in_every_form(tmp_path: Path, text: str) -> None:
     path = tmp_path / "splits_0.csv"
     path.write_text(text)
     assert read_clam_split(path) == SPLIT
@@ -139,21 +137,21 @@ def test_clam_s_splits_are_read_in_every_form(tmp_path: Path, text: str) -> None
     [
         ("", "no column"),
         (",train,val\n0,a,b\n", "no column test"),
-        (",train,val,test\na,True,True,False\n", 'slide "a" must stand in one part'),
-        (",train,val,test\na,False,False,False\n", 'slide "a" must stand in one part'),
-        (",train,val,test\na,True,False,False\na,False,True,False\n", 'slide "a" must stand in one part'),
-        (",train,val,test\na,True,False,False\nTrue,False\n", "without a slide"),
+        (",train,val,test\na,True,True,False\n", 'slide "a" must be in exactly one part'),
+        (",train,val,test\na,False,False,False\n", 'slide "a" must be in exactly one part'),
+        (",train,val,test\na,True,False,False\na,False,True,False\n", 'slide "a" must be in exactly one part'),
+        (",train,val,test\na,True,False,False\nTrue,False\n", "has no slide"),
         (",train,val,test\n0,a,a,b\n", 'slide "a"'),
     ],
 )
-def test_a_split_that_does_not_say_one_part_a_slide_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+def test_a_split_without_exactly_one_part_per_slide_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "splits_0.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_clam_split(path)
 
 
-def test_hmil_s_pickled_lists_are_read_with_their_labels(tmp_path: Path) -> None:
+def test_pickled_lists_of_hmil_are_read_with_their_labels(tmp_path: Path) -> None:
     _write_lists(tmp_path, train=["a", "b"], val=["c"], test=["d"])
     split, labels = read_hmil_split(tmp_path, 0)
     assert split == Split(("a", "b"), ("c",), ("d",))
@@ -161,9 +159,9 @@ def test_hmil_s_pickled_lists_are_read_with_their_labels(tmp_path: Path) -> None
     assert read_hmil_list(tmp_path / "val_splits_0.pkl") == (LabelledSlide("c", "FEA", "/data/c.pt"),)
 
 
-def test_a_slide_in_two_of_hmil_s_lists_is_an_error(tmp_path: Path) -> None:
+def test_a_slide_in_two_lists_of_hmil_is_an_error(tmp_path: Path) -> None:
     _write_lists(tmp_path, train=["a", "b"], val=["b"], test=["d"])
-    with pytest.raises(DataError, match='slide "b" stands in two parts'):
+    with pytest.raises(DataError, match='slide "b" is in two parts'):
         read_hmil_split(tmp_path, 0)
 
 
@@ -174,7 +172,7 @@ def test_a_slide_with_two_labels_is_an_error(tmp_path: Path) -> None:
         read_hmil_split(tmp_path, 0)
 
 
-def test_a_malicious_split_list_is_refused_and_its_payload_does_not_run(tmp_path: Path) -> None:
+def test_a_malicious_split_list_is_refused_and_not_executed(tmp_path: Path) -> None:
     path, target = tmp_path / "train_splits_0.pkl", tmp_path / "owned"
     path.write_bytes(pickle.dumps([["a", "N", Payload(target)]]))
     with pytest.raises(DataError, match="mkdir") as caught:
@@ -225,7 +223,7 @@ def test_a_split_list_that_names_a_class_or_function_is_refused(tmp_path: Path, 
 def test_a_broken_split_list_is_refused(tmp_path: Path, program: bytes) -> None:
     path = tmp_path / "train_splits_0.pkl"
     path.write_bytes(program)
-    with pytest.raises(DataError, match="no split list"):
+    with pytest.raises(DataError, match="is not a split list"):
         read_hmil_list(path)
 
 
@@ -237,10 +235,10 @@ def test_split_lists_of_every_protocol_are_read(tmp_path: Path, protocol: int) -
 
 
 @pytest.mark.parametrize("content", [3, {"a": 1}, [["a", "N"]], [["a", "N", None]], ["a"]])
-def test_another_thing_than_a_split_list_is_an_error(tmp_path: Path, content: object) -> None:
+def test_other_content_than_a_split_list_is_an_error(tmp_path: Path, content: object) -> None:
     path = tmp_path / "train_splits_0.pkl"
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match="no split list"):
+    with pytest.raises(DataError, match="is not a split list"):
         read_hmil_list(path)
 
 

@@ -1,4 +1,4 @@
-"""Splits keep patients together and classes in proportion, and are the same for the same seed."""
+"""Splits are grouped by patient and stratified by class, and reproducible from the seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _sites(labels: dict[str, SlideLabel], count: int = 4) -> dict[str, str]:
     return {slide_id: f"site{int(label.case_id[4:]) % count}" for slide_id, label in labels.items()}
 
 
-def test_every_slide_is_tested_on_once_and_stands_in_one_part_of_each_fold() -> None:
+def test_each_slide_is_in_one_part_of_a_fold_and_in_test_once() -> None:
     labels = _cohort()
     folds = make_folds(labels, 5)
     assert sorted(slide for fold in folds for slide in fold.test) == sorted(labels)
@@ -38,7 +38,7 @@ def test_every_slide_is_tested_on_once_and_stands_in_one_part_of_each_fold() -> 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_patient_stands_in_two_parts(seed: int) -> None:
+def test_no_patient_is_in_two_parts(seed: int) -> None:
     labels = _cohort(30, 3)
     splits = (*make_folds(labels, 5, seed=seed), *make_splits(labels, 2, seed=seed))
     assert [shared_cases(split, labels) for split in splits] == [[]] * 7
@@ -52,12 +52,12 @@ def test_classes_keep_their_proportions() -> None:
             assert found == {"a": size * 2 // 3, "b": size // 3}
 
 
-def test_the_seed_decides_and_the_order_of_the_table_does_not() -> None:
+def test_splits_depend_on_the_seed_and_not_on_the_order_of_the_table() -> None:
     labels = _cohort()
-    turned = dict(reversed(labels.items()))
-    assert make_folds(labels, 4, seed=1) == make_folds(turned, 4, seed=1)
+    reversed_labels = dict(reversed(labels.items()))
+    assert make_folds(labels, 4, seed=1) == make_folds(reversed_labels, 4, seed=1)
     assert make_folds(labels, 4, seed=1) != make_folds(labels, 4, seed=2)
-    assert make_splits(labels, 2, seed=1) == make_splits(turned, 2, seed=1)
+    assert make_splits(labels, 2, seed=1) == make_splits(reversed_labels, 2, seed=1)
     first, second = make_splits(labels, 2, seed=1)
     assert first != second
 
@@ -65,19 +65,19 @@ def test_the_seed_decides_and_the_order_of_the_table_does_not() -> None:
 @pytest.mark.parametrize(
     ("val_share", "test_share"), [(0.1, 0.1), (0.2, 0.3), (0.25, 0.25), (0.05, 0.15), (1 / 3, 1 / 3), (0.25, 0)]
 )
-def test_the_parts_have_the_shares_that_were_asked_for(val_share: float, test_share: float) -> None:
+def test_the_parts_have_the_requested_shares(val_share: float, test_share: float) -> None:
     labels = _cohort(120, 1)
     (split,) = make_splits(labels, val_share=val_share, test_share=test_share)
     assert len(split.val) == pytest.approx(120 * val_share, abs=2)
     assert len(split.test) == pytest.approx(120 * test_share, abs=2)
 
 
-def test_held_out_sites_are_the_test_part_of_every_fold_and_nowhere_else() -> None:
+def test_held_out_sites_are_the_test_part_of_every_fold_and_in_no_other_part() -> None:
     labels = _cohort()
     sites = _sites(labels)
     expected = sorted(slide for slide, site in sites.items() if site in {"site1", "site3"})
     options: dict[str, Any] = {"sites": sites, "held_out_sites": ("site1", "site3")}
-    # Sites 1 and 3 hold all of one class here, so that class cannot be trained on.
+    # All slides of one class are from sites 1 and 3, so this class is missing in training.
     with pytest.raises(DataError, match="class t"):
         make_folds(labels, 4, **options)
     mixed = {
@@ -101,7 +101,7 @@ def test_held_out_sites_are_the_test_part_of_every_fold_and_nowhere_else() -> No
         ("all", ("site0", "site1", "site2", "site3"), DataError, "0 cases"),
     ],
 )
-def test_sites_that_cannot_be_held_out_are_an_error(
+def test_invalid_held_out_sites_are_an_error(
     sites: str | None, held_out: tuple[str, ...], error: type[Exception], message: str
 ) -> None:
     labels = _cohort()
@@ -115,13 +115,13 @@ def test_sites_that_cannot_be_held_out_are_an_error(
 
 
 def test_fewer_cases_than_folds_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"4 cases cannot be shared out to 5"):
+    with pytest.raises(DataError, match=r"4 cases cannot be divided into 5"):
         make_folds(_cohort(4, 10), 5)
 
 
-def test_fewer_cases_than_the_shares_count_in_is_an_error_that_says_what_would_do() -> None:
+def test_too_few_cases_for_the_shares_is_an_error_that_suggests_simpler_ones() -> None:
     labels = _cohort(18, 1)
-    with pytest.raises(DataError, match=r"18 cases are too few .* 1/20, .* 0\.2"):
+    with pytest.raises(DataError, match=r"18 cases are too few .* 20 subsets .* 0\.2"):
         make_splits(labels, val_share=0.15, test_share=0.15)
     (split,) = make_splits(labels, val_share=0.2, test_share=0.2)
     assert len(split.val) + len(split.test) in range(6, 10)
@@ -133,14 +133,14 @@ def test_too_few_folds_are_refused(folds: int) -> None:
         make_folds(_cohort(), folds)
 
 
-def test_a_class_that_a_fold_cannot_be_trained_on_is_an_error() -> None:
+def test_a_class_that_is_missing_in_training_is_an_error() -> None:
     labels = _cohort(12, 1)
     labels["rare"] = SlideLabel("rare", "rare", "r")
-    with pytest.raises(DataError, match="train on for class r"):
+    with pytest.raises(DataError, match="for training of class r"):
         make_folds(labels, 3)
 
 
-def test_a_class_that_a_fold_cannot_be_tested_on_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_that_is_missing_in_test_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     labels = _cohort(30, 1)
     for index in range(4):
         labels[f"rare{index}"] = SlideLabel(f"rare{index}", f"rare{index}", "r")
@@ -150,12 +150,12 @@ def test_a_class_that_a_fold_cannot_be_tested_on_is_a_warning(caplog: pytest.Log
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.0, 0.1), (0.1, 1.0), (0.01, 0.1), (-0.1, 0.1), (float("nan"), 0.1)])
-def test_shares_that_cannot_be_meant_are_refused(shares: tuple[float, float]) -> None:
+def test_invalid_shares_are_refused(shares: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="share"):
         make_splits(_cohort(), val_share=shares[0], test_share=shares[1])
 
 
-def test_no_split_at_all_is_refused() -> None:
+def test_zero_splits_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         make_splits(_cohort(), 0)
 
@@ -169,7 +169,7 @@ def test_written_splits_are_read_back_in_both_forms(tmp_path: Path) -> None:
         assert read_clam_split(path.with_name(f"{path.stem}_bool.csv")) == fold
 
 
-def test_a_written_split_has_clam_s_form(tmp_path: Path) -> None:
+def test_a_written_split_has_the_form_of_clam(tmp_path: Path) -> None:
     write_splits(tmp_path, [Split(("a", "b"), ("c",), ("d",))])
     assert (tmp_path / "splits_0.csv").read_text() == ",train,val,test\n0,a,c,d\n1,b,,\n"
     assert (tmp_path / "splits_0_bool.csv").read_text() == (
@@ -177,7 +177,7 @@ def test_a_written_split_has_clam_s_form(tmp_path: Path) -> None:
     )
 
 
-def test_sites_are_read_beside_labels(tmp_path: Path) -> None:
+def test_sites_are_read_from_the_labels(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,case_id,label,site\na,1,n,Nijmegen\nb,2,t, Utrecht\n")
     assert read_sites(path) == {"a": "Nijmegen", "b": "Utrecht"}

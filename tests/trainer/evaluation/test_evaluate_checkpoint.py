@@ -90,7 +90,7 @@ def test_a_label_unknown_to_the_model_raises_an_error(config: TrainingConfig) ->
     labels = config.data.labels
     assert labels is not None
     labels.write_text(labels.read_text().replace("case-test-1,tumour", "case-test-1,lymphoma"))
-    with pytest.raises(DataError, match='labels that are no class: "lymphoma"'):
+    with pytest.raises(DataError, match='labels that are not a class: "lymphoma"'):
         evaluate_checkpoint(config.out, config)
 
 

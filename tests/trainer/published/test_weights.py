@@ -1,4 +1,4 @@
-"""Checkpoints of the published code come in under our names, their sizes read off the shapes."""
+"""Checkpoints of the published code are imported under our names, with sizes from the shapes of the weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def official(data_folder: Path) -> PublishedReference:
 
 @pytest.fixture(scope="module")
 def hag_mil_state(official: PublishedReference) -> dict[str, Tensor]:
-    """Three published level models in one state dict, as the published training keeps them."""
+    """Three published stage models in one state dict, as the published training writes them."""
     state: dict[str, Tensor] = {}
     for level in reversed(LEVELS):
         for key, weight in weights(official, "iat_small", f"hagmil-cascade-level{level}").items():
@@ -50,7 +50,7 @@ def hmil_state(official: PublishedReference) -> dict[str, Tensor]:
 
 
 def _lightning_file(path: Path, state: Mapping[str, Tensor]) -> Path:
-    """A file as PyTorch Lightning 1.5 writes it, from a Lightning that is gone when the file is read."""
+    """A file as PyTorch Lightning 1.5 writes it; Lightning cannot be imported when the file is read."""
     module = ModuleType("pytorch_lightning_of_old")
 
     class ModelCheckpoint:
@@ -78,7 +78,7 @@ def _lightning_file(path: Path, state: Mapping[str, Tensor]) -> Path:
     return path
 
 
-def test_a_lightning_file_becomes_three_stages_that_give_the_published_numbers(
+def test_three_stages_from_a_lightning_file_reproduce_the_published_outputs(
     official: PublishedReference, hag_mil_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     imported = import_published(_lightning_file(tmp_path / "last.ckpt", hag_mil_state), "hag-mil")
@@ -97,7 +97,7 @@ def test_a_lightning_file_becomes_three_stages_that_give_the_published_numbers(
 
 
 @pytest.mark.parametrize("wrap", ["bare", "model_state_dict", "data parallel"])
-def test_a_hmil_state_dict_becomes_one_stage_that_gives_the_published_numbers(
+def test_one_stage_from_an_hmil_state_dict_reproduces_the_published_outputs(
     official: PublishedReference, hmil_state: dict[str, Tensor], tmp_path: Path, wrap: str
 ) -> None:
     content: Any = hmil_state
@@ -118,7 +118,7 @@ def test_a_hmil_state_dict_becomes_one_stage_that_gives_the_published_numbers(
     )
 
 
-def test_sizes_that_nobody_published_are_read_off_the_shapes(tmp_path: Path) -> None:
+def test_other_sizes_follow_from_the_shapes(tmp_path: Path) -> None:
     iat = IatConfig(widths=(12, 4), heads=2, hidden_width=6, gate_width=5, value_kernel=7)
     hmil = HmilConfig(bottleneck_width=3, fine_width=4, coarse_gate_width=5, fine_gate_width=6)
     stages = [IntegratedAttentionTransformer(10, 5, iat) for _ in range(2)]
@@ -132,7 +132,7 @@ def test_sizes_that_nobody_published_are_read_off_the_shapes(tmp_path: Path) -> 
         assert all(torch.equal(state[name], weight) for name, weight in stage.state_dict().items())
 
 
-def test_half_precision_weights_come_in_as_float32(tmp_path: Path) -> None:
+def test_half_precision_weights_are_imported_as_float32(tmp_path: Path) -> None:
     state = _published_hmil(HierarchicalMil(10, 2, 5, HmilConfig(bottleneck_width=3)))
     torch.save({name: weight.half() for name, weight in state.items()}, tmp_path / "half.pt")
     imported = import_published(tmp_path / "half.pt", "hmil")
@@ -199,7 +199,7 @@ def test_stages_of_different_sizes_are_refused(tmp_path: Path) -> None:
         import_published(tmp_path / "two.pt", "hag-mil")
 
 
-def test_the_other_method_s_file_is_refused(hmil_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_file_of_the_other_method_is_refused(hmil_state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(hmil_state, tmp_path / "hmil.pt")
     with pytest.raises(BundleError, match=r"model0\."):
         import_published(tmp_path / "hmil.pt", "hag-mil")
@@ -212,9 +212,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object)
         import_published(tmp_path / "other.pt", "hmil")
 
 
-def test_a_malicious_checkpoint_is_refused_and_its_payload_does_not_run(
-    hmil_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_malicious_checkpoint_is_refused_and_not_executed(hmil_state: dict[str, Tensor], tmp_path: Path) -> None:
     target = tmp_path / "owned"
 
     class Payload:
@@ -227,44 +225,44 @@ def test_a_malicious_checkpoint_is_refused_and_its_payload_does_not_run(
     assert not target.exists()
 
 
-def test_a_model_of_camelyon16_s_shape_gets_camelyon16_s_values(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_with_the_shape_of_camelyon16_gets_its_values(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        said = describe(_imported("hag-mil", stages=3, classes=2))
-    assert said.classes == ("normal", "tumor")
-    assert said.spacing_um == pytest.approx((0.972, 0.486, 0.243))
-    assert (said.patch_px, said.hierarchy) == (256, None)
+        described = describe(_imported("hag-mil", stages=3, classes=2))
+    assert described.classes == ("normal", "tumor")
+    assert described.spacing_um == pytest.approx((0.972, 0.486, 0.243))
+    assert (described.patch_px, described.hierarchy) == (256, None)
     assert "spacing" in caplog.text
 
 
-def test_a_model_of_bracs_s_shape_gets_bracs_s_hierarchy() -> None:
-    said = describe(_imported("hmil", classes=7, coarse=3))
-    assert said.hierarchy is not None
-    assert said.classes == said.hierarchy.fine == tuple(BRACS_HIERARCHY)
-    assert said.hierarchy.coarse == ("benign", "atypical", "malignant")
-    assert said.hierarchy.fine_to_coarse == (0, 0, 0, 1, 1, 2, 2)
-    assert said.spacing_um == (0.25,)
+def test_a_model_with_the_shape_of_bracs_gets_its_hierarchy() -> None:
+    described = describe(_imported("hmil", classes=7, coarse=3))
+    assert described.hierarchy is not None
+    assert described.classes == described.hierarchy.fine == tuple(BRACS_HIERARCHY)
+    assert described.hierarchy.coarse == ("benign", "atypical", "malignant")
+    assert described.hierarchy.fine_to_coarse == (0, 0, 0, 1, 1, 2, 2)
+    assert described.spacing_um == (0.25,)
 
 
-def test_a_model_of_another_shape_gets_numbers_for_names() -> None:
+def test_the_classes_of_other_models_are_numbered() -> None:
     assert describe(_imported("hag-mil", stages=2, classes=3)).classes == ("0", "1", "2")
-    said = describe(_imported("hmil", classes=3, coarse=2), fine_to_coarse=(0, 1, 1)).hierarchy
-    assert said is not None
-    assert (said.coarse, said.fine) == (("0", "1"), ("0", "1", "2"))
+    described = describe(_imported("hmil", classes=3, coarse=2), fine_to_coarse=(0, 1, 1)).hierarchy
+    assert described is not None
+    assert (described.coarse, described.fine) == (("0", "1"), ("0", "1", "2"))
 
 
-def test_what_the_user_says_goes_before_the_defaults() -> None:
-    said = describe(
+def test_given_values_override_the_defaults() -> None:
+    described = describe(
         _imported("hmil", classes=3, coarse=2),
         classes=("c", "a", "b"),
         fine_to_coarse={"a": "good", "b": "bad", "c": "bad"},
         spacing_um=(0.5,),
         patch_px=224,
     )
-    assert said.hierarchy is not None
-    assert said.classes == ("c", "a", "b")
-    assert said.hierarchy.coarse == ("bad", "good")
-    assert said.hierarchy.fine_to_coarse == (0, 1, 0)
-    assert (said.spacing_um, said.patch_px) == ((0.5,), 224)
+    assert described.hierarchy is not None
+    assert described.classes == ("c", "a", "b")
+    assert described.hierarchy.coarse == ("bad", "good")
+    assert described.hierarchy.fine_to_coarse == (0, 1, 0)
+    assert (described.spacing_um, described.patch_px) == ((0.5,), 224)
     cascade = _imported("hag-mil", stages=2, classes=2)
     assert describe(cascade, spacing_um=(0.5,)).spacing_um == (1.0, 0.5)
     assert describe(cascade, spacing_um=(2.0, 0.5)).spacing_um == (2.0, 0.5)
@@ -284,16 +282,20 @@ def test_what_the_user_says_goes_before_the_defaults() -> None:
         ("hmil", {"fine_to_coarse": {"a": "x", "b": "x", "c": "x"}}, "the model has 2"),
         ("hmil", {"fine_to_coarse": (0, 0, 2)}, "every coarse class"),
         ("hmil", {"fine_to_coarse": (0, 1)}, "each fine one"),
-        ("hmil", {"classes": ("a", "b", "c"), "fine_to_coarse": {"a": "x", "b": "y", "d": "y"}}, "no other"),
+        (
+            "hmil",
+            {"classes": ("a", "b", "c"), "fine_to_coarse": {"a": "x", "b": "y", "d": "y"}},
+            "exactly these classes",
+        ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(kind: str, options: dict[str, Any], message: str) -> None:
+def test_values_that_do_not_fit_the_model_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
     model = _imported("hag-mil", stages=2, classes=3) if kind == "hag-mil" else _imported("hmil", classes=3, coarse=2)
     with pytest.raises(UsageError, match=message):
         describe(model, **options)
 
 
-def test_a_hierarchy_is_written_in_names_or_numbers() -> None:
+def test_a_hierarchy_is_given_by_names_or_indices() -> None:
     assert parse_fine_to_coarse("N:benign, IC : malignant") == {"N": "benign", "IC": "malignant"}
     assert parse_fine_to_coarse("0, 0,1") == (0, 0, 1)
     for wrong in ("", "a", "a:b:c", "a:,b:c", "a:b,a:c"):
@@ -311,7 +313,7 @@ def _published_hmil(model: HierarchicalMil) -> dict[str, Tensor]:
 
 
 def _published_hag_mil(stages: list[IntegratedAttentionTransformer]) -> dict[str, Tensor]:
-    """The published names of our models' weights, coarse to fine, each written out for its module."""
+    """The weights of our models, coarse to fine, under their published names, written out here."""
     modules = {
         "project.0": "fc.0",
         "project.1": "fc.1",

@@ -145,7 +145,7 @@ def test_an_unknown_label_is_named_before_anything_is_trained(tree: dict[str, An
     labels = Path(tree["data"]["labels"])
     text = labels.read_text()
     labels.write_text(text.replace("low", "mid"))
-    with pytest.raises(DataError, match='no class: "mid"; the classes are normal, adenoma, low, high'):
+    with pytest.raises(DataError, match='not a class: "mid"; the classes are normal, adenoma, low, high'):
         train(configured(tree))
     labels.write_text(text.replace("low", "malignant"))
     with pytest.raises(DataError, match=r'"malignant".*the fine class'):
@@ -157,7 +157,7 @@ def test_a_class_without_a_training_slide_is_named_before_anything_is_trained(tr
     labels = Path(tree["data"]["labels"])
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join(line.replace("high", "low") if "train" in line else line for line in lines) + "\n")
-    with pytest.raises(DataError, match='to train on for class "high"'):
+    with pytest.raises(DataError, match='for training of class "high"'):
         train(configured(tree))
     assert not Path(tree["out"], "config.yaml").exists()
 
