@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -71,6 +71,7 @@ def test_children_tile_their_parent_once(side: int, factor: int) -> None:
     np.testing.assert_array_equal(count, covered(parent, parent_side, Size(3 * parent_side, 4 * parent_side)))
 
 
+@settings(deadline=None)
 @given(slide=slides(), side=patch_sides, factor=factors)
 def test_children_and_grandchildren_cover_the_same_area_as_the_grid(
     slide: tuple[Size, TissueMask], side: int, factor: int
@@ -111,6 +112,7 @@ def test_child_rows_of_patch_i_are_four_i_and_the_next_three() -> None:
     assert child_rows(np.array([5, 0]), 2).tolist() == [20, 21, 22, 23, 0, 1, 2, 3]
 
 
+@settings(deadline=None)
 @given(slide=slides(), side=st.integers(1, 30))
 def test_the_grid_covers_all_tissue_and_has_no_empty_patch(slide: tuple[Size, TissueMask], side: int) -> None:
     size, mask = slide
@@ -120,6 +122,7 @@ def test_the_grid_covers_all_tissue_and_has_no_empty_patch(slide: tuple[Size, Ti
     assert all(tissue[y : y + side, x : x + side].any() for x, y in coords)
 
 
+@settings(deadline=None)
 @given(slide=slides(), side=st.integers(1, 30), min_share=st.floats(0.0, 1.0))
 def test_a_patch_is_in_the_grid_if_enough_of_its_part_inside_the_slide_is_tissue(
     slide: tuple[Size, TissueMask], side: int, min_share: float
