@@ -29,12 +29,14 @@ class SlideRequest:
         given: the path as it was given.
         path: the file to read.
         spacing_um: micrometres per level-0 pixel, which overrides the file's; None uses the file's.
+        id_given: whether the id comes from a table of slides; it is then never changed.
     """
 
     slide_id: str
     given: str
     path: Path
     spacing_um: float | None = None
+    id_given: bool = False
 
 
 def slide_request(slide: str | Path, *, spacing_um: float | None = None) -> SlideRequest:
@@ -76,13 +78,21 @@ def slide_requests(
         unique.setdefault(path.absolute(), (given, path))
     files = list(unique.values())
     stems = Counter(path.stem for _, path in files)
-    requests = [SlideRequest(_slide_id(path, stems[path.stem] > 1), given, path, spacing_um) for given, path in files]
+    requests = [
+        SlideRequest(unique_id(path) if stems[path.stem] > 1 else path.stem, given, path, spacing_um)
+        for given, path in files
+    ]
     if table is not None:
         requests += _read_table(Path(table), spacing_um)
     _check_unique(requests)
     if not requests:
         raise UsageError("no slides given; pass files, folders, globs, or --slides CSV")
     return tuple(requests)
+
+
+def unique_id(path: Path) -> str:
+    """Return an id for a slide whose stem is that of another slide: the stem and a digest of the absolute path."""
+    return f"{path.stem}-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
 
 
 def _check_spacing(spacing_um: float | None) -> None:
@@ -127,12 +137,6 @@ def _one_of_each_series(paths: list[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() != ".dcm" or path in first]
 
 
-def _slide_id(path: Path, stem_is_shared: bool) -> str:
-    if not stem_is_shared:
-        return path.stem
-    return f"{path.stem}-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
-
-
 def _read_table(table: Path, spacing_um: float | None) -> list[SlideRequest]:
     rows = read_table(table, ("slide_id", "path"), optional=("spacing_um",), error=UsageError)
     return [_table_row(table, row, spacing_um) for row in rows]
@@ -150,7 +154,8 @@ def _table_row(table: Path, row: TableRow, spacing_um: float | None) -> SlideReq
         raise UsageError(f'"{table}", line {line}: spacing_um "{text}" is not a number') from error
     if row_spacing_um is not None and row_spacing_um <= 0:
         raise UsageError(f'"{table}", line {line}: spacing_um must be above 0, not {row_spacing_um}')
-    return SlideRequest(slide_id, given, table.parent / given, spacing_um if row_spacing_um is None else row_spacing_um)
+    spacing_um = spacing_um if row_spacing_um is None else row_spacing_um
+    return SlideRequest(slide_id, given, table.parent / given, spacing_um, id_given=True)
 
 
 def _check_unique(requests: list[SlideRequest]) -> None:

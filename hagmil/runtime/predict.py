@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from hagmil.runtime.inputs import SlideRequest, slide_request, slide_requests
 from hagmil.runtime.results.attention import read_attention, stage_attention
 from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full
 from hagmil.runtime.results.from_outcome import result_of_failure, result_of_outcome
+from hagmil.runtime.results.output_folder import read_results, with_ids_of
 from hagmil.runtime.results.result import Result, read_result, write_result
 from hagmil.runtime.results.results_table import write_table
 from hagmil.runtime.results.slide_folder import clear_slide_folder, write_slide_files
@@ -101,7 +102,8 @@ def predict_many(
     Args:
         slides: files, folders or globs.
         model: a loaded model or a bundle's folder; None uses the built-in demonstration model.
-        out: folder for ``results.csv`` and a folder ``<slide_id>`` for each slide. None writes nothing.
+        out: folder for a folder ``<slide_id>`` for each slide, and ``results.csv``, the table of these slides and of
+            those of earlier runs in ``out``. None writes nothing.
         spacing_um: micrometres per level-0 pixel of all slides, which overrides that of the files.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
         keep: patches kept at every stage but the last; None uses the bundle's numbers.
@@ -153,18 +155,21 @@ def predict_requests(
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
         EnvironmentLacks: the disk is full, or the device is lost.
     """
+    others = {} if out is None else read_results(out)
+    requests = with_ids_of(requests, others)
     earlier = _earlier_results(requests, model, out, options) if options.resume and out is not None else {}
     wanted = [request for request in requests if request.slide_id not in earlier]
     results: list[Result] = []
 
     def _write_table() -> None:
         if out is not None:
-            write_table(out, results, model.bundle.manifest.classes)
+            write_table(out, [*results, *others.values()], model.bundle.manifest.classes)
 
     try:
         with _preparation(wanted, model, options) as prepare:
             for request in requests:
                 folder = None if out is None else out / request.slide_id
+                others.pop(request.slide_id, None)
                 result = earlier.get(request.slide_id) or predict_one(
                     request, model, folder, options, progress=progress, prepare=prepare
                 )
@@ -173,15 +178,16 @@ def predict_requests(
                     on_result(result)
                 if len(results) % _TABLE_EVERY == 0:
                     _write_table()
-    except KeyboardInterrupt as error:
+    except BaseException as error:
         if out is None:
             raise
-        _write_table()
-        raise interrupted(len(results), len(requests)) from error
-    except OSError as error:
-        if out is None or not is_disk_full(error):
-            raise
-        raise disk_full(out, len(results), len(requests)) from error
+        with suppress(OSError):
+            _write_table()
+        if isinstance(error, KeyboardInterrupt):
+            raise interrupted(len(results), len(requests)) from error
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise disk_full(out, len(results), len(requests)) from error
+        raise
     _write_table()
     return tuple(results)
 

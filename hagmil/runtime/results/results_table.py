@@ -1,4 +1,4 @@
-"""``results.csv``: one row for every slide of a run."""
+"""``results.csv``: one row for every slide of the output folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def write_table(folder: Path, results: Sequence[Result], classes: Sequence[str])
 
     Args:
         folder: the folder of the file.
-        results: in the order of the rows.
-        classes: the bundle's classes; each gives a column ``p_<class>``.
+        results: in the order of the rows; those of earlier runs may come from bundles with other classes.
+        classes: the bundle's classes; each gives a column ``p_<class>``. Classes of other bundles follow.
     """
+    classes = tuple(dict.fromkeys([*classes, *(name for result in results for name in result.probabilities)]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["slide_id", "slide", "status", "code", "message", "prediction", "probability"]
