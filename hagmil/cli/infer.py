@@ -31,23 +31,31 @@ def infer(
     mask_device: common.MaskDevice = "cpu",
     rebuild: common.Rebuild = False,
     trt_flavour: common.TrtFlavour = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip slides that already have a result.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep the results in OUT, and skip slides whose result would be the same."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results that the slides already have in OUT.")
+    ] = False,
 ) -> None:
     """Classify slides with a bundle and write a verdict for each.
 
     Writes OUT/results.csv and, for each slide, OUT/<slide_id>/ with result.json, heatmap.png, attention.h5 and
-    regions.geojson.
+    regions.geojson. If OUT holds results already, pass --resume or --overwrite; both keep the results of other slides.
     """
     from hagmil.errors import UsageError
     from hagmil.runtime.inference.encode import EncodeOptions
     from hagmil.runtime.inference.loaded_bundle import builtin_bundle, load_model
     from hagmil.runtime.inputs import slide_requests
     from hagmil.runtime.predict import PredictOptions, predict_requests
+    from hagmil.runtime.results.output_folder import require_choice
     from hagmil.runtime.tissue.kernels import kernels_on
 
     if provider != "tensorrt" and (rebuild or trt_flavour):
         raise UsageError("--rebuild and --trt-flavour need --provider tensorrt")
     requests = slide_requests(slides or [], table=table, spacing_um=spacing_um)
+    require_choice(out, resume=resume, overwrite=overwrite)  # before the model is loaded
     mask_kernels = kernels_on(mask_device)
     loaded = load_model(
         model or builtin_bundle(), provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour
@@ -56,6 +64,7 @@ def infer(
         encode=EncodeOptions(batch_size=batch_size, reader_threads=readers),
         keep=keep,
         resume=resume,
+        overwrite=overwrite,
         mask_kernels=mask_kernels,
     )
     if model is None:

@@ -18,8 +18,8 @@ from hagmil.runtime.inputs import SlideRequest, slide_request, slide_requests
 from hagmil.runtime.results.attention import read_attention, stage_attention
 from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full
 from hagmil.runtime.results.from_outcome import result_of_failure, result_of_outcome
-from hagmil.runtime.results.output_folder import read_results, with_ids_of
-from hagmil.runtime.results.result import Result, read_result, write_result
+from hagmil.runtime.results.output_folder import read_results, require_choice, with_ids_of
+from hagmil.runtime.results.result import RESULT_NAME, Result, read_result, write_result
 from hagmil.runtime.results.results_table import write_table
 from hagmil.runtime.results.slide_folder import clear_slide_folder, write_slide_files
 from hagmil.runtime.tissue.kernels import MaskKernels
@@ -37,6 +37,7 @@ class PredictOptions:
         encode: batch size and reader threads.
         keep: patches kept at every stage but the last; None uses the manifest's numbers.
         resume: skip slides that already have a result from the same bundle with the same settings.
+        overwrite: replace existing results of the slides.
         mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
             chooses by the mask's size.
         hold_attention: results hold coordinates and attention in memory. A long run leaves this off.
@@ -45,6 +46,7 @@ class PredictOptions:
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     keep: int | None = None
     resume: bool = False
+    overwrite: bool = False
     mask_kernels: MaskKernels | None = None
     hold_attention: bool = False
 
@@ -57,6 +59,7 @@ def predict_slide(
     spacing_um: float | None = None,
     provider: str = "cpu",
     keep: int | None = None,
+    overwrite: bool = False,
 ) -> Result:
     """Predict one slide.
 
@@ -70,6 +73,7 @@ def predict_slide(
         spacing_um: micrometres per level-0 pixel, which overrides the file's.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
         keep: patches kept at every stage but the last; None uses the bundle's numbers.
+        overwrite: replace a result that ``out`` already has.
 
     Returns:
         The result, which holds coordinates and attention of each stage as arrays. If the slide cannot be read, or does
@@ -78,10 +82,12 @@ def predict_slide(
     Raises:
         BundleError: the bundle cannot be used.
         EnvironmentLacks: the provider is missing on this machine, or the disk is full.
-        UsageError: the provider is unknown, or the spacing is not above 0.
+        UsageError: the provider is unknown, the spacing is not above 0, or ``out`` has a result (code ``exists``).
     """
     request = slide_request(slide, spacing_um=spacing_um)
     folder = None if out is None else Path(out)
+    if folder is not None and (folder / RESULT_NAME).exists() and not overwrite:
+        raise UsageError(f'"{folder}" has a result; choose another folder or pass overwrite=True', code="exists")
     return predict_one(request, _loaded(model, provider), folder, PredictOptions(keep=keep, hold_attention=True))
 
 
@@ -94,6 +100,7 @@ def predict_many(
     provider: str = "cpu",
     keep: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     on_result: Callable[[Result], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Result, ...]:
@@ -107,7 +114,9 @@ def predict_many(
         spacing_um: micrometres per level-0 pixel of all slides, which overrides that of the files.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
         keep: patches kept at every stage but the last; None uses the bundle's numbers.
-        resume: skip slides that already have a result in ``out`` from the same bundle with the same settings.
+        resume: skip slides that already have a result in ``out`` from the same bundle with the same settings. An
+            ``out`` that holds results needs ``resume`` or ``overwrite``; both keep the results of other slides.
+        overwrite: replace the results that the slides already have in ``out``.
         on_result: called with the result of each slide.
         progress: called after every batch of patches with the stage's name, and the number of patches done and in
             total.
@@ -119,13 +128,16 @@ def predict_many(
         BundleError: the bundle cannot be used.
         EnvironmentLacks: the provider is missing on this machine, the disk is full, or the device is lost.
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
-        UsageError: no slides, an unknown provider, a spacing that is not above 0, or ``resume`` without ``out``.
+        UsageError: no slides, an unknown provider, a spacing that is not above 0, ``resume`` without ``out``, or an
+            ``out`` that holds results without ``resume`` or ``overwrite`` (code ``exists``).
     """
     if resume and out is None:
         raise UsageError("resume=True needs out, the folder of the earlier results")
     requests = slide_requests(slides, spacing_um=spacing_um)
-    options = PredictOptions(keep=keep, resume=resume, hold_attention=True)
+    options = PredictOptions(keep=keep, resume=resume, overwrite=overwrite, hold_attention=True)
     folder = None if out is None else Path(out)
+    if folder is not None:
+        require_choice(folder, resume=resume, overwrite=overwrite)  # before the model is loaded
     return predict_requests(requests, _loaded(model, provider), folder, options, on_result=on_result, progress=progress)
 
 
@@ -154,7 +166,10 @@ def predict_requests(
     Raises:
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
         EnvironmentLacks: the disk is full, or the device is lost.
+        UsageError: ``out`` holds results, and the options say neither ``resume`` nor ``overwrite`` (code ``exists``).
     """
+    if out is not None:
+        require_choice(out, resume=options.resume, overwrite=options.overwrite)
     others = {} if out is None else read_results(out)
     requests = with_ids_of(requests, others)
     earlier = _earlier_results(requests, model, out, options) if options.resume and out is not None else {}

@@ -43,13 +43,27 @@ def test_exit_code_is_0_for_good_slides_and_3_if_a_slide_fails(slide: Path, bund
 
 
 def test_verbose_logs_details_before_and_after_the_command(slide: Path, bundle: Path, tmp_path: Path) -> None:
-    arguments = (slide, "--model", bundle, "--out", tmp_path)
+    arguments = (slide, "--model", bundle, "--out", tmp_path, "--overwrite")
     details = "DEBUG hagmil.runtime.slides"
     assert details not in hagmil("infer", *arguments).stderr
     for line in (("-v", "infer", *arguments), ("infer", *arguments, "-v"), ("infer", "--verbose", *arguments)):
         done = hagmil(*line)
         assert done.returncode == 0, done.stderr
         assert details in done.stderr
+
+
+def test_a_folder_with_results_needs_resume_or_overwrite(bundle: Path, tmp_path: Path) -> None:
+    arguments = ("infer", tmp_path / "gone.svs", "--model", bundle, "--out", tmp_path / "out")
+    assert hagmil(*arguments).returncode == 3
+    table = (tmp_path / "out" / "results.csv").read_bytes()
+    refused = hagmil(*arguments)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert (tmp_path / "out" / "results.csv").read_bytes() == table
+    assert hagmil(*arguments, "--resume", "--overwrite").returncode == 2
+    for choice in ("--resume", "--overwrite"):
+        assert hagmil(*arguments, choice).returncode == 3
 
 
 def test_results_are_written_to_hagmil_results_by_default(slide: Path, bundle: Path, tmp_path: Path) -> None:

@@ -123,6 +123,31 @@ def test_predict_many_writes_files_only_to_out(
     np.testing.assert_array_equal(resumed[0].attention[2].coords, written[0].attention[2].coords)
 
 
+def test_results_in_out_are_replaced_only_on_request(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:
+    out, slides = tmp_path / "out", [tissue_path, tmp_path / "gone.svs"]
+    first = predict_many(slides, model=model, out=out)
+    with pytest.raises(UsageError, match=r"--resume .*--overwrite") as caught:
+        predict_many(slides, model=model, out=out)
+    assert caught.value.code == "exists"
+    with pytest.raises(UsageError, match="exclude each other"):
+        predict_many(slides, model=model, out=out, resume=True, overwrite=True)
+    again = predict_many([tissue_path], model=model, out=out, keep=1, overwrite=True)
+    assert (again[0].keep, again[0].slide_id) == (1, "tissue")
+    assert read_result(out / "tissue") == again[0]
+    assert read_result(out / "gone") == first[1]
+    assert [row["slide_id"] for row in _rows(out)] == ["tissue", "gone"]
+
+
+def test_predict_slide_replaces_a_result_only_with_overwrite(model: LoadedModel, tmp_path: Path) -> None:
+    predict_slide(tmp_path / "a.svs", model=model, out=tmp_path / "out")
+    with pytest.raises(UsageError, match="overwrite=True") as caught:
+        predict_slide(tmp_path / "b.svs", model=model, out=tmp_path / "out")
+    assert caught.value.code == "exists"
+    assert read_result(tmp_path / "out").slide_id == "a"
+    predict_slide(tmp_path / "b.svs", model=model, out=tmp_path / "out", overwrite=True)
+    assert read_result(tmp_path / "out").slide_id == "b"
+
+
 def test_predict_many_resumes_only_with_out(tissue_path: Path, model: LoadedModel) -> None:
     with pytest.raises(UsageError, match="needs out"):
         predict_many([tissue_path], model=model, resume=True)

@@ -7,10 +7,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hagmil.errors import UsageError
 from hagmil.runtime.inputs import SlideRequest, unique_id
 from hagmil.runtime.results.result import RESULT_NAME, Result, read_result
+from hagmil.runtime.results.results_table import TABLE_NAME
 
 _log = logging.getLogger(__name__)
+
+
+def require_choice(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Require ``resume`` or ``overwrite`` for an output folder that holds results.
+
+    Args:
+        out: the folder, which may be missing.
+        resume: keep the results that a run would repeat.
+        overwrite: replace the results of the slides of a run.
+
+    Raises:
+        UsageError: the folder holds results and neither is set (code ``exists``), or both are set.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other; pass one of them")
+    holds_results = (out / TABLE_NAME).exists() or next(out.glob(f"*/{RESULT_NAME}"), None) is not None
+    if holds_results and not (resume or overwrite):
+        raise UsageError(
+            f'"{out}" holds results; pass --resume to add slides and keep the results that a run would repeat, or '
+            "--overwrite to replace the results of these slides",
+            code="exists",
+        )
 
 
 def read_results(out: Path) -> dict[str, Result]:
@@ -39,8 +63,8 @@ def read_results(out: Path) -> dict[str, Result]:
 def with_ids_of(requests: Sequence[SlideRequest], earlier: Mapping[str, Result]) -> tuple[SlideRequest, ...]:
     """Name the slides of a run so that no slide replaces the result of another one with the same file name.
 
-    A slide with an earlier result keeps its id. A new slide whose id is that of another slide gets a unique id. Ids from
-    a table of slides are never changed.
+    A slide with an earlier result keeps its id. A new slide whose id is that of another slide gets a unique id. Ids
+    from a table of slides are never changed.
 
     Args:
         requests: the slides, with ids that are unique among them.
