@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,8 @@ class TiffPage:
         unit: ResolutionUnit; None to omit the tag.
         missing: indices of tiles without bytes.
         cut: indices of tiles without the second half of their bytes.
+        sample_format: SampleFormat of all samples; None to omit the tag.
+        options: options of Pillow's JPEG encoder.
     """
 
     pixels: NDArray[Any]
@@ -82,6 +84,8 @@ class TiffPage:
     unit: int | None = 3
     missing: Sequence[int] = ()
     cut: Sequence[int] = ()
+    sample_format: int | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: {"subsampling": 2})
 
 
 def write_tiff(path: Path, pages: Sequence[TiffPage], *, big: bool = False, order: ByteOrder = "<") -> Path:
@@ -114,7 +118,7 @@ def aperio_pages(pixels: NDArray[np.uint8], text: str = "|AppMag = 20|MPP = 0.49
 def _append_page(body: bytearray, page: TiffPage, big: bool, order: ByteOrder) -> tuple[int, int]:
     """Append a page; return the offsets of its directory and of the link to the next directory."""
     height, width, channels = page.pixels.shape
-    blocks = [_encode(block, page.compression, order) for block in _blocks(page)]
+    blocks = [_encode(block, page, order) for block in _blocks(page)]
     offsets, sizes = [], []
     for index, block in enumerate(blocks):
         data = b"" if index in page.missing else block[: len(block) // 2] if index in page.cut else block
@@ -147,6 +151,8 @@ def _append_page(body: bytearray, page: TiffPage, big: bool, order: ByteOrder) -
     if page.resolution is not None:
         tags += [(282, "R", [page.resolution[0]]), (283, "R", [page.resolution[1]])]
         tags += [] if page.unit is None else [(296, "H", [page.unit])]
+    if page.sample_format is not None:
+        tags.append((339, "H", [page.sample_format] * channels))
     if channels in (2, 4) and photometric in (1, 2):
         tags.append((338, "H", [2]))
     return _append_directory(body, sorted(tags), big, order)
@@ -189,12 +195,12 @@ def _blocks(page: TiffPage) -> list[NDArray[Any]]:
     ]
 
 
-def _encode(block: NDArray[Any], compression: int, order: ByteOrder) -> bytes:
-    if compression in (JPEG, JPEG_2000_RGB):
+def _encode(block: NDArray[Any], page: TiffPage, order: ByteOrder) -> bytes:
+    if page.compression in (JPEG, JPEG_2000_RGB):
         stream = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(block))
-        if compression == JPEG:
-            image.save(stream, "JPEG", quality=85, subsampling=2)
+        if page.compression == JPEG:
+            image.save(stream, "JPEG", quality=85, **page.options)
         else:
             image.save(stream, "JPEG2000", no_jp2=True, mct=0)
         return stream.getvalue()

@@ -15,8 +15,15 @@ from pathlib import Path
 
 from hagmil.errors import SlideFailed
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader, detect_vendor, dicom_series
+from hagmil.runtime.slides.pixel_format import check_levels, check_pages
 from hagmil.runtime.slides.slide import Slide
-from hagmil.runtime.slides.tiff_pyramid import APERIO, GENERIC_TIFF, check_pixels, libvips_can_read, pyramid_levels
+from hagmil.runtime.slides.tiff_pyramid import (
+    APERIO,
+    GENERIC_TIFF,
+    libvips_can_read,
+    openslide_levels,
+    pyramid_levels,
+)
 from hagmil.runtime.slides.vips_reader import VipsReader
 from hagmil.runtime.tiles.tiff_tags import NotTiffError, TiffDirectory, TiffError, read_directories
 
@@ -40,7 +47,7 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
 
     Raises:
         SlideFailed: the file does not exist (code ``not_found``), or cannot be read as a slide (``unreadable``).
-        SlideRejected: the pixels are not square (``spacing_anisotropic``) or not 8-bit grey or RGB
+        SlideRejected: the pixels are not square (``spacing_anisotropic``), or at some level not 8-bit grey or RGB
             (``pixel_format``), or the file has no tiles and is huge or JPEG-compressed (``not_tiled``).
         UsageError: ``spacing_um`` is not a positive number.
     """
@@ -50,11 +57,13 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
     if vendor in (None, APERIO, GENERIC_TIFF):
         directories = _directories(path, vendor)
         if directories:
-            check_pixels(path, directories)
+            check_pages(path, directories)
             levels = pyramid_levels(directories, vendor or GENERIC_TIFF)
+            check_levels(path, levels)
             if vendor is None or libvips_can_read(levels):  # step 3
                 _log.debug('slide "%s": read by libvips (%s, %d levels)', path.name, vendor or "tiff", len(levels))
                 return VipsReader.open(path, levels, vendor or GENERIC_TIFF, spacing_um)
+            check_levels(path, openslide_levels(directories, vendor))
     _log.debug('slide "%s": read by OpenSlide (%s)', path.name, vendor)
     return OpenSlideReader.open(path, spacing_um)  # steps 2 and 4
 

@@ -12,9 +12,8 @@ only), and an image whose shape differs from level 0 is never a level.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
-from hagmil.errors import SlideFailed, SlideRejected
 from hagmil.runtime.slides.slide import SlideMetadata
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory
 from hagmil.units import Level
@@ -23,10 +22,7 @@ APERIO, GENERIC_TIFF = "aperio", "generic-tiff"
 
 _SHAPE_TOLERANCE = 0.01
 _MICRONS_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
-_UNSIGNED, _UNDEFINED = 1, 4
-_COLOURS = (0, 1, 2, 6)  # grey with white as 0, grey with black as 0, RGB, YCbCr
 _INTERLEAVED = 1
-_CHANNELS = (1, 3, 4)
 _LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50000, 50001})
 """None, LZW, JPEG, Deflate (two numbers), PackBits, Zstandard, WebP."""
 
@@ -38,15 +34,27 @@ def pyramid_levels(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple
         directories: the pages of the file, at least one.
         vendor: ``aperio`` or ``generic-tiff``.
     """
+    candidates = openslide_levels(directories, vendor)
+    levels = _decreasing(candidates)
+    first = directories[0]
+    if first.tiled and vendor != APERIO and len(levels) == 1:
+        levels = _decreasing([first, *_widest_first(_reduced(first.subdirectories))])  # rule 3
+    return levels
+
+
+def openslide_levels(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[TiffDirectory, ...]:
+    """Select the images that OpenSlide reads as levels, whatever their shape, finest first.
+
+    Args:
+        directories: the pages of the file, at least one.
+        vendor: ``aperio`` or ``generic-tiff``.
+    """
     first = directories[0]
     if not first.tiled:
         return (first,)  # rule 4
     if vendor == APERIO:
-        return _decreasing([page for page in directories if page.tiled])  # rule 1
-    levels = _decreasing(_widest_first([first, *_reduced(directories[1:])]))  # rule 2
-    if len(levels) == 1:
-        levels = _decreasing([first, *_widest_first(_reduced(first.subdirectories))])  # rule 3
-    return levels
+        return tuple(page for page in directories if page.tiled)  # rule 1
+    return tuple(_widest_first([first, *_reduced(directories[1:])]))  # rule 2
 
 
 def read_metadata(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideMetadata:
@@ -70,43 +78,6 @@ def read_metadata(levels: tuple[TiffDirectory, ...], vendor: str) -> SlideMetada
     )
 
 
-def check_pixels(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
-    """Check that the pixels are 8-bit grey, RGB or RGBA.
-
-    Args:
-        path: the file, for messages.
-        directories: the pages of the file, at least one.
-
-    Raises:
-        SlideRejected: the pixels have another format (code ``pixel_format``).
-        SlideFailed: the first page is a small image before larger ones (code ``unreadable``).
-    """
-    first, others = directories[0], directories[1:]
-    name = path.name
-    if set(first.bits) != {8} or first.sample_format not in (_UNSIGNED, _UNDEFINED):
-        bits = "/".join(str(bits) for bits in sorted(set(first.bits)))
-        raise SlideRejected(
-            f'slide "{name}" has {bits}-bit pixels; convert it to 8 bits per channel', code="pixel_format"
-        )
-    if first.photometric not in _COLOURS or first.samples not in _CHANNELS:
-        raise SlideRejected(
-            f'slide "{name}" is neither grey nor RGB (photometric {first.photometric}, '
-            f"{first.samples} channels); convert it to RGB",
-            code="pixel_format",
-        )
-    size = (first.width, first.height)
-    if first.samples == 1 and any((page.width, page.height) == size and not page.reduced for page in others):
-        raise SlideRejected(
-            f'slide "{name}" stores its channels or focal planes in separate pages; convert it to RGB',
-            code="pixel_format",
-        )
-    if not first.tiled and any(page.width > first.width and page.height > first.height for page in others):
-        raise SlideFailed(
-            f'slide "{name}" starts with a small image before the large one; convert it to a tiled pyramid',
-            code="unreadable",
-        )
-
-
 def libvips_can_read(levels: tuple[TiffDirectory, ...]) -> bool:
     """Return whether libvips decodes all levels: supported compression, interleaved channels, no missing tiles.
 
@@ -126,9 +97,9 @@ def _widest_first(directories: list[TiffDirectory]) -> list[TiffDirectory]:
     return sorted(directories, key=lambda directory: -directory.width)
 
 
-def _decreasing(candidates: list[TiffDirectory]) -> tuple[TiffDirectory, ...]:
+def _decreasing(candidates: Sequence[TiffDirectory]) -> tuple[TiffDirectory, ...]:
     """Apply rule 5. Rounded widths and heights may be off by one pixel."""
-    levels = candidates[:1]
+    levels = list(candidates[:1])
     for candidate in candidates[1:]:
         across, down = levels[0].width / candidate.width, levels[0].height / candidate.height
         rounding = 1 / candidate.width + 1 / candidate.height

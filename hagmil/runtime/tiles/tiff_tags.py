@@ -59,7 +59,7 @@ class TiffDirectory:
         tile_width: width of a tile in pixels; None if the image is stored in strips.
         tile_height: height of a tile in pixels; None if the image is stored in strips.
         bits: bits of each sample.
-        sample_format: 1 unsigned integer, 2 signed, 3 float, 4 undefined.
+        sample_format: 1 unsigned integer, 2 signed, 3 float, 4 undefined; if samples differ, the first other than 1.
         compression: code of the TIFF specification; 7 is JPEG.
         photometric: code of the TIFF specification; 2 is RGB, 6 is YCbCr.
         planar: 1 for interleaved samples, 2 for one plane per sample.
@@ -285,7 +285,7 @@ def _describe(
         tile_width=first(_TILE_WIDTH, 0) or None,
         tile_height=first(_TILE_HEIGHT, 0) or None,
         bits=bits if len(bits) == samples else bits[:1] * samples,
-        sample_format=first(_SAMPLE_FORMAT, 1),
+        sample_format=next((int(value) for value in numbers.get(_SAMPLE_FORMAT, ()) if value != 1), 1),
         compression=first(_COMPRESSION, 1),
         photometric=first(_PHOTOMETRIC, -1),
         planar=first(_PLANAR, 1),

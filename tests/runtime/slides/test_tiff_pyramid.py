@@ -9,7 +9,7 @@ import openslide
 import pytest
 import pyvips
 
-from hagmil.errors import SlideFailed, SlideRejected
+from hagmil.errors import SlideFailed
 from hagmil.runtime.slides.open import open_slide
 from tests.runtime.slide_files import TiffPage, aperio_pages, picture, save_pyramid, write_tiff
 from tests.runtime.slides.generated_slides import PIXELS, write_slide
@@ -76,22 +76,6 @@ def test_a_big_endian_tiff_file_is_read(tmp_path: Path) -> None:
         assert len(slide.levels) == 2
         assert slide.spacing_um == pytest.approx(0.5)
         assert (slide.read_region(0, 0, 0, 500, 330) == PIXELS).all()
-
-
-@pytest.mark.parametrize(
-    "pages",
-    [
-        [TiffPage(PIXELS.astype(np.uint16) * 257)],
-        [TiffPage(np.dstack([PIXELS, PIXELS[..., :1]]), photometric=5)],
-        [TiffPage(PIXELS[..., :2])],
-        [TiffPage(PIXELS[..., :1])] * 3,
-    ],
-    ids=["16 bits", "CMYK", "two channels", "channels in separate pages"],
-)
-def test_unsupported_pixel_formats_are_rejected(tmp_path: Path, pages: list[TiffPage]) -> None:
-    with pytest.raises(SlideRejected, match=r"a\.tif.*convert it") as caught:
-        open_slide(write_tiff(tmp_path / "a.tif", pages))
-    assert caught.value.code == "pixel_format"
 
 
 def test_a_file_that_starts_with_a_small_image_fails(tmp_path: Path) -> None:
