@@ -281,7 +281,7 @@ def test_given_values_override_the_defaults() -> None:
         ("hmil", {}, "pass --fine-to-coarse"),
         ("hmil", {"fine_to_coarse": {"a": "x", "b": "x", "c": "x"}}, "the model has 2"),
         ("hmil", {"fine_to_coarse": (0, 0, 2)}, "every coarse class"),
-        ("hmil", {"fine_to_coarse": (0, 1)}, "each fine one"),
+        ("hmil", {"fine_to_coarse": (0, 1)}, "for each fine class"),
         (
             "hmil",
             {"classes": ("a", "b", "c"), "fine_to_coarse": {"a": "x", "b": "y", "d": "y"}},
