@@ -39,7 +39,7 @@ class FeatureHeader:
     Args:
         slide_id: unique name of the slide; the stem of the feature file.
         slide_name: file name of the slide.
-        slide_sha256: digest of the slide file; empty if it was not computed.
+        slide_sha256: digest of the slide (docs/formats.md says which bytes it covers); empty if it was not computed.
         slide_spacing_um: micrometres per level-0 pixel.
         spacing_source: ``metadata`` or ``override``.
         backbone_name: name of the patch encoder.

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil._files import sha256_of
 from hagmil.bundle import open_backbone
 from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
@@ -28,6 +27,7 @@ from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.slide import Slide
+from hagmil.runtime.slides.slide_files import SlideFiles
 from hagmil.runtime.tissue.kernels import MaskKernels
 from hagmil.tissue_parameters import TissueParameters
 
@@ -265,7 +265,8 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
         SlideError: the slide cannot be read, gives no spacing, is too coarse, or is not a brightfield slide.
     """
     options = extractor.options
-    with open_slide(request.path, spacing_um=request.spacing_um) as slide:
+    files = SlideFiles.of(request.path)
+    with files.unchanged(), open_slide(request.path, spacing_um=request.spacing_um) as slide:
         layout = lay_out(slide, options.stages, extractor.patch_px, options.tissue, options.mask_kernels)
         plan, coords = layout.plan, layout.coords
         del layout  # the overview and the mask of a large slide take tens of megabytes
@@ -275,7 +276,7 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
                 parent = plan[index - 1].patch_level0
                 coords = children(coords, parent, parent // geometry.patch_level0)
             bags.append(_encode_bag(slide, geometry, coords, extractor, progress))
-        return SlideFeatures(header=_header(request, slide, extractor), stages=tuple(bags))
+        return SlideFeatures(header=_header(request, slide, files.sha256(), extractor), stages=tuple(bags))
 
 
 def _attempt(request: SlideRequest, extractor: Extractor, path: Path, progress: Progress | None) -> ExtractOutcome:
@@ -331,13 +332,13 @@ def _encode_bag(
     )
 
 
-def _header(request: SlideRequest, slide: Slide, extractor: Extractor) -> FeatureHeader:
+def _header(request: SlideRequest, slide: Slide, sha256: str, extractor: Extractor) -> FeatureHeader:
     assert slide.spacing_um is not None
     assert slide.spacing_source is not None
     return FeatureHeader(
         slide_id=request.slide_id,
         slide_name=request.path.name,
-        slide_sha256=sha256_of(request.path),
+        slide_sha256=sha256,
         slide_spacing_um=slide.spacing_um,
         spacing_source=slide.spacing_source,
         backbone_name=extractor.backbone_name,

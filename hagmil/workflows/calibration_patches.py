@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil._files import sha256_of
 from hagmil.errors import SlideError, UsageError
 from hagmil.export.int8.backbone import PatchRequirements
 from hagmil.features import FeatureHeader, read_header
@@ -30,6 +29,7 @@ from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.patches.stream import stream_patches
 from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.slide import Slide
+from hagmil.runtime.slides.slide_files import slide_sha256
 from hagmil.tissue_parameters import TissueParameters
 
 CALIBRATION_PATCHES = 256
@@ -178,7 +178,7 @@ def _slide_of(features: Path, header: FeatureHeader, given: Sequence[Path]) -> P
     candidates = [path for path in given if path.name == header.slide_name]
     candidates += [folder / header.slide_name for folder in near]
     for path in candidates:
-        if path.is_file() and header.slide_sha256 in ("", sha256_of(path)):
+        if path.is_file() and header.slide_sha256 in ("", slide_sha256(path)):
             return path
     return None
 

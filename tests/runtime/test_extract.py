@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +15,14 @@ from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard
 from hagmil.errors import BundleError, DataError, UsageError
 from hagmil.features import read_features
+from hagmil.runtime import extract as extract_module
 from hagmil.runtime.extract import ExtractOptions, Extractor, extract, extract_many, extract_slide, parse_stages
 from hagmil.runtime.inference.cascade import run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import slide_requests
-from hagmil.runtime.patches.plan import lay_out
+from hagmil.runtime.patches.plan import SlideLayout, lay_out
 from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.slides.open import open_slide
 from tests.fakes.cupy import fake_cupy
@@ -131,6 +133,25 @@ def test_existing_features_are_kept_if_they_come_from_the_same_backbone_and_stag
         extract_many(requests, Extractor.open(backbone, other, threads=1), tmp_path)
     extract_many(requests, Extractor.open(backbone, replace(other, overwrite=True), threads=1), tmp_path)
     assert read_features(tmp_path / "tissue.h5").header.stages == ("1um",)
+
+
+def test_a_slide_that_is_replaced_during_extraction_fails(
+    tissue_path: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "a.tif", save_pyramid(tmp_path / "other.tif", np.full((64, 64, 3), 245, np.uint8))
+    path.write_bytes(tissue_path.read_bytes())
+    real = extract_module.lay_out
+
+    def _replacing(*args: Any) -> SlideLayout:
+        other.replace(path)
+        return real(*args)
+
+    monkeypatch.setattr(extract_module, "lay_out", _replacing)
+    (outcome,) = extract_many(
+        slide_requests([str(path)]), Extractor.open(backbone, OPTIONS, threads=1), tmp_path / "out"
+    )
+    assert (outcome.status, outcome.code) == ("failed", "slide_changed")
+    assert not (tmp_path / "out" / "a.h5").exists()
 
 
 def test_a_backbone_for_patches_of_any_size_needs_a_patch_size(backbone: Path) -> None:

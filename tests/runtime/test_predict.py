@@ -7,7 +7,9 @@ import errno
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import h5py
 import jsonschema
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 import hagmil
+from hagmil._files import sha256_of
 from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted, SlideFailed, UsageError
 from hagmil.runtime import predict as predict_module
 from hagmil.runtime.inference import one_slide
@@ -151,6 +154,37 @@ def test_predict_slide_replaces_a_result_only_with_overwrite(model: LoadedModel,
 def test_predict_many_resumes_only_with_out(tissue_path: Path, model: LoadedModel) -> None:
     with pytest.raises(UsageError, match="needs out"):
         predict_many([tissue_path], model=model, resume=True)
+
+
+def test_results_have_their_time_and_the_digest_of_the_slide(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    bare = save_pyramid(tmp_path / "bare.tif", tissue_picture(64, 64), spacing_um=None)
+    for path, digest in ((tissue_path, sha256_of(tissue_path)), (bare, sha256_of(bare)), (tmp_path / "gone.svs", None)):
+        result = predict_slide(path, model=model)
+        assert result.slide_sha256 == digest
+        assert result.time_utc is not None
+        assert result.time_utc.endswith("Z")
+        assert before <= datetime.fromisoformat(result.time_utc) <= datetime.now(UTC)
+
+
+def test_a_slide_that_is_replaced_during_the_cascade_fails(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "a.tif", save_pyramid(tmp_path / "other.tif", tissue_picture(700, 600))
+    path.write_bytes(tissue_path.read_bytes())
+    real = one_slide.run_cascade
+
+    def _replacing(*args: Any, **kwargs: Any) -> tuple[StageOutcome, ...]:
+        other.replace(path)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(one_slide, "run_cascade", _replacing)
+    result = predict_slide(path, model=model, out=tmp_path / "out")
+    assert (result.status, result.code, result.prediction) == ("failed", "slide_changed", None)
+    assert result.slide_sha256 is None
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["result.json"]
 
 
 def test_predict_slide_rejects_a_spacing_of_zero(tissue_path: Path, model: LoadedModel) -> None:

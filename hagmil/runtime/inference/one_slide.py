@@ -24,6 +24,7 @@ from hagmil.runtime.patches.plan import lay_out, require_tissue, stage_specs
 from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.overview import PANEL_PX, Overview, read_overview, shrink_overview
 from hagmil.runtime.slides.slide import Slide
+from hagmil.runtime.slides.slide_files import SlideFiles
 from hagmil.runtime.tissue.kernels import MaskKernels
 
 
@@ -33,12 +34,16 @@ class PreparedSlide:
 
     Args:
         slide: the open slide; :func:`run_slide` closes it.
+        files: its files before it was opened.
+        sha256: its digest.
         plan: geometry of the model's stages on the slide.
         coords: int64 (patches, 2), the coarsest stage's patches.
         thumbnail: the background of the heatmap.
     """
 
     slide: Slide
+    files: SlideFiles
+    sha256: str
     plan: tuple[StageGeometry, ...]
     coords: NDArray[np.int64]
     thumbnail: Overview
@@ -52,6 +57,7 @@ class SlideOutcome:
         verdict: the verdict of the last stage.
         stages: the outcome of each stage, coarse to fine.
         thumbnail: the background of the heatmap.
+        slide_sha256: digest of the slide.
         spacing_source: ``metadata`` or ``override``.
         warnings: remarks for a person.
     """
@@ -59,6 +65,7 @@ class SlideOutcome:
     verdict: Verdict
     stages: tuple[StageOutcome, ...]
     thumbnail: Overview
+    slide_sha256: str
     spacing_source: str | None
     warnings: tuple[str, ...]
 
@@ -72,30 +79,34 @@ def prepare_slide(
         request: the slide.
         manifest: the manifest of the bundle.
         mask_kernels: implementation of the tissue mask; None chooses by its size.
-        clock: adds up the seconds of ``open``, ``tissue`` and ``picture``.
+        clock: adds up the seconds of ``open``, ``digest``, ``tissue`` and ``picture``.
 
     Returns:
         The prepared slide, still open.
 
     Raises:
         SlideRejected: the slide gives no spacing, is too coarse, or has no tissue.
-        SlideFailed: the slide cannot be read.
+        SlideFailed: the slide cannot be read, or was changed meanwhile.
     """
-    with clock.step("open"):
-        slide = open_slide(request.path, spacing_um=request.spacing_um)
-    try:
-        with clock.step("tissue"):
-            layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue, mask_kernels)
-            require_tissue(layout)
-        with clock.step("picture"):
-            thumbnail = _thumbnail(slide, layout.overview)
-        plan, coords = layout.plan, layout.coords
-        del layout  # the overview and the mask of a large slide take tens of megabytes
-        trim_heap()
-        return PreparedSlide(slide, plan, coords, thumbnail)
-    except BaseException:
-        slide.close()
-        raise
+    files = SlideFiles.of(request.path)
+    with files.unchanged():
+        with clock.step("open"):
+            slide = open_slide(request.path, spacing_um=request.spacing_um)
+        try:
+            with clock.step("digest"):
+                sha256 = files.sha256()
+            with clock.step("tissue"):
+                layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue, mask_kernels)
+                require_tissue(layout)
+            with clock.step("picture"):
+                thumbnail = _thumbnail(slide, layout.overview)
+            plan, coords = layout.plan, layout.coords
+            del layout  # the overview and the mask of a large slide take tens of megabytes
+            trim_heap()
+            return PreparedSlide(slide, files, sha256, plan, coords, thumbnail)
+        except BaseException:
+            slide.close()
+            raise
 
 
 def run_slide(
@@ -118,16 +129,16 @@ def run_slide(
         progress: called after every batch of patches.
 
     Raises:
-        SlideFailed: a patch cannot be read.
+        SlideFailed: a patch cannot be read, or the slide was changed since it was prepared.
     """
     manifest, slide = model.bundle.manifest, prepared.slide
-    with slide:
+    with slide, prepared.files.unchanged():
         outcomes = run_cascade(
             slide, prepared.coords, model, prepared.plan, options, clock=clock, keep=keep, progress=progress
         )
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
     warnings = _warnings(manifest, prepared.thumbnail.slide_spacing_um)
-    return SlideOutcome(verdict, outcomes, prepared.thumbnail, slide.spacing_source, warnings)
+    return SlideOutcome(verdict, outcomes, prepared.thumbnail, prepared.sha256, slide.spacing_source, warnings)
 
 
 def _thumbnail(slide: Slide, overview: Overview) -> Overview:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from hagmil.errors import SlideFailed
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.one_slide import SlideOutcome
 from hagmil.runtime.inference.step_clock import StepClock
@@ -11,6 +14,7 @@ from hagmil.runtime.inference.verdict import Verdict, stage_logits
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.results.failures import Failure
 from hagmil.runtime.results.result import LayerResult, Result, StageResult
+from hagmil.runtime.slides.slide_files import slide_sha256
 from hagmil.runtime.versions import versions
 
 
@@ -38,7 +42,7 @@ def result_of_outcome(
         for stage in outcome.stages
     )
     return Result(
-        **_common_fields(request, model, keep, clock),
+        **_common_fields(request, model, keep, clock, outcome.slide_sha256),
         status="ok",
         prediction=outcome.verdict.prediction,
         probabilities=outcome.verdict.probabilities,
@@ -58,14 +62,26 @@ def result_of_failure(
 ) -> Result:
     """Build the result of a slide that has no verdict; the arguments are those of :func:`result_of_outcome`."""
     return Result(
-        **_common_fields(request, model, keep, clock),
+        **_common_fields(request, model, keep, clock, _sha256_after(failure, request.path)),
         status=failure.status,
         code=failure.code,
         message=failure.message,
     )
 
 
-def _common_fields(request: SlideRequest, model: LoadedModel, keep: int | None, clock: StepClock) -> dict[str, Any]:
+def _sha256_after(failure: Failure, slide: Path) -> str | None:
+    """The digest of a slide without a verdict; None if it cannot be computed or the slide was changed."""
+    if failure.code == "slide_changed":
+        return None
+    try:
+        return slide_sha256(slide)
+    except SlideFailed:
+        return None
+
+
+def _common_fields(
+    request: SlideRequest, model: LoadedModel, keep: int | None, clock: StepClock, sha256: str | None
+) -> dict[str, Any]:
     """Fields of every result, with or without a verdict."""
     seconds = {**clock.seconds, "total": clock.total}
     return {
@@ -73,6 +89,8 @@ def _common_fields(request: SlideRequest, model: LoadedModel, keep: int | None, 
         "slide": request.given,
         "keep": keep,
         "timing_s": {name: round(value, 4) for name, value in seconds.items()},
+        "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "slide_sha256": sha256,
         "bundle_sha256": model.bundle.sha256,
         "versions": versions(),
         "intended_use": model.bundle.manifest.intended_use,

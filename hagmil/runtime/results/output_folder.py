@@ -70,13 +70,14 @@ def with_ids_of(requests: Sequence[SlideRequest], earlier: Mapping[str, Result])
         requests: the slides, with ids that are unique among them.
         earlier: the earlier results in the output folder by slide id.
     """
-    id_of_path = {str(Path(result.slide).absolute()): slide_id for slide_id, result in earlier.items()}
+    id_of = {str(Path(result.slide).absolute()): slide_id for slide_id, result in earlier.items()}
+    id_of |= {result.slide: slide_id for slide_id, result in earlier.items()}
     used = {request.slide_id for request in requests}
     renamed = []
     for request in requests:
         slide_id = request.slide_id
         if not request.id_given:
-            known = id_of_path.get(str(request.path.absolute()))
+            known = id_of.get(request.given) or id_of.get(str(request.path.absolute()))
             if known is not None and known not in used:
                 slide_id = known
             elif known is None and slide_id in earlier:

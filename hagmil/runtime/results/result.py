@@ -109,6 +109,14 @@ class Result(FrozenModel):
     keep: int | None = Field(
         default=None, description="patches kept at each stage, if the bundle's number was overridden"
     )
+    time_utc: str | None = Field(
+        default=None, description="end of the slide in UTC, ISO 8601; null in results of earlier versions"
+    )
+    slide_sha256: str | None = Field(
+        default=None,
+        description="digest of the slide (docs/formats.md says which bytes it covers); null if the slide cannot be "
+        "read or was changed meanwhile",
+    )
     bundle_sha256: str = Field(description="digest of the bundle's manifest, which contains the digest of each file")
     versions: dict[str, str] = Field(description="versions of the packages used")
     warnings: tuple[str, ...] = Field(default=(), description="deviations that did not prevent a verdict")
