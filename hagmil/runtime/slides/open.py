@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hagmil.errors import SlideFailed
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader, detect_vendor, dicom_series
-from hagmil.runtime.slides.pixel_format import check_levels, check_pages
+from hagmil.runtime.slides.pixel_format import check_colours, check_levels, check_pages
 from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.slides.tiff_pyramid import (
     APERIO,
@@ -60,10 +60,13 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
             check_pages(path, directories)
             levels = pyramid_levels(directories, vendor or GENERIC_TIFF)
             check_levels(path, levels)
+            check_colours(path, levels)
             if vendor is None or libvips_can_read(levels):  # step 3
                 _log.debug('slide "%s": read by libvips (%s, %d levels)', path.name, vendor or "tiff", len(levels))
                 return VipsReader.open(path, levels, vendor or GENERIC_TIFF, spacing_um)
-            check_levels(path, openslide_levels(directories, vendor))
+            levels = openslide_levels(directories, vendor)
+            check_levels(path, levels)
+            check_colours(path, levels)
     _log.debug('slide "%s": read by OpenSlide (%s)', path.name, vendor)
     return OpenSlideReader.open(path, spacing_um)  # steps 2 and 4
 

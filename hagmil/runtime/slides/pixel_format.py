@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hagmil.errors import SlideFailed, SlideRejected
-from hagmil.runtime.tiles.tiff_tags import TiffDirectory
+from hagmil.runtime.tiles.jpeg_colours import find_contradiction
+from hagmil.runtime.tiles.tiff_tags import TiffDirectory, TiffError
 
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _SAMPLE_FORMATS = {_SIGNED: "signed", _FLOAT: "floating-point"}
@@ -67,6 +68,29 @@ def check_levels(path: Path, levels: tuple[TiffDirectory, ...]) -> None:
         if problem:
             raise SlideRejected(
                 f'slide "{path.name}" has {problem} at level {index}; convert it to 8-bit RGB', code="pixel_format"
+            )
+
+
+def check_colours(path: Path, levels: tuple[TiffDirectory, ...]) -> None:
+    """Check that the TIFF tags and the JPEG streams of every level agree on the colours; see ``jpeg_colours``.
+
+    Args:
+        path: the file.
+        levels: the images that may be read as levels, finest first.
+
+    Raises:
+        SlideRejected: they contradict each other (code ``pixel_format``).
+    """
+    for index, level in enumerate(levels):
+        try:
+            problem = find_contradiction(path, level)
+        except (TiffError, OSError):
+            continue  # reading this level raises the error
+        if problem:
+            raise SlideRejected(
+                f'slide "{path.name}" has {problem} at level {index}, so that its colours are uncertain; '
+                "export it again, or correct the tag (tiffset -s 262)",
+                code="pixel_format",
             )
 
 

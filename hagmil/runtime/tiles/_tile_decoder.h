@@ -35,7 +35,7 @@ typedef struct {
     Failure failure;
     struct jpeg_decompress_struct jpeg;
     int has_head;          /* whether it has the tables of the head, and no others */
-    J_COLOR_SPACE colours; /* of tiles without a marker of their own */
+    J_COLOR_SPACE colours; /* of all tiles, from the TIFF tags */
     unsigned char *stream; /* buffer for the encoded tile */
     size_t stream_bytes;   /* size of the buffer */
     JSAMPROW *rows;        /* one pointer per row of a tile */
@@ -182,6 +182,18 @@ static void read_box(Decoder *decoder, const Box *box)
     read_rows(decoder, height);
 }
 
+/* Return whether the markers of a tile contradict the colours in the TIFF tags; see jpeg_colours.py. */
+static int contradicts(const Decoder *decoder)
+{
+    const struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+    const jpeg_component_info *parts = jpeg->comp_info;
+
+    if (decoder->colours == JCS_RGB)
+        return jpeg->saw_JFIF_marker || (jpeg->saw_Adobe_marker && jpeg->Adobe_transform != 0);
+    return (jpeg->saw_Adobe_marker && jpeg->Adobe_transform == 0) ||
+           (parts[0].component_id == 'R' && parts[1].component_id == 'G' && parts[2].component_id == 'B');
+}
+
 /* Decode a box of a tile, in pixels of the tile, to rows `pitch` bytes apart. Return 0, or -1 and a message. */
 static int decode(Decoder *decoder, const Work *work, int64_t tile, const Box *box, unsigned char *to, size_t pitch)
 {
@@ -210,8 +222,11 @@ static int decode(Decoder *decoder, const Work *work, int64_t tile, const Box *b
         strcpy(decoder->failure.message, "the JPEG image does not have three channels");
         longjmp(decoder->failure.failed, 1);
     }
-    if (!jpeg->saw_JFIF_marker && !jpeg->saw_Adobe_marker)
-        jpeg->jpeg_color_space = decoder->colours;
+    if (contradicts(decoder)) {
+        strcpy(decoder->failure.message, "the JPEG stream and the TIFF tags give different colours");
+        longjmp(decoder->failure.failed, 1);
+    }
+    jpeg->jpeg_color_space = decoder->colours;
     jpeg->out_color_space = JCS_RGB; /* the other defaults are kept: accurate transform, smooth chroma upsampling */
     libjpeg.jpeg_start_decompress(jpeg);
     read_box(decoder, box);

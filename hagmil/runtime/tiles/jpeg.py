@@ -4,7 +4,7 @@ In addition to the bytes of a tile, the decoder gets a JPEG stream without an im
 all tiles of the level:
 
 1. An Adobe marker with the colour space of the TIFF tags, YCbCr or RGB. Many files specify it only in the tags, and a
-   decoder would assume YCbCr. Markers of the tile itself take precedence.
+   decoder would assume YCbCr. Tiles with markers that contradict the tags are refused; see ``jpeg_colours``.
 2. The tables that all tiles of the level share, if any.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, one_line
+from hagmil.runtime.tiles.jpeg_colours import CONTRADICTION
 from hagmil.runtime.tiles.kernel import read_tiles, start_patches
 from hagmil.runtime.tiles.kernel_numpy import END, START
 from hagmil.runtime.tiles.protocol import AcquiredTiles, Tile
@@ -109,7 +110,7 @@ class JpegTiles:
                 f'slide "{self._path.name}" cannot be decoded at level {self._level}, '
                 f"x {column * self.tile_width}, y {row * self.tile_height}, "
                 f"{self.tile_width} x {self.tile_height} px: {one_line(problem)}; "
-                "the file is damaged, copy or scan it again",
+                + ("export it again" if problem == CONTRADICTION else "the file is damaged, copy or scan it again"),
                 code="unreadable",
             ) from error
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hagmil.runtime.pixels import WHITE
+from hagmil.runtime.tiles.jpeg_colours import CONTRADICTION, contradicts, stream_colours
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 """First and last marker of a JPEG stream."""
@@ -204,4 +205,6 @@ def _decode(descriptor: int, head: bytes, offset: int, size: int, out: NDArray[n
         raise ValueError(f"the JPEG image is {width} x {height} px")
     if colours not in _THREE_CHANNELS:
         raise ValueError("the JPEG image does not have three channels")
+    if contradicts(data, ycbcr="YCbCr" in stream_colours(head)):
+        raise ValueError(CONTRADICTION)
     simplejpeg.decode_jpeg(stream, "RGB", buffer=out)

@@ -235,9 +235,11 @@ class _Parser:
         return tuple(top / bottom if bottom else 0.0 for top, bottom in pairs)
 
     def _integers(self, kind: int, entry: bytes) -> NDArray[np.int64]:
-        """Read integers of any type; UNDEFINED is read as bytes."""
-        if kind == _UNDEFINED:
+        """Read integers of any type; UNDEFINED and ASCII are read as bytes."""
+        if kind in (_UNDEFINED, _ASCII):
             kind = _BYTE
+        if kind not in _NUMBER_TYPES:
+            raise TiffError(f"a TIFF tag has the unknown type {kind}")
         return self._value(np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order), 1, entry).astype(np.int64)
 
     def _value(self, number: np.dtype[Any], parts: int, entry: bytes) -> NDArray[Any]:
