@@ -20,6 +20,7 @@ from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.slides.tiff_pyramid import (
     APERIO,
     GENERIC_TIFF,
+    check_resolutions,
     libvips_can_read,
     openslide_levels,
     pyramid_levels,
@@ -36,7 +37,7 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
     """Open a slide; the library is chosen by the file's content.
 
     No pixels are decoded yet: a file with damaged tiles opens, and reading these tiles fails. An implausible spacing
-    in the metadata (over 50 um/px, such as a default of 72 dots per inch) is ignored.
+    in the metadata (such as a default of 72 dots per inch) is ignored.
 
     Args:
         path: the file; any file of a DICOM series; the ``.mrxs`` file of an MRXS slide.
@@ -48,7 +49,8 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
     Raises:
         SlideFailed: the file does not exist (code ``not_found``), or cannot be read as a slide (``unreadable``).
         SlideRejected: the pixels are not square (``spacing_anisotropic``), or at some level not 8-bit grey or RGB
-            (``pixel_format``), or the file has no tiles and is huge or JPEG-compressed (``not_tiled``).
+            (``pixel_format``), or the file has no tiles and is huge or JPEG-compressed (``not_tiled``), or the
+            resolution tags of two levels contradict each other (``spacing_contradictory``).
         UsageError: ``spacing_um`` is not a positive number.
     """
     path = Path(path)
@@ -61,6 +63,8 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
             levels = pyramid_levels(directories, vendor or GENERIC_TIFF)
             check_levels(path, levels)
             check_colours(path, levels)
+            if spacing_um is None and vendor != APERIO:
+                check_resolutions(path, levels)
             if vendor is None or libvips_can_read(levels):  # step 3
                 _log.debug('slide "%s": read by libvips (%s, %d levels)', path.name, vendor or "tiff", len(levels))
                 return VipsReader.open(path, levels, vendor or GENERIC_TIFF, spacing_um)

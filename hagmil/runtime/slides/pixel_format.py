@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hagmil.errors import SlideFailed, SlideRejected
+from hagmil.runtime.slides.tiff_pyramid import same_shape
 from hagmil.runtime.tiles.jpeg_colours import find_contradiction
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory, TiffError
 
@@ -34,7 +35,8 @@ def check_pages(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
 
     Raises:
         SlideRejected: the channels are stored in separate pages (code ``pixel_format``).
-        SlideFailed: the first page is a small image before larger ones (code ``unreadable``).
+        SlideFailed: the first page is a small image before larger ones (code ``unreadable``). Readers would take it
+            for level 0, at a scale that its resolution tag does not give.
     """
     first, others = directories[0], directories[1:]
     size = (first.width, first.height)
@@ -43,7 +45,8 @@ def check_pages(path: Path, directories: tuple[TiffDirectory, ...]) -> None:
             f'slide "{path.name}" stores its channels or focal planes in separate pages; convert it to RGB',
             code="pixel_format",
         )
-    if not first.tiled and any(page.width > first.width and page.height > first.height for page in others):
+    larger = [page for page in (*others, *first.subdirectories) if _is_larger(page, first)]
+    if any(not first.tiled or (page.tiled and same_shape(page, first)) for page in larger):
         raise SlideFailed(
             f'slide "{path.name}" starts with a small image before the large one; convert it to a tiled pyramid',
             code="unreadable",
@@ -108,6 +111,10 @@ def _problem(level: TiffDirectory) -> str:
     if level.photometric == _YCBCR and level.planar == _SEPARATE:
         return "YCbCr pixels (photometric 6) in separate planes"
     return ""
+
+
+def _is_larger(page: TiffDirectory, other: TiffDirectory) -> bool:
+    return page.width > other.width and page.height > other.height
 
 
 def _is_grey(level: TiffDirectory) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, SlideRejected, one_line
 from hagmil.runtime.pixels import WHITE
-from hagmil.runtime.slides.spacing import Spacing
+from hagmil.runtime.slides.spacing import LARGEST_SPACING_UM, SMALLEST_SPACING_UM, Spacing
 from hagmil.runtime.tiles.protocol import EncodedTiles
 from hagmil.units import Level, Size
 
@@ -161,8 +161,14 @@ def require_spacing(slide: Slide) -> float:
         Micrometres per level-0 pixel.
 
     Raises:
-        SlideRejected: the spacing is unknown (code ``spacing_missing``).
+        SlideRejected: the spacing is unknown or implausible (code ``spacing_missing``).
     """
     if slide.spacing_um is None:
-        raise SlideRejected(f'slide "{slide.path.name}" gives no spacing; pass --spacing-um', code="spacing_missing")
+        problem, stored = "gives no spacing", slide.metadata.spacing_xy_um
+        if stored is not None:
+            problem = (
+                f"gives an implausible spacing of {stored[0]:.4g} x {stored[1]:.4g} um/px "
+                f"(plausible: {SMALLEST_SPACING_UM:g} to {LARGEST_SPACING_UM:g})"
+            )
+        raise SlideRejected(f'slide "{slide.path.name}" {problem}; pass --spacing-um', code="spacing_missing")
     return slide.spacing_um

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from hagmil.errors import SlideRejected, UsageError
 
-SMALLEST_SPACING_UM, LARGEST_SPACING_UM = 0.01, 50.0
-"""Plausible level-0 spacings. Values outside this range are defaults of other software: 352.8 and 84.7 um/px are a
-printer's 72 and 300 dots per inch, and 1000 um/px is an image library's one pixel per millimetre."""
+SMALLEST_SPACING_UM, LARGEST_SPACING_UM = 0.05, 50.0
+"""Plausible level-0 spacings. An objective of 100x gives 0.06 to 0.1 um/px; smaller values are mistakes, for example of
+units. Larger values are defaults of other software: 352.8 and 84.7 um/px are a printer's 72 and 300 dots per inch, and
+1000 um/px is an image library's one pixel per millimetre."""
 
 _LARGEST_ANISOTROPY = 0.05
 
@@ -28,6 +29,11 @@ class Spacing:
 
     um: float | None
     source: str | None
+
+
+def is_plausible(spacing_xy_um: tuple[float, float]) -> bool:
+    """Return whether micrometres per level-0 pixel along x and y lie in the plausible range."""
+    return all(SMALLEST_SPACING_UM <= axis <= LARGEST_SPACING_UM for axis in spacing_xy_um)
 
 
 def resolve_spacing(name: str, spacing_xy_um: tuple[float, float] | None, override_um: float | None) -> Spacing:
@@ -52,7 +58,7 @@ def resolve_spacing(name: str, spacing_xy_um: tuple[float, float] | None, overri
         return Spacing(override_um, "override")
     if spacing_xy_um is None:
         return Spacing(None, None)
-    if not all(SMALLEST_SPACING_UM <= axis <= LARGEST_SPACING_UM for axis in spacing_xy_um):
+    if not is_plausible(spacing_xy_um):
         _log.warning(
             'slide "%s": ignoring the spacing in its metadata, %.6g x %.6g um/px, which is not plausible for a scanner',
             name,

@@ -13,14 +13,18 @@ only), and an image whose shape differs from level 0 is never a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from hagmil.errors import SlideRejected
 from hagmil.runtime.slides.slide import SlideMetadata
+from hagmil.runtime.slides.spacing import is_plausible
 from hagmil.runtime.tiles.tiff_tags import TiffDirectory
 from hagmil.units import Level
 
 APERIO, GENERIC_TIFF = "aperio", "generic-tiff"
 
 _SHAPE_TOLERANCE = 0.01
+_RESOLUTION_TOLERANCE = 0.1
 _MICRONS_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
 _INTERLEAVED = 1
 _LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50000, 50001})
@@ -98,15 +102,51 @@ def _widest_first(directories: list[TiffDirectory]) -> list[TiffDirectory]:
 
 
 def _decreasing(candidates: Sequence[TiffDirectory]) -> tuple[TiffDirectory, ...]:
-    """Apply rule 5. Rounded widths and heights may be off by one pixel."""
+    """Apply rule 5."""
     levels = list(candidates[:1])
     for candidate in candidates[1:]:
-        across, down = levels[0].width / candidate.width, levels[0].height / candidate.height
-        rounding = 1 / candidate.width + 1 / candidate.height
-        same_shape = abs(across - down) <= max(across, down) * (_SHAPE_TOLERANCE + rounding)
-        if same_shape and candidate.width < levels[-1].width and candidate.height < levels[-1].height:
+        smaller = candidate.width < levels[-1].width and candidate.height < levels[-1].height
+        if smaller and same_shape(candidate, levels[0]):
             levels.append(candidate)
     return tuple(levels)
+
+
+def same_shape(image: TiffDirectory, larger: TiffDirectory) -> bool:
+    """Return whether two images have the same ratio of width and height. Rounded sides may be off by one pixel."""
+    across, down = larger.width / image.width, larger.height / image.height
+    rounding = 1 / image.width + 1 / image.height
+    return abs(across - down) <= max(across, down) * (_SHAPE_TOLERANCE + rounding)
+
+
+def check_resolutions(path: Path, levels: tuple[TiffDirectory, ...]) -> None:
+    """Check that the resolution tags of the levels agree with the dimensions of the levels.
+
+    The tags of a level must give the spacing of level 0 times the downsample of the level. Many programs copy the tags
+    of level 0 to all levels; this is accepted too. Implausible spacings are ignored.
+
+    Args:
+        path: the file, for messages.
+        levels: the images that are levels, finest first.
+
+    Raises:
+        SlideRejected: a level contradicts level 0 (code ``spacing_contradictory``).
+    """
+    spacings = [_resolution_um(level) for level in levels]
+    if spacings[0] is None or not is_plausible(spacings[0]):
+        return
+    finest_um = spacings[0][0]
+    for index, (level, spacing_xy_um) in enumerate(zip(levels, spacings, strict=True)):
+        if spacing_xy_um is None or not is_plausible(spacing_xy_um):
+            continue
+        ratio, downsample = spacing_xy_um[0] / finest_um, _downsample(levels[0], level)
+        if all(abs(ratio / wanted - 1) > _RESOLUTION_TOLERANCE for wanted in (1, downsample)):
+            raise SlideRejected(
+                f'slide "{path.name}" has contradictory resolution tags: '
+                f"level {index} has {spacing_xy_um[0]:.4g} um/px and is {downsample:.4g} times "
+                f"smaller than level 0, which has {finest_um:.4g} um/px; "
+                "pass --spacing-um with the spacing of level 0",
+                code="spacing_contradictory",
+            )
 
 
 def _downsample(finest: TiffDirectory, level: TiffDirectory) -> float:

@@ -145,11 +145,12 @@ def open_files() -> set[str]:
 
 
 def test_require_spacing_rejects_a_slide_without_spacing(tmp_path: Path) -> None:
-    for kind in ("no-spacing", "unit-none"):
+    implausible = "gives an implausible spacing of 1000 x 1000 um/px (plausible: 0.05 to 50)"  # libvips's default
+    for kind, problem in (("no-spacing", implausible), ("unit-none", "gives no spacing")):
         with open_slide(write_slide(tmp_path, kind)) as slide:
             assert slide.spacing_um is None
             assert slide.spacing_source is None
             with pytest.raises(SlideRejected) as caught:
                 require_spacing(slide)
-        assert str(caught.value) == f'slide "{kind}.tif" gives no spacing; pass --spacing-um'
+        assert str(caught.value) == f'slide "{kind}.tif" {problem}; pass --spacing-um'
         assert caught.value.code == "spacing_missing"

@@ -78,10 +78,12 @@ def test_a_big_endian_tiff_file_is_read(tmp_path: Path) -> None:
         assert (slide.read_region(0, 0, 0, 500, 330) == PIXELS).all()
 
 
-def test_a_file_that_starts_with_a_small_image_fails(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [TiffPage(picture(60, 40), None), TiffPage(PIXELS)])
+@pytest.mark.parametrize("reduced", [True, False])
+@pytest.mark.parametrize("first", [TiffPage(picture(60, 40), None), TiffPage(HALF, resolution=(20_000, 20_000))])
+def test_a_file_that_starts_with_a_small_image_fails(tmp_path: Path, first: TiffPage, reduced: bool) -> None:
+    large = TiffPage(PIXELS, resolution=(20_000, 20_000), reduced=reduced)
     with pytest.raises(SlideFailed, match="starts with a small image"):
-        open_slide(path)
+        open_slide(write_tiff(tmp_path / "a.tif", [first, large]))
 
 
 def test_aperio_numbers_may_have_a_decimal_comma(tmp_path: Path) -> None:
