@@ -14,7 +14,8 @@ slide without tissue have zero rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil._files import atomic_path
-from hagmil.errors import DataError
+from hagmil.errors import DataError, one_line
 from hagmil.tissue_parameters import TissueParameters
 
 FORMAT = "hagmil-features"
@@ -93,6 +94,27 @@ class SlideFeatures:
     stages: tuple[StageFeatures, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class StageOutline:
+    """One stage of a feature file, without its arrays.
+
+    Args:
+        name: the stage's name.
+        rows: number of patches.
+        dim: length of a feature vector.
+        dtype: type of the features, as named by NumPy.
+        patch_px: side of a patch at the stage's spacing, in pixels.
+        spacing_um: spacing of the stage in micrometres per pixel.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    patch_px: int
+    spacing_um: float
+
+
 def write_features(path: str | Path, slide: SlideFeatures) -> None:
     """Write the features of one slide to a file, atomically.
 
@@ -129,6 +151,18 @@ def read_header(path: str | Path) -> FeatureHeader:
         return _read_header(path, file)
 
 
+def read_outline(path: str | Path) -> tuple[FeatureHeader, tuple[StageOutline, ...]]:
+    """Read the file attributes of a feature file, and the sizes of its stages, without its arrays.
+
+    Raises:
+        DataError: the file is missing or damaged, or not a feature file of a supported version.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        header = _read_header(path, file)
+        return header, tuple(_read_stage_outline(path, file, name) for name in header.stages)
+
+
 def read_features(path: str | Path, stages: Sequence[str] | None = None) -> SlideFeatures:
     """Read the features of one slide.
 
@@ -151,7 +185,7 @@ def read_features(path: str | Path, stages: Sequence[str] | None = None) -> Slid
             raise DataError(
                 f'feature file "{path}" has no stage {", ".join(missing)}; its stages are {", ".join(header.stages)}'
             )
-        return SlideFeatures(header=header, stages=tuple(_read_stage(path, file[name], name) for name in names))
+        return SlideFeatures(header=header, stages=tuple(_read_stage(path, file, name) for name in names))
 
 
 def _check(path: Path, slide: SlideFeatures) -> None:
@@ -186,13 +220,19 @@ def _header_attributes(header: FeatureHeader) -> dict[str, Any]:
     }
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """Open a feature file. Whatever h5py raises for a damaged file becomes a DataError."""
     if not path.is_file():
         raise DataError(f'feature file "{path}" does not exist; run hagmil extract', code="features_missing")
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f'feature file "{path}" cannot be read: {error}', code="features_unreadable") from error
+        with h5py.File(path, "r") as file:
+            yield file
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # h5py raises errors of many types
+        problem = f'feature file "{path}" cannot be read: {one_line(str(error))}'
+        raise DataError(problem, code="features_unreadable") from error
 
 
 def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
@@ -220,15 +260,32 @@ def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
         raise DataError(f'feature file "{path}" lacks an attribute: {error}') from error
 
 
-def _read_stage(path: Path, group: h5py.Group, name: str) -> StageFeatures:
-    try:
-        return StageFeatures(
-            name=name,
-            coords=group["coords"][...],
-            features=group["features"][...],
-            patch_px=int(group.attrs["patch_size"]),
-            patch_level0=int(group.attrs["patch_size_level0"]),
-            spacing_um=float(group.attrs["spacing_um"]),
+def _read_stage(path: Path, file: h5py.File, name: str) -> StageFeatures:
+    _read_stage_outline(path, file, name)
+    group = file[name]
+    return StageFeatures(
+        name=name,
+        coords=group["coords"][...],
+        features=group["features"][...],
+        patch_px=int(group.attrs["patch_size"]),
+        patch_level0=int(group.attrs["patch_size_level0"]),
+        spacing_um=float(group.attrs["spacing_um"]),
+    )
+
+
+def _read_stage_outline(path: Path, file: h5py.File, name: str) -> StageOutline:
+    group = file[name]
+    coords, features = group["coords"].shape, group["features"].shape
+    if len(features) != 2 or coords != (features[0], 2):
+        raise DataError(
+            f'feature file "{path}", stage {name}: features of shape {features} do not fit coords of shape {coords}',
+            code="features_unreadable",
         )
-    except (KeyError, OSError) as error:
-        raise DataError(f'feature file "{path}", stage {name}: {error}', code="features_unreadable") from error
+    return StageOutline(
+        name=name,
+        rows=int(features[0]),
+        dim=int(features[1]),
+        dtype=str(group["features"].dtype),
+        patch_px=int(group.attrs["patch_size"]),
+        spacing_um=float(group.attrs["spacing_um"]),
+    )

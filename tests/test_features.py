@@ -14,8 +14,10 @@ from hagmil.features import (
     FeatureHeader,
     SlideFeatures,
     StageFeatures,
+    StageOutline,
     read_features,
     read_header,
+    read_outline,
     write_features,
 )
 from hagmil.tissue_parameters import TissueParameters
@@ -101,3 +103,31 @@ def test_a_missing_damaged_or_foreign_file_is_rejected(tmp_path: Path) -> None:
         file.attrs["format"] = "something"
     with pytest.raises(DataError, match="not a feature file of hagmil"):
         read_header(tmp_path / "c.h5")
+
+
+def test_a_cut_off_file_raises_only_a_data_error(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", _slide())
+    whole = (tmp_path / "a.h5").read_bytes()
+    for length in range(0, len(whole), 211):
+        (tmp_path / "a.h5").write_bytes(whole[:length])
+        with pytest.raises(DataError):
+            read_features(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (5,), (5, 8, 1)])
+def test_features_that_do_not_fit_their_coords_are_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_features(tmp_path / "a.h5", _slide())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["2um/features"]
+        file["2um/features"] = np.zeros(shape, np.float32)
+    for read in (read_features, read_outline):
+        with pytest.raises(DataError, match="2um: features of shape"):
+            read(tmp_path / "a.h5")
+    assert len(read_features(tmp_path / "a.h5", ["1um"]).stages[0].coords) == 20
+
+
+def test_the_outline_has_the_sizes_of_the_stages(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", _slide(dtype=np.float16))
+    header, stages = read_outline(tmp_path / "a.h5")
+    assert header == _slide().header
+    assert stages[1] == StageOutline("1um", 20, 8, "float16", 64, 1.0)

@@ -41,8 +41,8 @@ def extract(
 ) -> None:
     """Run the backbone on every tissue patch of every stage, and write one HDF5 file per slide.
 
-    Skips slides that already have a feature file from the same backbone; run the command again to resume an
-    interrupted run.
+    Skips slides that already have the same features; run the command again to resume an interrupted run. A feature
+    file of another slide, backbone, spacing or patch size fails its slide unless --overwrite is given.
     """
     from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many, parse_stages
     from hagmil.runtime.inference.encode import EncodeOptions

@@ -12,9 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil.bundle import open_backbone
-from hagmil.errors import DataError, SlideError, SlideRejected, UsageError
-from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_header, write_features
+from hagmil.bundle import BackboneCard, open_backbone
+from hagmil.errors import BundleError, UsageError
+from hagmil.features import (
+    FeatureHeader,
+    SlideFeatures,
+    StageFeatures,
+    write_features,
+)
 from hagmil.progress import Progress
 from hagmil.runtime.inference.device import to_host
 from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
@@ -24,11 +29,15 @@ from hagmil.runtime.inputs import SlideRequest, slide_request
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.plan import lay_out, stage_specs
 from hagmil.runtime.patches.quadtree import children
+from hagmil.runtime.pixels import WHITE
+from hagmil.runtime.results.failures import ends_run, failure_of
+from hagmil.runtime.results.feature_reuse import ExpectedFeatures, require_same_features, require_same_slide
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.slide import Slide
-from hagmil.runtime.slides.slide_files import SlideFiles
+from hagmil.runtime.slides.slide_files import SlideFiles, slide_sha256
 from hagmil.runtime.tissue.kernels import MaskKernels
+from hagmil.spec import PATCHES
 from hagmil.tissue_parameters import TissueParameters
 
 _log = logging.getLogger(__name__)
@@ -111,14 +120,22 @@ class Extractor:
 
         Raises:
             BundleError: the folder is not a backbone, or a file was altered.
-            UsageError: neither the options nor the backbone give the patch size.
+            UsageError: neither the options nor the backbone give the patch size, or the backbone does not take patches
+                of this size (code ``patch_px``).
         """
         folder = Path(backbone)
         card = open_backbone(folder)
         patch_px = options.patch_px or card.patch_px
         if patch_px is None:
             raise UsageError(f'backbone "{card.name}" takes patches of any size; pass --patch-px')
+        if card.patch_px is not None and patch_px != card.patch_px:
+            raise UsageError(
+                f'backbone "{card.name}" takes patches of {card.patch_px} px, not {patch_px}; omit --patch-px',
+                code="patch_px",
+            )
         session = open_session(folder / card.onnx, provider=provider, threads=threads, many_runs=True)
+        if card.patch_px is None:
+            _try_patch_size(session, card, patch_px)
         return cls(session, card.name, card.sha256, card.features, patch_px, options)
 
     @classmethod
@@ -141,6 +158,18 @@ class Extractor:
             patch_px=manifest.patch_px,
             options=options,
         )
+
+
+def _try_patch_size(session: Session, card: BackboneCard, patch_px: int) -> None:
+    """Run the backbone on one white patch, since a graph with dynamic axes may still not take every size."""
+    try:
+        session.run({PATCHES.name: np.full((1, patch_px, patch_px, 3), WHITE, np.uint8)}, last=True)
+    except BundleError as error:
+        raise UsageError(
+            f'backbone "{card.name}" does not take patches of {patch_px} px; choose another --patch-px '
+            f"({error.message})",
+            code="patch_px",
+        ) from error
 
 
 def parse_stages(text: str) -> tuple[tuple[str, float], ...]:
@@ -181,6 +210,7 @@ def extract(
     spacing_um: float | None = None,
     provider: str = "cpu",
     half: bool = False,
+    overwrite: bool = False,
 ) -> SlideFeatures:
     """Extract the features of one slide: every tissue patch of every stage.
 
@@ -190,12 +220,13 @@ def extract(
         slide: the slide file.
         backbone: a folder that ``hagmil export-backbone`` wrote; or a loaded model, whose backbone, stages, patch size
             and tissue parameters are used; or an extractor.
-        out: folder for the feature file ``<slide_id>.h5``, which is replaced. None writes nothing.
+        out: folder for the feature file ``<slide_id>.h5``. A file of the same slide is replaced. None writes nothing.
         stages: spacings in micrometres per pixel, coarse to fine; used with a backbone's folder only.
         patch_px: side of a patch in pixels; None uses the backbone's; used with a backbone's folder only.
         spacing_um: micrometres per level-0 pixel, which overrides the file's.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; used with a backbone's folder only.
         half: store features as float16; not used with an extractor, whose options say so.
+        overwrite: replace a feature file of another slide with the same file name.
 
     Returns:
         The bags, coarse to fine, with zero rows if the slide has no tissue.
@@ -204,17 +235,22 @@ def extract(
         SlideError: the slide cannot be read, gives no spacing, is too coarse, or is not a brightfield slide.
         BundleError: the backbone cannot be used.
         EnvironmentLacks: the provider is missing on this machine.
-        UsageError: invalid stages, or a backbone for patches of any size without ``patch_px``.
+        UsageError: invalid stages, a patch size that the backbone does not take, or a backbone for patches of any size
+            without ``patch_px``.
+        DataError: ``out`` has a feature file of another slide with the same file name (code ``exists``).
     """
     request = slide_request(slide, spacing_um=spacing_um)
+    path = None if out is None else Path(out) / f"{request.slide_id}.h5"
+    if path is not None and path.exists() and not overwrite:
+        require_same_slide(path, slide_sha256(request.path))
     if isinstance(backbone, LoadedModel):
         backbone = Extractor.of_model(backbone, half=half)
     elif not isinstance(backbone, Extractor):
         options = ExtractOptions(stages=stages_at(stages), patch_px=patch_px, half=half)
         backbone = Extractor.open(backbone, options, provider=provider)
     features = extract_slide(request, backbone)
-    if out is not None:
-        write_features(Path(out) / f"{request.slide_id}.h5", features)
+    if path is not None:
+        write_features(path, features)
     return features
 
 
@@ -228,6 +264,10 @@ def extract_many(
 ) -> tuple[ExtractOutcome, ...]:
     """Extract slides one after the other. A slide that fails does not stop the others.
 
+    A slide with a feature file in ``out`` is skipped if the file is whole and has the same slide digest, backbone,
+    stages, patch size, spacing, tissue parameters and type. A file that differs is replaced if the options say
+    ``overwrite``; else the slide fails (code ``exists``).
+
     Args:
         requests: the slides.
         extractor: the loaded backbone.
@@ -239,7 +279,8 @@ def extract_many(
         One outcome for each slide, in the order of the requests.
 
     Raises:
-        DataError: ``out`` has a feature file of a slide from another backbone or with other stages (code ``exists``).
+        EnvironmentLacks: the device is lost.
+        OSError: the disk is full.
     """
     outcomes = []
     for request in requests:
@@ -282,25 +323,30 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
 def _attempt(request: SlideRequest, extractor: Extractor, path: Path, progress: Progress | None) -> ExtractOutcome:
     try:
         if path.exists() and not extractor.options.overwrite:
-            _check_same(path, extractor)
+            require_same_features(path, _expected(request, extractor))
             return ExtractOutcome(request.slide_id, "ok")
         features = extract_slide(request, extractor, progress=progress)
-    except SlideError as error:
-        status: Literal["rejected", "failed"] = "rejected" if isinstance(error, SlideRejected) else "failed"
-        return ExtractOutcome(request.slide_id, status, error.code, error.message)
-    write_features(path, features)
+        write_features(path, features)
+    except Exception as error:
+        if ends_run(error):
+            raise
+        failure = failure_of(error, request.given)
+        return ExtractOutcome(request.slide_id, failure.status, failure.code, failure.message)
     return ExtractOutcome(request.slide_id, "ok", patches=sum(len(stage.coords) for stage in features.stages))
 
 
-def _check_same(path: Path, extractor: Extractor) -> None:
-    header = read_header(path)
-    stages = tuple(name for name, _ in extractor.options.stages)
-    if (header.backbone_sha256, header.stages) != (extractor.backbone_sha256, stages):
-        raise DataError(
-            f'features "{path}" exist already, from backbone {header.backbone_name} with stages '
-            f"{', '.join(header.stages)}; choose another folder or pass --overwrite",
-            code="exists",
-        )
+def _expected(request: SlideRequest, extractor: Extractor) -> ExpectedFeatures:
+    options = extractor.options
+    return ExpectedFeatures(
+        slide_sha256=slide_sha256(request.path),
+        spacing_um=request.spacing_um,
+        backbone_sha256=extractor.backbone_sha256,
+        stages=options.stages,
+        patch_px=extractor.patch_px,
+        tissue=options.tissue,
+        dtype="float16" if options.half else "float32",
+        dim=extractor.feature_dim,
+    )
 
 
 def _encode_bag(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,15 @@ from hagmil.runtime.results.attention import read_attention, stage_attention
 from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full
 from hagmil.runtime.results.from_outcome import result_of_failure, result_of_outcome
 from hagmil.runtime.results.output_folder import read_results, require_choice, with_ids_of
-from hagmil.runtime.results.result import RESULT_NAME, Result, read_result, write_result
+from hagmil.runtime.results.result import RESULT_NAME, Result, write_result
 from hagmil.runtime.results.results_table import write_table
+from hagmil.runtime.results.reuse import why_not_reused
 from hagmil.runtime.results.slide_folder import clear_slide_folder, write_slide_files
 from hagmil.runtime.tissue.kernels import MaskKernels
 
 _TABLE_EVERY = 25
+_log = logging.getLogger(__name__)
+
 Prepare = Callable[[SlideRequest, StepClock], PreparedSlide]
 """Prepares a slide, or waits until it is prepared; the clock gets the seconds of the steps."""
 
@@ -36,7 +40,7 @@ class PredictOptions:
     Args:
         encode: batch size and reader threads.
         keep: patches kept at every stage but the last; None uses the manifest's numbers.
-        resume: skip slides that already have a result from the same bundle with the same settings.
+        resume: skip slides whose result this run would repeat (``hagmil.runtime.results.reuse``).
         overwrite: replace existing results of the slides.
         mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
             chooses by the mask's size.
@@ -114,8 +118,9 @@ def predict_many(
         spacing_um: micrometres per level-0 pixel of all slides, which overrides that of the files.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
         keep: patches kept at every stage but the last; None uses the bundle's numbers.
-        resume: skip slides that already have a result in ``out`` from the same bundle with the same settings. An
-            ``out`` that holds results needs ``resume`` or ``overwrite``; both keep the results of other slides.
+        resume: skip slides whose result in ``out`` has the slide's digest, comes from the same bundle with the same
+            ``spacing_um``, ``keep`` and provider, and has all its files. An ``out`` that holds results needs ``resume``
+            or ``overwrite``; both keep the results of other slides.
         overwrite: replace the results that the slides already have in ``out``.
         on_result: called with the result of each slide.
         progress: called after every batch of patches with the stage's name, and the number of patches done and in
@@ -172,7 +177,7 @@ def predict_requests(
         require_choice(out, resume=options.resume, overwrite=options.overwrite)
     others = {} if out is None else read_results(out)
     requests = with_ids_of(requests, others)
-    earlier = _earlier_results(requests, model, out, options) if options.resume and out is not None else {}
+    earlier = _earlier_results(requests, others, model, out, options) if options.resume and out is not None else {}
     wanted = [request for request in requests if request.slide_id not in earlier]
     results: list[Result] = []
 
@@ -275,25 +280,21 @@ def _preparation(requests: Sequence[SlideRequest], model: LoadedModel, options: 
 
 
 def _earlier_results(
-    requests: Sequence[SlideRequest], model: LoadedModel, out: Path, options: PredictOptions
+    requests: Sequence[SlideRequest],
+    others: Mapping[str, Result],
+    model: LoadedModel,
+    out: Path,
+    options: PredictOptions,
 ) -> dict[str, Result]:
     """Results in ``out`` that this run would repeat, by slide id."""
     found: dict[str, Result] = {}
     for request in requests:
-        folder = out / request.slide_id
-        try:
-            result = read_result(folder)
-        except (OSError, ValueError):
+        result, folder = others.get(request.slide_id), out / request.slide_id
+        if result is None:
             continue
-        override_um = result.spacing_um if result.spacing_source == "override" else None
-        if (
-            result.status == "ok"
-            and result.slide == request.given
-            and result.bundle_sha256 == model.bundle.sha256
-            and result.keep == options.keep
-            and override_um == request.spacing_um
-        ):
-            found[request.slide_id] = (
-                result.with_attention(read_attention(folder)) if options.hold_attention else result
-            )
+        difference = why_not_reused(result, folder, request, model, options.keep)
+        if difference is not None:
+            _log.info('slide "%s" is run again, its result in "%s" is not used: %s', request.given, folder, difference)
+            continue
+        found[request.slide_id] = result.with_attention(read_attention(folder)) if options.hold_attention else result
     return found

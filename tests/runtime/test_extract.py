@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +26,7 @@ from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.plan import SlideLayout, lay_out
 from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.slides.open import open_slide
+from hagmil.tissue_parameters import TissueParameters
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import fake_onnxruntime
@@ -60,12 +62,14 @@ def test_features_of_a_gpu_are_copied_to_the_host(
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(gpu))
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
     request = slide_requests([str(tissue_path)])[0]
-    given = extract_slide(request, Extractor.open(backbone, OPTIONS, provider="cuda", threads=1))
+    extractor = Extractor.open(backbone, OPTIONS, provider="cuda", threads=1)  # tries the patch size once
+    copies_before = gpu.copies_to_host
+    given = extract_slide(request, extractor)
     wanted = extract_slide(request, Extractor.open(backbone, OPTIONS, threads=1))
     for stage, other in zip(given.stages, wanted.stages, strict=True):
         assert isinstance(stage.features, np.ndarray)
         np.testing.assert_allclose(stage.features, other.features, atol=1e-6)
-    assert gpu.copies_to_host == 3
+    assert gpu.copies_to_host - copies_before == 3
 
 
 def test_rows_are_in_quadtree_order_at_every_stage(tissue_path: Path, backbone: Path) -> None:
@@ -120,19 +124,99 @@ def test_a_failed_slide_is_reported_and_the_next_is_extracted(
     assert [(outcome.status, outcome.code) for outcome in outcomes] == [("failed", "not_found"), ("ok", "")]
 
 
-def test_existing_features_are_kept_if_they_come_from_the_same_backbone_and_stages(
+def test_existing_features_are_kept_if_nothing_that_determines_them_differs(
     tissue_path: Path, backbone: Path, tmp_path: Path
 ) -> None:
     requests = slide_requests([str(tissue_path)])
-    extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
+    extractor = Extractor.open(backbone, OPTIONS, threads=1)
+    extract_many(requests, extractor, tmp_path)
     written = (tmp_path / "tissue.h5").stat().st_mtime_ns
-    extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
+    (outcome,) = extract_many(requests, extractor, tmp_path)
+    assert outcome.status == "ok"
     assert (tmp_path / "tissue.h5").stat().st_mtime_ns == written
-    other = replace(OPTIONS, stages=parse_stages("1"))
-    with pytest.raises(DataError, match=r"exist already.*--overwrite"):
-        extract_many(requests, Extractor.open(backbone, other, threads=1), tmp_path)
-    extract_many(requests, Extractor.open(backbone, replace(other, overwrite=True), threads=1), tmp_path)
-    assert read_features(tmp_path / "tissue.h5").header.stages == ("1um",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"stages": parse_stages("1")}, "with stages 2um at 2 um/px"),
+        ({"stages": (("2um", 3.0), ("1um", 1.5), ("0.5um", 0.75))}, "with stages 2um at 2 um/px"),
+        ({"patch_px": 32}, "with patches of 16 px"),
+        ({"half": True}, "not as float16"),
+        ({"tissue": TissueParameters(threshold=9)}, "with other tissue parameters"),
+    ],
+)
+def test_existing_features_that_differ_fail_the_slide_unless_they_are_replaced(
+    changed: dict[str, Any], difference: str, tissue_path: Path, backbone: Path, tmp_path: Path
+) -> None:
+    requests = slide_requests([str(tissue_path), str(tmp_path / "gone.svs")])
+    extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
+    other = replace(OPTIONS, **changed)
+    outcomes = extract_many(requests, Extractor.open(backbone, other, threads=1), tmp_path)
+    assert [(outcome.status, outcome.code) for outcome in outcomes] == [("failed", "exists"), ("failed", "not_found")]
+    assert f"exist already, {difference}" in outcomes[0].message
+    assert "--overwrite" in outcomes[0].message
+    extract_many(requests[:1], Extractor.open(backbone, replace(other, overwrite=True), threads=1), tmp_path)
+    assert read_features(tmp_path / "tissue.h5").header.stages == tuple(name for name, _ in other.stages)
+
+
+def test_features_of_a_replaced_slide_or_of_another_spacing_are_not_used(
+    tissue_path: Path, backbone: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "a.tif", tmp_path / "out"
+    path.write_bytes(tissue_path.read_bytes())
+    extractor = Extractor.open(backbone, OPTIONS, threads=1)
+    extract_many(slide_requests([str(path)]), extractor, out)
+    (spaced,) = extract_many(slide_requests([str(path)], spacing_um=0.25), extractor, out)
+    assert "at a slide spacing of 0.5 um/px (metadata)" in spaced.message
+    save_pyramid(path, np.full((64, 64, 3), 245, np.uint8))
+    (replaced,) = extract_many(slide_requests([str(path)]), extractor, out)
+    assert "of another slide or of a file that was replaced since (a.tif)" in replaced.message
+    with pytest.raises(DataError, match="of another slide") as caught:
+        extract(path, backbone=extractor, out=out)
+    assert caught.value.code == "exists"
+    assert extract(path, backbone=extractor, out=out, overwrite=True) is not None
+    assert len(read_features(out / "a.h5").stages[0].coords) == 0
+
+
+def test_a_damaged_feature_file_fails_its_slide(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
+    requests = slide_requests([str(tissue_path)])
+    extractor = Extractor.open(backbone, OPTIONS, threads=1)
+    extract_many(requests, extractor, tmp_path)
+    path = tmp_path / "tissue.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    (outcome,) = extract_many(requests, extractor, tmp_path)
+    assert (outcome.status, outcome.code) == ("failed", "features_unreadable")
+    assert "--overwrite" in outcome.message
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        rows = file["1um/features"][:-1]
+        del file["1um/features"]
+        file["1um/features"] = rows
+    (outcome,) = extract_many(requests, extractor, tmp_path)
+    assert (outcome.status, outcome.code) == ("failed", "features_unreadable")
+
+
+def test_slides_of_one_name_get_two_feature_files(tissue_path: Path, backbone: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "s1.tif" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(tissue_path.read_bytes())
+    extract_many(slide_requests([str(path) for path in paths]), Extractor.open(backbone, OPTIONS), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("s1-*.h5"))) == 2
+
+
+def test_an_unexpected_error_fails_its_slide_only(
+    tissue_path: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _broken(*_args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(extract_module, "write_features", _broken)
+    requests = slide_requests([str(tissue_path), str(tmp_path / "gone.svs")])
+    outcomes = extract_many(requests, Extractor.open(backbone, OPTIONS, threads=1), tmp_path)
+    assert [outcome.code for outcome in outcomes] == ["internal", "not_found"]
 
 
 def test_a_slide_that_is_replaced_during_extraction_fails(
@@ -157,6 +241,25 @@ def test_a_slide_that_is_replaced_during_extraction_fails(
 def test_a_backbone_for_patches_of_any_size_needs_a_patch_size(backbone: Path) -> None:
     with pytest.raises(UsageError, match="--patch-px"):
         Extractor.open(backbone, replace(OPTIONS, patch_px=None))
+
+
+def test_a_patch_size_that_the_backbone_does_not_take_is_rejected(backbone: Path, tmp_path: Path) -> None:
+    card = BackboneCard.model_validate_json((backbone / "backbone.json").read_bytes())
+    for patch_px, sides in ((16, ("height", "width")), (None, (16, 16))):
+        graph = backbone_graph()
+        for axis, side in zip(graph.graph.input[0].type.tensor_type.shape.dim[1:3], sides, strict=True):
+            axis.ParseFromString(b"")
+            if isinstance(side, int):
+                axis.dim_value = side
+            else:
+                axis.dim_param = side
+        onnx.save(graph, tmp_path / "backbone.onnx")
+        update = {"patch_px": patch_px, "sha256": sha256_of(tmp_path / "backbone.onnx")}
+        (tmp_path / "backbone.json").write_text(card.model_copy(update=update).model_dump_json())
+        with pytest.raises(UsageError, match="--patch-px") as caught:
+            Extractor.open(tmp_path, replace(OPTIONS, patch_px=24), threads=1)
+        assert caught.value.code == "patch_px"
+        Extractor.open(tmp_path, OPTIONS, threads=1)
 
 
 def test_an_altered_backbone_is_rejected(backbone: Path, tmp_path: Path) -> None:

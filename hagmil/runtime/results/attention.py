@@ -9,7 +9,7 @@ import h5py
 
 from hagmil._files import atomic_path
 from hagmil.bundle import Hierarchy
-from hagmil.errors import DataError
+from hagmil.errors import DataError, one_line
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.results.result import ATTENTION_NAME, StageAttention
 from hagmil.spec import COARSE_ATTENTION, FINE_ATTENTION
@@ -80,8 +80,10 @@ def read_attention(path: str | Path) -> tuple[StageAttention, ...]:
     try:
         with h5py.File(path, "r") as file:
             return tuple(_read_stage(name, group) for name, group in file.items())
-    except (OSError, KeyError, AttributeError) as error:
-        raise DataError(f'"{path}" is not an attention file of hagmil: {error}') from error
+    except MemoryError:
+        raise
+    except Exception as error:  # h5py raises errors of many types for a damaged file
+        raise DataError(f'"{path}" is not an attention file of hagmil: {one_line(str(error))}') from error
 
 
 def _read_stage(name: str, group: h5py.Group) -> StageAttention:
