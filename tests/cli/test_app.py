@@ -60,7 +60,7 @@ def test_every_command_accepts_verbose_before_and_after_its_name(command: str) -
 def test_wrong_usage_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
     done = hagmil_process("infer", tmp_path / "nothing*.svs", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: nothing matches")
+    assert done.stderr.startswith("error: no file matches")
     assert "Traceback" not in done.stderr
     assert hagmil("infer", "--no-such-option").returncode == 2
 
