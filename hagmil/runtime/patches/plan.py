@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hagmil.bundle import Manifest
 from hagmil.errors import SlideRejected
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
+from hagmil.runtime.patches.missing_tiles import without_missing
 from hagmil.runtime.patches.quadtree import coarse_grid
 from hagmil.runtime.slides.overview import Overview, read_overview
 from hagmil.runtime.slides.slide import Slide, require_spacing
@@ -44,6 +45,8 @@ def lay_out(
     patch_px: int,
     tissue: TissueParameters,
     kernels: MaskKernels | None = None,
+    *,
+    max_missing: int = 0,
 ) -> SlideLayout:
     """Plan the stages on a slide, find its tissue, and lay the coarsest stage's grid over the tissue.
 
@@ -53,6 +56,8 @@ def lay_out(
         patch_px: side of a patch in pixels.
         tissue: parameters of the tissue mask, and the least share of a patch that must be tissue.
         kernels: implementation of the mask's operations; None chooses one by the size of the mask.
+        max_missing: number of the coarsest stage's patches that may be left out, with a warning, because tiles of
+            tissue have no bytes in the file.
 
     Returns:
         The layout, without patches if the slide has no tissue; see :func:`require_tissue`.
@@ -60,12 +65,13 @@ def lay_out(
     Raises:
         SlideRejected: the slide gives no spacing (code ``spacing_missing``), is too coarse for a stage
             (``spacing_too_coarse``), or is not brightfield (``not_brightfield``).
-        SlideFailed: the slide cannot be read.
+        SlideFailed: the slide cannot be read, or tiles of tissue have no bytes (``tile_missing``).
     """
     plan = _plan(slide, stages, patch_px)
     overview = read_overview(slide, tissue.spacing_um)
     mask = find_tissue(overview, tissue, kernels)
     coords = coarse_grid(slide.size, plan[0].patch_level0, mask, tissue.min_share)
+    coords = without_missing(slide, plan, overview, mask, coords, max_missing=max_missing, kernels=kernels)
     return SlideLayout(plan, overview, mask, coords)
 
 

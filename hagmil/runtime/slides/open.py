@@ -30,6 +30,8 @@ from hagmil.runtime.tiles.tiff_tags import NotTiffError, TiffDirectory, TiffErro
 
 __all__ = ["dicom_series", "open_slide"]
 
+_PHILIPS = "philips"
+
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +58,7 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
     path = Path(path)
     _check_file(path)
     vendor = detect_vendor(path)  # step 1
+    levels: tuple[TiffDirectory, ...] = ()
     if vendor in (None, APERIO, GENERIC_TIFF):
         directories = _directories(path, vendor)
         if directories:
@@ -71,8 +74,10 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
             levels = openslide_levels(directories, vendor)
             check_levels(path, levels)
             check_colours(path, levels)
+    elif vendor == _PHILIPS:
+        levels = tuple(page for page in _directories(path, vendor) if page.tiled)
     _log.debug('slide "%s": read by OpenSlide (%s)', path.name, vendor)
-    return OpenSlideReader.open(path, spacing_um)  # steps 2 and 4
+    return OpenSlideReader.open(path, spacing_um, levels)  # steps 2 and 4
 
 
 def _check_file(path: Path) -> None:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from hagmil.errors import SlideFailed, one_line
 from hagmil.runtime.pixels import over_white
+from hagmil.runtime.slides.missing_tiles import missing_boxes
 from hagmil.runtime.slides.slide import Slide, SlideMetadata
 from hagmil.runtime.slides.spacing import Spacing, resolve_spacing
+from hagmil.runtime.tiles.tiff_tags import TiffDirectory, TiffError
 from hagmil.units import Level
 
 _CACHE_BYTES = 64 << 20
@@ -49,17 +51,26 @@ class _SharedHandle:
 class OpenSlideReader(Slide):
     """A slide read by OpenSlide."""
 
-    def __init__(self, path: Path, metadata: SlideMetadata, spacing: Spacing, handle: _SharedHandle) -> None:
+    def __init__(
+        self,
+        path: Path,
+        metadata: SlideMetadata,
+        spacing: Spacing,
+        handle: _SharedHandle,
+        missing: tuple[NDArray[np.int64], ...],
+    ) -> None:
         super().__init__(path, metadata, spacing)
         self._handle: _SharedHandle | None = handle
+        self._missing = missing
 
     @classmethod
-    def open(cls, path: Path, spacing_um: float | None) -> OpenSlideReader:
+    def open(cls, path: Path, spacing_um: float | None, directories: tuple[TiffDirectory, ...] = ()) -> OpenSlideReader:
         """Open a file.
 
         Args:
             path: the file.
             spacing_um: micrometres per level-0 pixel; overrides the file's.
+            directories: the images of a TIFF file that are its levels, finest first.
 
         Raises:
             SlideFailed: OpenSlide cannot open the file (code ``unreadable``).
@@ -73,7 +84,12 @@ class OpenSlideReader(Slide):
             ) from error
         try:
             metadata = _metadata(handle.slide)
-            return cls(path, metadata, resolve_spacing(path.name, metadata.spacing_xy_um, spacing_um), handle)
+            spacing = resolve_spacing(path.name, metadata.spacing_xy_um, spacing_um)
+            missing = missing_boxes(path, directories, metadata.levels, metadata.vendor)
+            return cls(path, metadata, spacing, handle, missing)
+        except (TiffError, OSError) as error:
+            handle.release()
+            raise SlideFailed(f'slide "{path.name}" cannot be opened: {error}', code="unreadable") from error
         except BaseException:
             handle.release()
             raise
@@ -89,11 +105,15 @@ class OpenSlideReader(Slide):
             raise self._undecodable(level, x, y, width, height, str(error)) from error
         return over_white(rgba)
 
+    def missing_boxes(self, level: int) -> NDArray[np.int64]:
+        """See ``Slide.missing_boxes``."""
+        return self._missing[level]
+
     def fork(self) -> OpenSlideReader:
         """Return a reader of the same file, for another thread. The file stays open until all readers are closed."""
         if self._handle is None:
             raise ValueError(f'slide "{self.path.name}" is closed')
-        return OpenSlideReader(self.path, self.metadata, self.spacing, self._handle.share())
+        return OpenSlideReader(self.path, self.metadata, self.spacing, self._handle.share(), self._missing)
 
     def close(self) -> None:
         """Close the reader. Closing twice has no effect."""

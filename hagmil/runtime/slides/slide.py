@@ -123,6 +123,17 @@ class Slide(ABC):
         """
         return None
 
+    def missing_boxes(self, level: int) -> NDArray[np.int64]:  # noqa: ARG002 - subclasses may use it
+        """Return the areas of a level for which the file has no bytes, and which are read as white.
+
+        Args:
+            level: index into ``levels``.
+
+        Returns:
+            int64 (areas, 4): left, upper, right and lower edge in level-0 pixels.
+        """
+        return np.empty((0, 4), np.int64)
+
     @abstractmethod
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a rectangle that lies inside the level: uint8 (height, width, 3)."""
