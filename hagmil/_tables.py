@@ -1,7 +1,8 @@
-"""Read CSV tables in UTF-8, with or without a byte order mark."""
+"""Read CSV tables in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with one."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Sequence
@@ -9,6 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hagmil.errors import DataError, UsageError
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it starts with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks and the encodings that they stand for; without a mark, only UTF-8 is certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +51,15 @@ def read_table(
     Raises:
         UsageError: of the given class; the file cannot be read, is not a CSV in UTF-8, or lacks a required column.
     """
+    reader = csv.DictReader(_open(path, error))
     try:
-        reader = csv.DictReader(_open(path, error))
         missing = [name for name in required if name not in (reader.fieldnames or ())]
         if missing:
             raise error(f'"{path}" has no column {", ".join(missing)}; it needs {", ".join(required)}')
         columns = (*required, *optional)
         return [TableRow(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
     except csv.Error as problem:
-        raise error(f'"{path}" is not a CSV in UTF-8: {problem}') from problem
+        raise error(f'"{path}" is not a CSV in UTF-8: {problem}, after line {reader.line_num}') from problem
 
 
 def read_cells(path: Path) -> list[list[str]]:
@@ -66,8 +76,18 @@ def read_cells(path: Path) -> list[list[str]]:
 
 def _open(path: Path, error: type[UsageError]) -> io.StringIO:
     try:
-        return io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
-    except OSError as problem:
-        raise error(f'"{path}" cannot be read: {problem.strerror}') from problem
+        data = path.read_bytes()
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
+        raise error(f'"{path}" cannot be read: {getattr(problem, "strerror", None) or problem}') from problem
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as problem:
-        raise error(f'"{path}" is not a CSV in UTF-8: {problem}') from problem
+        line = data[: problem.start].count(b"\n") + 1
+        raise error(
+            f'"{path}" is not a CSV in UTF-8: line {line} has bytes of another encoding; save the table as UTF-8'
+        ) from problem
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise error(f'"{path}" is not a CSV in UTF-8: line {line} contains a NUL character; save the table as UTF-8')
+    return io.StringIO(text, newline="")

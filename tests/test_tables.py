@@ -47,3 +47,24 @@ def test_an_unreadable_table_is_rejected(path: Path, content: bytes | None) -> N
         read_table(path, ("a",))
     with pytest.raises(DataError, match=message):
         read_cells(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_gives_the_encoding(path: Path, encoding: str) -> None:
+    path.write_bytes("a,b\r\nä,切\r\n".encode(encoding))
+    assert read_table(path, ("a", "b"))[0].cells == {"a": "ä", "b": "切"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a,b\n1,2\nä,2\n".encode("latin-1"), "line 3 has bytes of another encoding; save the table as UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "line 1 contains a NUL character; save the table as UTF-8"),
+        (b"a,b\n1,\x002\n", "line 2 contains a NUL character"),
+        (b"a,b\n1," + b"x" * 200_000, "field larger than field limit .*, after line 1"),
+    ],
+)
+def test_the_line_of_an_unreadable_character_is_named(path: Path, content: bytes, problem: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"is not a CSV in UTF-8: {problem}"):
+        read_table(path, ("a",))

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil._names import storable
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import BundleError, UsageError
 from hagmil.features import (
@@ -30,7 +31,7 @@ from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.plan import lay_out, stage_specs
 from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.pixels import WHITE
-from hagmil.runtime.results.failures import ends_run, failure_of
+from hagmil.runtime.results.failures import ends_run, failure_of, writing
 from hagmil.runtime.results.feature_reuse import ExpectedFeatures, require_same_features, require_same_slide
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.runtime.slides.open import open_slide
@@ -326,7 +327,8 @@ def _attempt(request: SlideRequest, extractor: Extractor, path: Path, progress: 
             require_same_features(path, _expected(request, extractor))
             return ExtractOutcome(request.slide_id, "ok")
         features = extract_slide(request, extractor, progress=progress)
-        write_features(path, features)
+        with writing(path):
+            write_features(path, features)
     except Exception as error:
         if ends_run(error):
             raise
@@ -383,7 +385,7 @@ def _header(request: SlideRequest, slide: Slide, sha256: str, extractor: Extract
     assert slide.spacing_source is not None
     return FeatureHeader(
         slide_id=request.slide_id,
-        slide_name=request.path.name,
+        slide_name=storable(request.path.name),
         slide_sha256=sha256,
         slide_spacing_um=slide.spacing_um,
         spacing_source=slide.spacing_source,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
-import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hagmil._names import LONGEST_BYTES, path_digest, safe_name
 from hagmil._tables import TableRow, read_table
 from hagmil.errors import UsageError
 
@@ -25,7 +26,8 @@ class SlideRequest:
     """One slide of a run.
 
     Args:
-        slide_id: unique in the run: the file's stem, with a digest of the path if several files have the same stem.
+        slide_id: unique in the run and a safe folder name: the file's stem, with a digest of the path if several files
+            have the same stem or if the stem is not a safe name.
         given: the path as it was given.
         path: the file to read.
         spacing_um: micrometres per level-0 pixel, which overrides the file's; None uses the file's.
@@ -51,7 +53,7 @@ def slide_request(slide: str | Path, *, spacing_um: float | None = None) -> Slid
     """
     _check_spacing(spacing_um)
     path = Path(slide)
-    return SlideRequest(path.stem, str(slide), path, spacing_um)
+    return SlideRequest(_slide_id(path), str(slide), path, spacing_um)
 
 
 def slide_requests(
@@ -77,10 +79,11 @@ def slide_requests(
     for given, path in (entry for argument in arguments for entry in _expand(str(argument))):
         unique.setdefault(path.absolute(), (given, path))
     files = list(unique.values())
-    stems = Counter(path.stem for _, path in files)
+    ids = [_slide_id(path) for _, path in files]
+    shared = Counter(slide_id.casefold() for slide_id in ids)  # some file systems ignore upper and lower case
     requests = [
-        SlideRequest(unique_id(path) if stems[path.stem] > 1 else path.stem, given, path, spacing_um)
-        for given, path in files
+        SlideRequest(unique_id(path) if shared[slide_id.casefold()] > 1 else slide_id, given, path, spacing_um)
+        for slide_id, (given, path) in zip(ids, files, strict=True)
     ]
     if table is not None:
         requests += _read_table(Path(table), spacing_um)
@@ -92,12 +95,17 @@ def slide_requests(
 
 def unique_id(path: Path) -> str:
     """Return an id for a slide whose stem is that of another slide: the stem and a digest of the absolute path."""
-    return f"{path.stem}-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
+    digest = path_digest(path)
+    return f"{safe_name(path.stem, LONGEST_BYTES - len(digest) - 1)}-{digest}"
+
+
+def _slide_id(path: Path) -> str:
+    return path.stem if safe_name(path.stem) == path.stem else unique_id(path)
 
 
 def _check_spacing(spacing_um: float | None) -> None:
-    if spacing_um is not None and spacing_um <= 0:
-        raise UsageError(f"--spacing-um must be above 0, not {spacing_um}")
+    if spacing_um is not None and not (math.isfinite(spacing_um) and spacing_um > 0):
+        raise UsageError(f"--spacing-um must be a number above 0, not {spacing_um}")
 
 
 def _expand(argument: str) -> list[tuple[str, Path]]:
@@ -146,8 +154,12 @@ def _table_row(table: Path, row: TableRow, spacing_um: float | None) -> SlideReq
     line, slide_id, given, text = row.line, row["slide_id"], row["path"], row["spacing_um"]
     if not slide_id or not given:
         raise UsageError(f'"{table}", line {line}: slide_id and path must not be empty')
-    if Path(slide_id).name != slide_id:
-        raise UsageError(f'"{table}", line {line}: slide_id "{slide_id}" is not a valid folder name')
+    plain = slide_id.lstrip("-=+@")  # ids of a table may start with these
+    if safe_name(plain) != plain:
+        raise UsageError(
+            f'"{table}", line {line}: slide_id {slide_id!a} is not a valid folder name; use letters, digits, '
+            f'".", "-" and "_", at most {LONGEST_BYTES} bytes'
+        )
     try:
         row_spacing_um = float(text) if text else None
     except ValueError as error:

@@ -12,12 +12,12 @@ from hagmil.errors import UsageError
 from hagmil.progress import Progress
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
-from hagmil.runtime.inference.one_slide import PreparedSlide, prepare_slide, run_slide
+from hagmil.runtime.inference.one_slide import PreparedSlide, SlideOutcome, prepare_slide, run_slide
 from hagmil.runtime.inference.prefetch import SlidePrefetcher
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest, slide_request, slide_requests
 from hagmil.runtime.results.attention import read_attention, stage_attention
-from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full
+from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full, writing
 from hagmil.runtime.results.from_outcome import result_of_failure, result_of_outcome
 from hagmil.runtime.results.output_folder import read_results, require_choice, with_ids_of
 from hagmil.runtime.results.result import RESULT_NAME, Result, write_result
@@ -201,6 +201,8 @@ def predict_requests(
     except BaseException as error:
         if out is None:
             raise
+        done = {result.slide_id for result in results}
+        others = {slide_id: result for slide_id, result in read_results(out).items() if slide_id not in done}
         with suppress(OSError):
             _write_table()
         if isinstance(error, KeyboardInterrupt):
@@ -235,30 +237,60 @@ def predict_one(
         The result; ``status`` says whether there is a verdict.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: the disk is full.
         EnvironmentLacks: the device is lost.
     """
-    if folder is not None:
-        clear_slide_folder(folder)
     clock = StepClock()
     prepare = prepare or _prepare_when_needed(model, options)
     try:
-        prepared = prepare(request, clock)
-        outcome = run_slide(prepared, model, options.encode, keep=options.keep, clock=clock, progress=progress)
+        outcome = _run(prepare(request, clock), model, folder, options, clock, progress)
+        if folder is not None:
+            with clock.step("write"), writing(folder):
+                write_slide_files(folder, request.slide_id, model, outcome)
+        result = result_of_outcome(request, model, options.keep, clock, outcome)
+        if folder is not None:
+            with writing(folder):
+                write_result(folder, result)  # written last, so that its presence marks a complete result
     except Exception as error:
         if ends_run(error):
             raise
         result = result_of_failure(request, model, options.keep, clock, failure_of(error, request.given))
-    else:
         if folder is not None:
-            with clock.step("write"):
-                write_slide_files(folder, request.slide_id, model, outcome)
-        result = result_of_outcome(request, model, options.keep, clock, outcome)
+            _write_failure(folder, result)
+    else:
         if options.hold_attention:
             result = result.with_attention([stage_attention(stage) for stage in outcome.stages])
-    if folder is not None:
-        write_result(folder, result)  # written last, so that its presence marks a complete result
     return result
+
+
+def _run(
+    prepared: PreparedSlide,
+    model: LoadedModel,
+    folder: Path | None,
+    options: PredictOptions,
+    clock: StepClock,
+    progress: Progress | None,
+) -> SlideOutcome:
+    """Make the folder of a prepared slide, and run the cascade."""
+    try:
+        if folder is not None:
+            with writing(folder):
+                clear_slide_folder(folder)
+    except BaseException:
+        prepared.slide.close()
+        raise
+    return run_slide(prepared, model, options.encode, keep=options.keep, clock=clock, progress=progress)
+
+
+def _write_failure(folder: Path, result: Result) -> None:
+    """Write the result of a slide that failed; only log it if that is why the slide failed."""
+    try:
+        clear_slide_folder(folder)
+        write_result(folder, result)
+    except Exception as error:
+        if ends_run(error):
+            raise
+        _log.warning('slide "%s" has no result.json: %s', result.slide, error)
 
 
 def _loaded(model: str | Path | LoadedModel | None, provider: str) -> LoadedModel:

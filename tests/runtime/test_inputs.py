@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import pytest
 
+from hagmil._names import safe_name
 from hagmil.errors import UsageError
 from hagmil.runtime.inputs import slide_requests
 
@@ -73,6 +76,11 @@ def test_a_table_gives_slides_and_their_spacings(tmp_path: Path) -> None:
         ("slide_id,file\na,a.svs\n", "has no column path"),
         ("slide_id,path\n,a.svs\n", "line 2: slide_id and path must not be empty"),
         ("slide_id,path\n../a,a.svs\n", "is not a valid folder name"),
+        ("slide_id,path\nb,b.svs\n..,a.svs\n", r"line 3: slide_id '\.\.' is not a valid folder name"),
+        ("slide_id,path\n-..,a.svs\n", "line 2: slide_id .* is not a valid folder name"),
+        ('slide_id,path\n"a\nb",a.svs\n', r"slide_id 'a\\nb' is not a valid folder name"),
+        ("slide_id,path\nresults.csv,a.svs\n", "is not a valid folder name"),
+        (f"slide_id,path\n{'a' * 255},a.svs\n", "at most 180 bytes"),
         ("slide_id,path,spacing_um\na,a.svs,wide\n", 'line 2: spacing_um "wide" is not a number'),
         ("slide_id,path,spacing_um\na,a.svs,-1\n", "above 0"),
         ("slide_id,path\na,a.svs\na,b.svs\n", "slide_id is not unique: a"),
@@ -90,5 +98,24 @@ def test_no_slides_an_empty_folder_and_a_spacing_of_zero_are_rejected(tmp_path: 
         slide_requests([])
     with pytest.raises(UsageError, match=r"contains no slide .*\*\*.\*\.svs"):
         slide_requests([str(tmp_path)])
-    with pytest.raises(UsageError, match="above 0"):
-        slide_requests([str(tmp_path / "a.svs")], spacing_um=0.0)
+    for spacing_um in (0.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="above 0"):
+            slide_requests([str(tmp_path / "a.svs")], spacing_um=spacing_um)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["...tif", "a\nb.tif", "-a.tif", "CON.tif", "results.csv.tif", f"{'a' * 251}.tif", os.fsdecode(b"a\xff.tif")],
+)
+def test_names_that_are_not_safe_get_unique_safe_ids(name: str, tmp_path: Path) -> None:
+    paths = [tmp_path / folder / name for folder in "ab"]
+    ids = [slide_requests([str(path)])[0].slide_id for path in paths]
+    assert len(set(ids)) == 2
+    for slide_id in ids:
+        assert safe_name(slide_id) == slide_id
+        assert len(f".{slide_id}.{'0' * 32}.part.h5".encode()) <= 255
+
+
+def test_names_that_differ_only_in_case_get_ids_that_differ_in_more() -> None:
+    ids = [request.slide_id for request in slide_requests(["a.svs", "A.svs"])]
+    assert len({slide_id.casefold() for slide_id in ids}) == 2

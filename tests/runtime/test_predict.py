@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -356,3 +357,97 @@ def test_the_error_of_a_full_disk_names_resume(
     with pytest.raises(EnvironmentLacks, match=r"no space left.*--resume") as caught:
         predict_requests(slide_requests([str(tissue_path)]), model, tmp_path, PredictOptions())
     assert caught.value.code == "disk_full"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"a\nb.tif",
+        b"a\xff.tif",
+        b"-a.tif",
+        b"...tif",
+        b"results.csv.tif",
+        b"CON.tif",
+        b"=1+1.tif",
+        b"a" * 251 + b".tif",
+    ],
+)
+def test_any_file_name_gives_a_result_that_has_the_true_name(
+    name: bytes, tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    path = slides / os.fsdecode(name)
+    path.write_bytes(tissue_path.read_bytes())
+    (result,) = predict_many([path, path], model=model, out=out)
+    assert (result.status, result.slide) == ("ok", str(slides / name.decode(errors="backslashreplace")))
+    assert {entry.name for entry in out.iterdir()} == {result.slide_id, "results.csv"}
+    assert read_result(out / result.slide_id) == result
+    assert predict_many([path], model=model, out=out, resume=True) == (result,)
+    assert [row["slide_id"] for row in _rows(out)] == [result.slide_id]
+
+
+def test_a_nul_in_a_path_and_a_spacing_that_is_not_a_number_fail_their_slides_only(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    requests = [
+        SlideRequest("a", "a\0b.tif", tmp_path / "a\0b.tif"),
+        SlideRequest("b", "b", tissue_path, float("nan")),
+        SlideRequest("c", "c", tissue_path),
+    ]
+    results = predict_requests(requests, model, tmp_path / "out", PredictOptions())
+    assert [(result.status, result.code) for result in results] == [
+        ("failed", "not_found"),
+        ("failed", "usage"),
+        ("ok", None),
+    ]
+
+
+@pytest.mark.parametrize("step", ["clear_slide_folder", "write_slide_files", "write_result"])
+@pytest.mark.parametrize(
+    ("error", "code"), [(PermissionError(13, "denied"), "write_failed"), (ValueError(), "internal")]
+)
+def test_an_error_in_any_step_fails_its_slide_only(
+    step: str,
+    error: Exception,
+    code: str,
+    tissue_path: Path,
+    model: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = getattr(predict_module, step)
+
+    def _fails_for_first(folder: Path, *rest: Any) -> None:
+        if folder.name == "first":
+            raise error
+        real(folder, *rest)
+
+    monkeypatch.setattr(predict_module, step, _fails_for_first)
+    requests = [SlideRequest("first", "first", tissue_path), SlideRequest("second", "second", tissue_path)]
+    results = predict_requests(requests, model, tmp_path, PredictOptions())
+    assert [(result.status, result.code) for result in results] == [("failed", code), ("ok", None)]
+    assert [row["status"] for row in _rows(tmp_path)] == ["failed", "ok"]
+
+
+def test_a_file_with_the_name_of_the_folder_of_a_slide_fails_the_slide(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "tissue").write_text("not a folder")
+    result, other = predict_many([tissue_path, tmp_path / "gone.svs"], model=model, out=tmp_path)
+    assert (result.code, other.code) == ("write_failed", "not_found")
+    assert (tmp_path / "tissue").read_text() == "not a folder"
+
+
+def test_a_stopped_run_keeps_the_row_of_a_result_that_is_still_there(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_many([tissue_path], model=model, out=tmp_path)
+
+    def _stop(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_module, "prepare_slide", _stop)
+    with pytest.raises(Interrupted):
+        predict_many([tissue_path], model=model, out=tmp_path, overwrite=True)
+    assert [row["status"] for row in _rows(tmp_path)] == ["ok"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideRejected
+from hagmil._names import storable
+from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideFailed, SlideRejected, one_line
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -51,13 +54,34 @@ def failure_of(error: Exception, slide: str) -> Failure:
     """
     if isinstance(error, HagmilError):
         status: Literal["rejected", "failed"] = "rejected" if isinstance(error, SlideRejected) else "failed"
-        return Failure(status=status, code=error.code, message=error.message)
+        return Failure(status=status, code=error.code, message=storable(error.message))
     if isinstance(error, MemoryError):
         message = "not enough memory for this slide; use a machine with more memory"
         return Failure(status="failed", code="out_of_memory", message=message)
     _log.exception('slide "%s" failed unexpectedly', slide)
-    message = f"unexpected {type(error).__name__}: {error}; please report it with the log of --verbose"
-    return Failure(status="failed", code="internal", message=message)
+    message = f"unexpected {type(error).__name__}: {one_line(str(error))}; please report it with the log of --verbose"
+    return Failure(status="failed", code="internal", message=storable(message))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write files of one slide: an error other than a full disk fails the slide only.
+
+    Args:
+        path: the folder or file, for the message.
+
+    Raises:
+        SlideFailed: a file cannot be written (code ``write_failed``).
+        OSError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise SlideFailed(
+            f'"{path}" cannot be written: {error.strerror or one_line(str(error))}', code="write_failed"
+        ) from error
 
 
 def interrupted(done: int, total: int) -> Interrupted:

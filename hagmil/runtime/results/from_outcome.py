@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hagmil._names import storable
 from hagmil.errors import SlideFailed
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.one_slide import SlideOutcome
@@ -86,7 +87,7 @@ def _common_fields(
     seconds = {**clock.seconds, "total": clock.total}
     return {
         "slide_id": request.slide_id,
-        "slide": request.given,
+        "slide": storable(request.given),
         "keep": keep,
         "timing_s": {name: round(value, 4) for name, value in seconds.items()},
         "time_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hagmil._names import storable
 from hagmil.errors import UsageError
 from hagmil.runtime.inputs import SlideRequest, unique_id
 from hagmil.runtime.results.result import RESULT_NAME, Result, read_result
@@ -77,7 +78,7 @@ def with_ids_of(requests: Sequence[SlideRequest], earlier: Mapping[str, Result])
     for request in requests:
         slide_id = request.slide_id
         if not request.id_given:
-            known = id_of.get(request.given) or id_of.get(str(request.path.absolute()))
+            known = id_of.get(storable(request.given)) or id_of.get(storable(str(request.path.absolute())))
             if known is not None and known not in used:
                 slide_id = known
             elif known is None and slide_id in earlier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,14 @@ from hagmil.runtime.results.result import Result
 
 TABLE_NAME = "results.csv"
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 def write_table(folder: Path, results: Sequence[Result], classes: Sequence[str]) -> None:
     """Write ``results.csv`` atomically, including slides that were rejected or failed.
+
+    Control characters in names are escaped, so that each row is one line. Text that a spreadsheet would take for a
+    formula starts with an apostrophe.
 
     Args:
         folder: the folder of the file.
@@ -33,13 +39,15 @@ def write_table(folder: Path, results: Sequence[Result], classes: Sequence[str])
 def _row(result: Result, classes: Sequence[str]) -> list[str]:
     probability = result.probabilities[result.prediction] if result.prediction is not None else None
     values = [probability, *(result.probabilities.get(name) for name in classes)]
+    texts = [result.slide_id, result.slide, result.status, result.code, result.message, result.prediction]
     return [
-        result.slide_id,
-        result.slide,
-        result.status,
-        result.code or "",
-        result.message or "",
-        result.prediction or "",
+        *(_cell(text or "") for text in texts),
         *("" if value is None else f"{value:.6f}" for value in values),
         f"{result.timing_s.get('total', 0.0):.3f}",
     ]
+
+
+def _cell(text: str) -> str:
+    """A cell on one line that no spreadsheet takes for a formula: control characters are escaped as in Python."""
+    shown = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

@@ -62,7 +62,7 @@ class FileState:
         """Return the present state; None if the file is missing or is not a regular file."""
         try:
             found = path.stat()
-        except (OSError, ValueError):  # ValueError: a NUL in the path
+        except OSError:
             return None
         if not stat.S_ISREG(found.st_mode):
             return None
@@ -83,7 +83,13 @@ class SlideFiles:
 
     @classmethod
     def of(cls, path: Path) -> SlideFiles:
-        """Find the files of a slide."""
+        """Find the files of a slide.
+
+        Raises:
+            SlideFailed: no path of a file contains a NUL (code ``not_found``).
+        """
+        if "\0" in str(path):
+            raise SlideFailed(f'slide "{path}" does not exist: its path contains a NUL', code="not_found")
         own = FileState.of(path)
         if own is None:
             return cls(path, ())

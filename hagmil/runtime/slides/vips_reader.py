@@ -15,6 +15,7 @@ Properties of libvips, measured with version 8.18, and how this reader handles t
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,7 @@ def open_page(path: Path, directory: TiffDirectory) -> pyvips.Image:
     """Open one image of a TIFF file without decoding it."""
     options = {} if directory.subifd is None else {"subifd": directory.subifd}
     try:
-        return pyvips.Image.tiffload(str(path), page=directory.page, fail_on="error", **options)
+        return pyvips.Image.tiffload(os.fsencode(path), page=directory.page, fail_on="error", **options)
     except pyvips.Error:
         error_buffer.count_taken()
         raise

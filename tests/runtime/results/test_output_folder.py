@@ -96,3 +96,11 @@ def test_the_table_has_the_classes_of_all_bundles(tmp_path: Path) -> None:
         ("1.000000", "", ""),
         ("0.250000", "", "0.750000"),
     ]
+
+
+def test_a_row_is_one_line_without_formulas(tmp_path: Path) -> None:
+    texts = ["=1+1", "+a", "-a", "@a", "a\nb\r\0", 'a,"b"', "\t=a"]
+    write_table(tmp_path, [_result(str(index), text) for index, text in enumerate(texts)], [])
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == len(texts) + 1
+    shown = ["'=1+1", "'+a", "'-a", "'@a", r"a\nb\r\x00", 'a,"b"', r"\t=a"]
+    assert [row["slide"] for row in _rows(tmp_path)] == shown

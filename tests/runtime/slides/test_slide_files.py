@@ -75,7 +75,7 @@ def test_every_file_of_a_dicom_series_gives_the_digest_of_the_series(data_folder
 
 @pytest.mark.parametrize("name", ["gone.tif", "a\0b.tif", "."])
 def test_a_path_that_is_no_file_has_no_digest(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SlideFailed, match="does not exist or is not a file"):
+    with pytest.raises(SlideFailed, match="does not exist"):
         slide_sha256(tmp_path / name)
 
 
