@@ -1,1 +1,1 @@
-"""Training: models, losses, data, the loop, metrics and checkpoints. torch lives here."""
+"""Training with torch: models, losses, data, the training loop, metrics and checkpoints."""

@@ -1,4 +1,4 @@
-"""Tiny cohorts on disk: feature files, labels and a split, in which the classes differ plainly."""
+"""Tiny cohorts on disk: feature files, labels and a split, with clearly different classes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_slide(
     value: float | None = None,
     width: int = FEATURE_DIM,
 ) -> None:
-    """One feature file; in slides of label 1, a third of the patches have a raised first feature at every stage."""
+    """Write one feature file; at label 1, a third of the patches of every stage have a higher first feature."""
     generator = np.random.default_rng([seed, label, *slide_id.encode()])
     bags = []
     for index, (name, spacing_um) in enumerate(stages):
@@ -69,7 +69,7 @@ def write_slide(
 def write_cohort(
     folder: Path, *, parts: Mapping[str, int] = PARTS, stages: Sequence[tuple[str, float]] = STAGES
 ) -> dict[str, Any]:
-    """A cohort, its classes in turn; the configuration to train on it is returned as a tree."""
+    """Write a cohort with alternating classes, and return the configuration of a training on it as a tree."""
     names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     lines = ["slide_id,case_id,label"]
     for part, count in parts.items():
@@ -98,7 +98,7 @@ def write_cohort(
 
 
 def write_split(path: Path, names: Mapping[str, Sequence[str]]) -> None:
-    """As CLAM does: an unnamed index, and columns that end early."""
+    """Write a split as CLAM does, with an unnamed index and columns of different lengths."""
     lines = [",train,val,test"]
     for index in range(max(len(column) for column in names.values())):
         cells = [column[index] if index < len(column) else "" for column in names.values()]
@@ -107,5 +107,5 @@ def write_split(path: Path, names: Mapping[str, Sequence[str]]) -> None:
 
 
 def configured(tree: Mapping[str, Any], **changes: Any) -> TrainingConfig:
-    """The configuration with some of its keys replaced."""
+    """The configuration of a tree with some keys replaced."""
     return parse_config({**tree, **changes}, source="test")

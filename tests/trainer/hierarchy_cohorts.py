@@ -1,4 +1,4 @@
-"""Tiny cohorts whose labels have a hierarchy: four fine classes, each with a raised feature of its own."""
+"""Tiny cohorts with a hierarchy of labels: four fine classes, each with a higher value of one feature."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_fine_slide(
     stages: Sequence[tuple[str, float]],
     backbone_sha256: str = "b" * 64,
 ) -> None:
-    """One feature file; at every stage a third of the patches have feature number ``label`` raised."""
+    """Write one feature file; at every stage, feature ``label`` is higher in a third of the patches."""
     write_slide(folder, slide_id, 0, patches=patches, stages=stages, backbone_sha256=backbone_sha256)
     slide = read_features(folder / f"{slide_id}.h5")
     raised = []
@@ -45,7 +45,7 @@ def write_hierarchy_cohort(
     stages: Sequence[tuple[str, float]] = (("only", 0.5),),
     backbone_sha256: str = "b" * 64,
 ) -> dict[str, Any]:
-    """A cohort of four fine classes in turn, each with a raised feature of its own in a third of the patches."""
+    """Write a cohort with the four fine classes in turn, and return the configuration of an HMIL training as a tree."""
     names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     lines = ["slide_id,case_id,label"]
     for part, count in parts.items():
@@ -80,7 +80,7 @@ def write_hierarchy_cohort(
 
 
 def cascade_with_hierarchy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a cascade on the same cohort."""
+    """The configuration of a HAG-MIL training on the same cohort."""
     return {
         **{key: tree[key] for key in ("out", "data", "hierarchy", "threads")},
         "model": {

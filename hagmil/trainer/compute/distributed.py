@@ -1,19 +1,19 @@
-"""Several processes that train one model, started by ``torchrun``: who is who, and what they tell one another.
+"""Distributed training: several processes, started by ``torchrun``, that train the same model.
 
-1. Every process holds all models and takes its share of each step's slides
-(:func:`hagmil.trainer.training.sampling.steps_of_rank`).
-2. Before an optimiser's step the gradients are averaged, so all take the same step and keep the same weights.
-3. An evaluation shares its slides out without repeating any; the verdicts are gathered by the slides' places.
-4. Rank 0 alone writes files and tells of progress.
+1. Every process has all models and trains on its share of the slides of each step
+   (:func:`hagmil.trainer.training.sampling.steps_of_rank`).
+2. Gradients are averaged before each optimiser step, so all processes take the same step and keep the same weights.
+3. An evaluation distributes its slides without repetition; the results are gathered by the index of the slide.
+4. Only rank 0 writes files and reports progress.
 
-Gradients are averaged here and not by DistributedDataParallel: a slide takes an optimiser's step at every stage, with
-a forward pass that is not ``forward``; which classifiers of the instance loss take part depends on the slide's label;
-and blocks may be computed twice. One sum over a flat copy does it in sight, and leaves a parameter that no process
-used without a gradient, as Adam would find it in one process. What is lost is communication during the backward pass,
-which is short beside a bag of ten thousand patches.
+Gradients are averaged here instead of by DistributedDataParallel for three reasons: each slide takes an optimiser step
+at every stage, with a forward pass other than ``forward``; the label of the slide determines which classifiers of the
+instance loss are used; and blocks may be computed twice. One sum over a flat copy is explicit, and a parameter that no
+process used stays without a gradient, as with Adam in one process. Communication does not overlap with the backward
+pass; its time is short compared with a bag of ten thousand patches.
 
-Where a process is lost, the others' next exchange fails at once, or after ``TIMEOUT`` at the latest; ``torchrun`` then
-ends those that are left.
+If a process is lost, the next collective operation of the others fails at once, or after ``TIMEOUT`` at the latest;
+``torchrun`` then ends the remaining processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, distributed, nn
 from hagmil.errors import EnvironmentLacks, Interrupted, UsageError
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than an evaluation's shares differ, shorter than for ever."""
+"""How long a process waits for the others; longer than evaluation times differ between processes."""
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _T = TypeVar("_T")
@@ -39,17 +39,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """This process among those that train together.
+    """This process and the processes that train together with it.
 
     Args:
-        rank: which one, from 0.
+        rank: rank of this process, from 0.
         world_size: number of processes.
-        device: where this one computes.
+        device: device of this process.
     """
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - it cannot be changed
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     @property
     def is_first(self) -> bool:
@@ -57,8 +57,10 @@ class ProcessGroup:
         return self.rank == 0
 
     def average_gradients(self, model: nn.Module) -> None:
-        """Replace each parameter's gradient by its mean over processes (step 2); one without a gradient counts as 0,
-        unless no process has one."""
+        """Replace the gradient of each parameter by its mean over processes (step 2).
+
+        A missing gradient counts as 0; a parameter without a gradient in all processes keeps none.
+        """
         if self.world_size == 1:
             return
         parameters = list(model.parameters())
@@ -70,48 +72,48 @@ class ProcessGroup:
             parameter.grad = (total / self.world_size).view_as(parameter) if is_used else None
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
-        """The means over processes of some numbers; the same on all of them."""
+        """The mean of each number over processes; the same in all processes."""
         if self.world_size == 1:
             return tuple(values)
         total = self._sum(torch.tensor(values, dtype=torch.float64, device=self.device))
         return tuple((total / self.world_size).tolist())
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true of any process; none goes on before all have come here."""
+        """Whether the flag is set in any process; also a barrier: no process returns before all have called it."""
         return flag if self.world_size == 1 else bool(self._sum(torch.tensor(int(flag), device=self.device)).item())
 
     def all_gather(self, own: _T) -> list[_T]:
-        """What each process has, by rank; the same on all of them."""
+        """The objects of all processes, by rank; the same in all processes."""
         if self.world_size == 1:
             return [own]
         found: list[_T | None] = [None] * self.world_size
-        with _told_of_loss():
+        with _lost_process_as_interrupted():
             distributed.all_gather_object(found, own)
         return [one for one in found if one is not None]
 
     def _sum(self, values: Tensor) -> Tensor:
-        with _told_of_loss():
+        with _lost_process_as_interrupted():
             distributed.all_reduce(values)
         return values
 
 
 SINGLE_PROCESS = ProcessGroup()
-"""One process, on the CPU or wherever it likes."""
+"""A single process; no communication."""
 
 
 @contextmanager
 def join_process_group(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that were started together, if any were: gloo on the CPU, NCCL on GPUs.
+    """Join the process group of ``torchrun``, if there is one: gloo on CPUs, NCCL on GPUs.
 
-    An inner ``joined`` finds what the outer one made.
+    Nested calls use the group of the outermost call.
 
     Args:
-        device: of the configuration; of several processes with ``cuda`` each takes the GPU of its local rank.
+        device: device of the configuration; with ``cuda``, each process uses the GPU of its local rank.
 
     Raises:
-        UsageError: one certain GPU for several processes.
-        EnvironmentLacks: the environment names several processes, and not how they find one another; or there are more
-            of them than GPUs.
+        UsageError: the device is one particular GPU, but there are several processes.
+        EnvironmentLacks: WORLD_SIZE is above 1 but other variables of ``torchrun`` are missing, or there are more
+            processes than GPUs.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ProcessGroup(device=torch.device(device))
@@ -126,16 +128,16 @@ def join_process_group(device: str) -> Iterator[ProcessGroup]:
             "torchrun, or unset WORLD_SIZE"
         )
     if device.startswith("cuda:"):
-        raise UsageError(f'device "{device}" for several processes; write device: cuda, and each takes its own')
+        raise UsageError(f'device "{device}" cannot serve several processes; use device: cuda, for one GPU per process')
     if device == "cuda":
         own = _own_device(device)
         if own.index >= torch.cuda.device_count():
-            there = torch.cuda.device_count()
-            raise EnvironmentLacks(f"this machine has {there} GPUs, and more processes were started; start one a GPU")
+            gpus = torch.cuda.device_count()
+            raise EnvironmentLacks(f"this machine has fewer GPUs ({gpus}) than processes; start one process per GPU")
         torch.cuda.set_device(own)
     distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
     yield _this_process(device)
-    # Not where an error passes: NCCL would wait here for processes that are lost, and nobody would end this one.
+    # Not after an error: NCCL would wait here for lost processes without an end.
     distributed.destroy_process_group()
 
 
@@ -148,12 +150,12 @@ def _own_device(device: str) -> torch.device:
 
 
 @contextmanager
-def _told_of_loss() -> Iterator[None]:
-    """Say in words what torch says by a RuntimeError when a process can no longer be reached."""
+def _lost_process_as_interrupted() -> Iterator[None]:
+    """Convert the RuntimeError of torch for an unreachable process to Interrupted."""
     try:
         yield
     except RuntimeError as error:
         raise Interrupted(
-            f"another process of this training is lost or does not answer ({error}); start it again with --resume",
+            f"another process of this training is lost or does not respond ({error}); start it again with --resume",
             code="process_lost",
         ) from error

@@ -1,4 +1,4 @@
-"""Losses between the coarse and the fine layer of labels."""
+"""Coarse and fine labels: the membership matrix and the bag alignment loss."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 
 def membership(fine_to_coarse: Sequence[int], coarse: int) -> Tensor:
-    """The hierarchy as a matrix that sums fine classes into coarse ones.
+    """The matrix that sums fine classes into coarse classes.
 
     Args:
-        fine_to_coarse: for each fine class the index of its coarse class.
+        fine_to_coarse: index of the coarse class of each fine class.
         coarse: number of coarse classes.
 
     Returns:
@@ -23,12 +23,14 @@ def membership(fine_to_coarse: Sequence[int], coarse: int) -> Tensor:
 
 
 def bag_alignment_loss(fine_logits: Tensor, coarse_labels: Tensor, members: Tensor) -> Tensor:
-    """Cross entropy between fine probabilities summed into coarse classes and the coarse label (step 2).
+    """Cross entropy between fine probabilities summed into coarse classes and the coarse label.
+
+    The sums are used as logits, as in the published code of HMIL.
 
     Args:
         fine_logits: float (bags, fine).
         coarse_labels: int64 (bags,).
-        members: float (coarse, fine), of :func:`membership`.
+        members: float (coarse, fine), from :func:`membership`.
 
     Returns:
         float scalar.

@@ -5,18 +5,17 @@ At epoch t of T, with a = 1 - (t/T)², the total of a batch of bags is
     a·coarse + fine + bag alignment + instance alignment + (1 - a)·contrastive
 
 1. Coarse and fine: cross entropy of the logits.
-2. Bag alignment: the fine probabilities summed into coarse classes, given as they are to a cross entropy
-   against the coarse label. They are probabilities, not logits; the published code does so, and so do we.
-3. Instance alignment: 1 - cosine, over classes, between a patch's coarse attention and its fine attention
-   summed into coarse classes; the mean over patches and then over bags.
-4. Contrastive: supervised contrastive loss (Khosla et al. 2020, equation 2) on the fine class embeddings,
-   which are the views of a bag; a view's positives are all other views of bags with the same fine label. It
-   is scaled by tau/0.1 and divided by the number of bags.
-5. The temperature tau goes from 1 down to 0.1 and back, one cosine wave over the training.
+2. Bag alignment: cross entropy against the coarse label, with the fine probabilities summed into coarse classes in
+   place of logits, as in the published code.
+3. Instance alignment: 1 - cosine, over classes, between the coarse attention of a patch and its fine attention summed
+   into coarse classes; the mean over patches and then over bags.
+4. Contrastive: supervised contrastive loss (Khosla et al. 2020, equation 2) on the fine class embeddings, which are the
+   views of a bag. The positives of a view are all other views of bags with the same fine label. The loss is scaled by
+   tau/0.1 and divided by the number of bags.
+5. The temperature tau falls from 1 to 0.1 and rises back to 1, in one cosine wave over the training.
 
-Every loss has a weight beside its part in the curriculum; a weight of 0 switches it off and saves its work.
-The published training loop computes the instance alignment and never adds it; ours adds it, as the paper
-does.
+Each loss also has a weight from the configuration; a loss with weight 0 is not computed. The published training loop
+computes the instance alignment loss but does not add it; this implementation adds it, as the paper does.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from hagmil.trainer.losses.hierarchy import bag_alignment_loss, membership
 from hagmil.trainer.models.hmil import HmilTrainingOutput
 
 BASE_TEMPERATURE = 0.1
-"""What the contrastive loss is scaled against, whatever the schedule's lowest temperature."""
+"""Reference temperature of the contrastive loss, independent of the lowest temperature of the schedule."""
 
 
 def _weight(loss: str) -> float:
@@ -44,7 +43,7 @@ def _weight(loss: str) -> float:
 
 
 class HmilLossConfig(FrozenModel):
-    """Weights of the losses and the temperature's range; the defaults are the paper's."""
+    """Weights of the losses and range of the temperature; the defaults are those of the paper."""
 
     coarse: float = _weight("cross entropy of the coarse label, which the curriculum multiplies by a")
     fine: float = _weight("cross entropy of the fine label")
@@ -62,10 +61,10 @@ class HmilLossConfig(FrozenModel):
     )
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> HmilLossConfig:
+    def _is_consistent(self) -> HmilLossConfig:
         if not (self.coarse or self.fine or self.bag_alignment):
             raise ValueError(
-                "one of coarse, fine and bag_alignment must be above 0: nothing else sees the labels' classes"
+                "at least one of coarse, fine and bag_alignment must be above 0: no other loss uses the logits"
             )
         if self.lowest_temperature > self.highest_temperature:
             raise ValueError("lowest_temperature must not be above highest_temperature")
@@ -73,7 +72,7 @@ class HmilLossConfig(FrozenModel):
 
 
 class LossWeights(NamedTuple):
-    """What each loss is multiplied with at one epoch; the order is that of :class:`HmilLosses`."""
+    """Factor of each loss at one epoch, in the order of :class:`HmilLosses`."""
 
     coarse: float
     fine: float
@@ -83,7 +82,7 @@ class LossWeights(NamedTuple):
 
 
 class HmilLosses(NamedTuple):
-    """The losses of a batch, each a scalar before its weight; one that is switched off is 0."""
+    """The losses of a batch, each an unweighted scalar; a loss with weight 0 is 0."""
 
     total: Tensor
     coarse: Tensor
@@ -94,14 +93,14 @@ class HmilLosses(NamedTuple):
 
 
 class BagBatch(NamedTuple):
-    """The outputs of a batch of bags, side by side.
+    """The model outputs of a batch of bags.
 
     Args:
         coarse_logits: float (bags, coarse).
         fine_logits: float (bags, fine).
-        coarse_attention: for each bag float (coarse, its patches).
-        fine_attention: for each bag float (fine, its patches).
-        fine_embeddings: float (bags, fine, fine_width), of length 1.
+        coarse_attention: float (coarse, patches) for each bag.
+        fine_attention: float (fine, patches) for each bag.
+        fine_embeddings: float (bags, fine, fine_width), each of length 1.
     """
 
     coarse_logits: Tensor
@@ -112,7 +111,7 @@ class BagBatch(NamedTuple):
 
 
 def batch_bags(outputs: Sequence[HmilTrainingOutput]) -> BagBatch:
-    """Put the outputs of one or more bags side by side; the bags may differ in their number of patches."""
+    """Collect the outputs of one or more bags, which may differ in their number of patches."""
     return BagBatch(
         torch.stack([output.coarse_logits for output in outputs]),
         torch.stack([output.fine_logits for output in outputs]),
@@ -125,15 +124,15 @@ def batch_bags(outputs: Sequence[HmilTrainingOutput]) -> BagBatch:
 def instance_alignment_loss(
     coarse_attention: Sequence[Tensor], fine_attention: Sequence[Tensor], members: Tensor
 ) -> Tensor:
-    """How far each patch's coarse attention is from its fine attention, over classes (step 3).
+    """Mean cosine distance between the coarse and the fine attention of each patch, over classes (step 3).
 
     Args:
-        coarse_attention: for each bag float (coarse, its patches).
-        fine_attention: for each bag float (fine, its patches).
-        members: float (coarse, fine), of :func:`membership`.
+        coarse_attention: float (coarse, patches) for each bag.
+        fine_attention: float (fine, patches) for each bag.
+        members: float (coarse, fine), from :func:`membership`.
 
     Returns:
-        float scalar, from 0 (the same directions) to 1.
+        float scalar, from 0 (same directions) to 1.
     """
     similarities = [
         F.cosine_similarity(coarse, members @ fine, dim=0).mean()  # (coarse, n) -> (n,) -> ()
@@ -146,7 +145,7 @@ def contrastive_loss(fine_embeddings: Tensor, fine_labels: Tensor, temperature: 
     """Supervised contrastive loss of fine class embeddings, divided by the number of bags (step 4).
 
     Args:
-        fine_embeddings: float (bags, fine, fine_width), of length 1, at least two fine classes.
+        fine_embeddings: float (bags, fine, fine_width), each of length 1; at least two fine classes.
         fine_labels: int64 (bags,).
         temperature: tau, above 0.
 
@@ -165,19 +164,19 @@ def contrastive_loss(fine_embeddings: Tensor, fine_labels: Tensor, temperature: 
 
 
 def curriculum_share(epoch: int, epochs: int) -> float:
-    """a = 1 - (t/T)²: the coarse loss's part of the curriculum at epoch ``epoch`` (from 0) of ``epochs``."""
+    """a = 1 - (t/T)², the curriculum factor of the coarse loss at epoch ``epoch`` (from 0) of ``epochs``."""
     return float(1 - (epoch / epochs) ** 2)
 
 
 def temperature_at(epoch: int, epochs: int, config: HmilLossConfig | None = None) -> float:
-    """The contrastive loss's temperature at epoch ``epoch`` (from 0) of ``epochs`` (step 5)."""
+    """Temperature of the contrastive loss at epoch ``epoch`` (from 0) of ``epochs`` (step 5)."""
     config = config or HmilLossConfig()
     wave = (1 + math.cos(2 * math.pi * epoch / epochs)) / 2
     return config.lowest_temperature + (config.highest_temperature - config.lowest_temperature) * wave
 
 
 def loss_weights(epoch: int, epochs: int, config: HmilLossConfig | None = None) -> LossWeights:
-    """What each loss is multiplied with at epoch ``epoch`` (from 0) of ``epochs``: weight x curriculum."""
+    """Factor of each loss at epoch ``epoch`` (from 0) of ``epochs``: its weight times its curriculum factor."""
     config = config or HmilLossConfig()
     share = curriculum_share(epoch, epochs)
     coarse_share, contrastive_share = (share, 1 - share) if config.curriculum else (1.0, 1.0)
@@ -199,18 +198,18 @@ def hmil_losses(
     epochs: int,
     config: HmilLossConfig | None = None,
 ) -> HmilLosses:
-    """All losses of a batch of bags and their weighted total.
+    """Compute all losses of a batch of bags and their weighted total.
 
     Args:
-        batch: the outputs of at least one bag.
+        batch: outputs of at least one bag.
         fine_labels: int64 (bags,).
-        fine_to_coarse: for each fine class the index of its coarse class.
+        fine_to_coarse: index of the coarse class of each fine class.
         epoch: t, from 0.
         epochs: T.
-        config: the weights; the paper's where none are given.
+        config: weights and temperatures; those of the paper by default.
 
     Returns:
-        The total and each loss before its weight.
+        The total and each unweighted loss.
     """
     config = config or HmilLossConfig()
     logits = batch.coarse_logits

@@ -1,8 +1,8 @@
-"""What a stage is trained on: the cross entropy of its bag, and an instance loss on hidden features.
+"""Losses of a HAG-MIL stage: cross entropy of the bag, and an instance loss on hidden features.
 
-The instance loss is CLAM's clustering (Lu et al. 2021, "Instance-level clustering"): the patches of highest
-attention stand for the bag's class, those of lowest attention for anything else, and a small classifier a
-class has to tell them apart.
+The instance loss is that of CLAM (Lu et al. 2021, "Instance-level clustering"): the patches with the highest attention
+are positive examples of the class of the bag, those with the lowest attention negative examples, and one small
+classifier per class is trained to separate them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 InstanceLossKind = Literal["cross_entropy", "svm", "none"]
 
 _HARD_BEYOND = 1000.0
-"""Where the two highest scores are this factor apart (as exponentials), the smooth loss is the hard one."""
+"""If the exponentials of the two highest scores differ by this factor, the hard loss is used."""
 
 
 def bag_loss(logits: Tensor, label: int, *, label_smoothing: float = 0.0) -> Tensor:
@@ -26,8 +26,8 @@ def bag_loss(logits: Tensor, label: int, *, label_smoothing: float = 0.0) -> Ten
 
     Args:
         logits: float (classes,).
-        label: the bag's class.
-        label_smoothing: share of the target that is spread evenly over all classes.
+        label: class of the bag.
+        label_smoothing: share of the target that is distributed equally over all classes.
 
     Returns:
         A scalar.
@@ -37,27 +37,27 @@ def bag_loss(logits: Tensor, label: int, *, label_smoothing: float = 0.0) -> Ten
 
 
 def smooth_top1_svm(scores: Tensor, labels: Tensor, *, margin: float = 1.0, temperature: float = 1.0) -> Tensor:
-    """The smooth top-1 support vector machine (Berrada et al. 2018, section 3), mean over rows.
+    """Smooth top-1 SVM loss (Berrada et al. 2018, section 3), mean over rows.
 
-    Every score but the label's gains the margin; the loss of a row is the highest of them all, made smooth by
-    a log-sum-exp, less the label's score. A row whose two highest scores lie far apart takes the plain
-    highest, as the paper does (section 4.3): there the two are the same up to rounding.
+    The margin is added to every score but that of the label. The loss of a row is the log-sum-exp of these scores minus
+    the score of the label. If the two highest scores of a row are far apart, the maximum replaces the log-sum-exp, as
+    in section 4.3 of the paper; both are then equal up to rounding.
 
     Args:
         scores: float (rows, classes).
         labels: int64 (rows,).
-        margin: what a wrong class's score must stay below the label's by.
-        temperature: of the log-sum-exp.
+        margin: required distance between the score of the label and those of other classes.
+        temperature: temperature of the log-sum-exp.
 
     Returns:
         A scalar.
     """
     label_scores = scores.gather(1, labels[:, None])[:, 0]  # (rows, 1) -> (rows,)
-    rivals = scores + margin * (1 - F.one_hot(labels, scores.shape[1]))
-    smooth = temperature * torch.logsumexp(rivals / temperature, dim=1)
+    with_margin = scores + margin * (1 - F.one_hot(labels, scores.shape[1]))
+    smooth = temperature * torch.logsumexp(with_margin / temperature, dim=1)
     two_highest = scores.topk(2, dim=1).values
     is_hard = two_highest[:, 0] - two_highest[:, 1] >= temperature * math.log(_HARD_BEYOND)
-    return (torch.where(is_hard, rivals.amax(dim=1), smooth) - label_scores).mean()
+    return (torch.where(is_hard, with_margin.amax(dim=1), smooth) - label_scores).mean()
 
 
 def instance_loss(
@@ -70,22 +70,22 @@ def instance_loss(
     k_sample: int,
     subtyping: bool,
 ) -> Tensor:
-    """CLAM's instance clustering on one bag.
+    """Instance clustering loss of CLAM for one bag.
 
-    The classifier of the bag's class must call the ``k_sample`` patches of highest attention positive and the
-    ``k_sample`` of lowest attention negative. With ``subtyping`` (classes exclude one another) the
-    classifiers of all other classes must call the patches of highest attention negative, and the sum is
-    divided by the number of classes. A bag of fewer than ``2 * k_sample`` patches is split in half, the odd
-    one to the positives.
+    For the classifier of the bag's class, the ``k_sample`` patches with the highest attention are positive and the
+    ``k_sample`` patches with the lowest attention negative. With ``subtyping`` (mutually exclusive classes), the
+    patches with the highest attention are negative for the classifiers of all other classes, and the sum is divided by
+    the number of classes. A bag of fewer than ``2 * k_sample`` patches is split in half; the middle patch of an odd
+    number is positive.
 
     Args:
         attention: float (patches,), raw scores.
         hidden: float (patches, hidden_width).
-        classifiers: one a class, each from hidden features to two scores (negative, positive).
-        label: the bag's class.
+        classifiers: one for each class, from hidden features to two scores (negative, positive).
+        label: class of the bag.
         kind: ``cross_entropy``, ``svm`` (the smooth top-1 SVM), or ``none`` for zero.
-        k_sample: patches taken from either end.
-        subtyping: train the other classes' classifiers too.
+        k_sample: number of patches with the highest and with the lowest attention.
+        subtyping: also train the classifiers of the other classes.
 
     Returns:
         A scalar.

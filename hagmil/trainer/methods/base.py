@@ -1,4 +1,4 @@
-"""What the training loop asks of a method: models, optimisers, and its way with slides."""
+"""The protocol between the training loop and a method: models, optimisers, training step and classification."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hagmil.trainer.data.cohort import Bag
 
 @dataclass(frozen=True, slots=True)
 class SlideScore:
-    """What the models say of a slide.
+    """The probabilities and losses of one slide.
 
     Args:
-        probabilities: float64 (classes,); with a hierarchy those of the fine classes.
-        losses: cross entropies without smoothing, named by the method's ``validation_loss_names``; the last is the
-            verdict's.
-        coarse_probabilities: float64 (coarse,), of the coarse classes' own logits; None without a hierarchy.
+        probabilities: float64 (classes,); with a hierarchy, of the fine classes.
+        losses: cross entropies without label smoothing, named by the method's ``validation_loss_names``; the last one
+            is that of the verdict.
+        coarse_probabilities: float64 (coarse,), from the coarse logits; None without a hierarchy.
     """
 
     probabilities: tuple[float, ...]
@@ -31,79 +31,79 @@ class SlideScore:
 
 
 class Method(Protocol):
-    """HAG-MIL or HMIL, as the loop sees them."""
+    """HAG-MIL or HMIL, as the training loop uses it."""
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """A model a stage, coarse to fine."""
+        """One model for each stage, coarse to fine."""
         ...
 
     @property
     def optimisers(self) -> Sequence[Optimizer]:
-        """One for each model."""
+        """One optimiser for each model."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Slides a step."""
+        """Slides in one training step."""
         ...
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """Names of the training losses; the last is the one to watch."""
+        """Names of the training losses; the last is the one that progress reports."""
         ...
 
     @property
     def validation_loss_names(self) -> tuple[str, ...]:
-        """Names of a verdict's losses."""
+        """Names of the losses of a :class:`SlideScore`."""
         ...
 
     def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:
-        """One step on a batch of slides.
+        """Take one training step on a batch of slides.
 
         Args:
             bags: features and labels of at most ``batch_size`` slides.
-            epoch: epochs done.
+            epoch: number of finished epochs.
 
         Returns:
             The losses, named by ``loss_names``.
 
         Raises:
-            DataError: the features hold values that are not finite.
+            DataError: the features contain values that are not finite.
             UsageError: a loss is not finite although the features are; the training has diverged.
         """
         ...
 
     def classify_slide(self, bag: Bag) -> SlideScore:
-        """Take one slide through the models as deployment does; its label is used for the losses alone."""
+        """Classify one slide as in deployment; its label is used for the losses only."""
         ...
 
 
 def check_finite(loss: float, features: Sequence[Tensor], where: str) -> None:
-    """See that a loss is a number, and blame who is to blame.
+    """Raise an error that names the cause if a loss is not finite.
 
     Args:
         loss: the loss.
-        features: what it was computed from.
-        where: slide and stage, for the message.
+        features: the features that it was computed from.
+        where: slide and stage, for the error message.
 
     Raises:
-        DataError: the features hold values that are not finite.
+        DataError: the features contain values that are not finite.
         UsageError: the loss is not finite although the features are.
     """
     if loss == loss and abs(loss) != float("inf"):
         return
     if not all(bool(torch.isfinite(rows).all()) for rows in features):
-        raise DataError(f"{where}: the features hold values that are not finite; extract it again")
+        raise DataError(f"{where}: the features contain values that are not finite; extract the slide again")
     raise UsageError(
-        f"{where}: the loss is {loss}, though the features are finite: the training has diverged; "
+        f"{where}: the loss is {loss} although the features are finite: the training has diverged; "
         "lower optimiser.learning_rate",
         code="diverged",
     )
 
 
 def set_learning_rate(optimisers: Sequence[Optimizer], learning_rate: float) -> None:
-    """Give all optimisers a learning rate."""
+    """Set the learning rate of all optimisers."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate

@@ -1,12 +1,12 @@
-"""HAG-MIL's way with one slide (Xiong et al. 2023, section 3.3): stage after stage, coarse to fine.
+"""Training and classification with HAG-MIL (Xiong et al. 2023, section 3.3), one slide at a time, coarse to fine.
 
-1. A stage's bag: all patches of the slide at the coarsest stage, then the children of kept patches only.
-2. Training: the stage's losses, and a step of the stage's own optimiser, on the mean gradient of all processes.
-3. The patches of highest attention are kept, their children are the next bag.
-4. The verdict is the finest stage's.
+1. The bag of the coarsest stage has all patches of the slide, the bags of the others the children of kept patches.
+2. Compute the losses of the stage, and take a step of its optimiser with the mean gradient of all processes.
+3. Keep the patches with the highest attention; their children are the bag of the next stage.
+4. The finest stage gives the verdict.
 
-With a hierarchy of labels (ours, docs/hierarchy.md) all stages but the finest are trained on the coarse label,
-the finest on the fine one, and the losses of :mod:`hagmil.trainer.losses.alignment` are added.
+With a hierarchy of labels (an addition of this package, docs/hierarchy.md), the finest stage is trained on the fine
+label and all other stages on the coarse label, and the losses of :mod:`hagmil.trainer.losses.alignment` are added.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from hagmil.trainer.models.iat import IntegratedAttentionTransformer, TrainingOu
 
 
 class HagMil:
-    """The models of all stages, and one optimiser each.
+    """HAG-MIL: a model and an optimiser for each stage.
 
     Args:
-        config: the training's configuration.
+        config: configuration of the training.
         stages: coarse to fine.
         feature_dim: length of a feature vector.
-        classes: number of classes; with a hierarchy of fine classes.
+        classes: number of classes; with a hierarchy, of fine classes.
         group: the processes that train together.
 
     Raises:
-        UsageError: a hierarchy, and no coarse stage for its coarse classes.
+        UsageError: there is a hierarchy but no coarse stage for its coarse classes.
     """
 
     batch_size = 1
@@ -62,8 +62,8 @@ class HagMil:
         self.hierarchy = hierarchy = config.label_hierarchy()
         if hierarchy is not None and len(stages) < 2:
             raise UsageError(
-                f"a cascade needs a coarse stage for its coarse classes; there is only {stages[0].name}: give features "
-                "of more stages, or choose kind: hmil"
+                f"a cascade with a hierarchy needs a coarse stage, but the only stage is {stages[0].name}; "
+                "use features of more stages, or kind: hmil"
             )
         self._members = (
             None if hierarchy is None else membership(hierarchy.fine_to_coarse, len(hierarchy.coarse)).to(self.device)
@@ -80,7 +80,7 @@ class HagMil:
         self.loss_names = tuple(stage.name for stage in stages)
         self.validation_loss_names = self.loss_names
 
-    def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:  # noqa: ARG002 - HMIL's need it
+    def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:  # noqa: ARG002 - used by HMIL
         """Train every stage on one slide; see :class:`~hagmil.trainer.methods.base.Method`."""
         (bag,) = bags
         return self.train_slide(bag)
@@ -89,13 +89,13 @@ class HagMil:
         """Train every stage on one slide.
 
         Args:
-            bag: the slide's features and label.
+            bag: features and label of the slide.
 
         Returns:
-            Each stage's loss, coarse to fine.
+            The loss of each stage, coarse to fine.
 
         Raises:
-            DataError: the features hold values that are not finite.
+            DataError: the features contain values that are not finite.
             UsageError: a loss is not finite although the features are; the training has diverged.
         """
         losses: list[float] = []
@@ -120,13 +120,13 @@ class HagMil:
 
     @torch.inference_mode()
     def classify_slide(self, bag: Bag) -> SlideScore:
-        """Run the cascade on one slide as deployment does.
+        """Run the cascade on one slide as in deployment.
 
         Args:
-            bag: the slide's features; its label is used for the losses alone.
+            bag: features and label of the slide; the label is used for the losses only.
 
         Raises:
-            DataError: the features hold values that are not finite.
+            DataError: the features contain values that are not finite.
             UsageError: a loss is not finite although the features are.
         """
         losses: list[float] = []
@@ -143,20 +143,20 @@ class HagMil:
         return SlideScore(probabilities[-1], tuple(losses), coarse)  # step 4
 
     def _bag(self, bag: Bag, index: int, rows: Tensor | None) -> Tensor:
-        """Step 1: float32 (patches, feature_dim); always a fresh copy, aligned alike, for the same bits."""
+        """Step 1: float32 (patches, feature_dim); always a new copy, whose alignment gives the same bits every time."""
         features = bag.features[index]
         chosen = features if rows is None else features[rows]
         return chosen.to(self.device, torch.float32, copy=True)
 
     def _forward(self, model: IntegratedAttentionTransformer, features: Tensor) -> TrainingOutput:
-        """A training step's forward pass, its outputs in float32."""
+        """Run the forward pass of a training step; the outputs are float32."""
         above = self.config.checkpoint_blocks_above
         checkpoint_blocks = above is not None and len(features) > above
         with autocast(self.config.precision, self.device):
             return in_float32(model.forward_training(features, checkpoint_blocks=checkpoint_blocks))
 
     def _stage_label(self, label: int, index: int) -> int:
-        """The label that a stage is trained on: with a hierarchy the coarse one, but for the finest stage."""
+        """The label that a stage is trained on: with a hierarchy, the coarse label at all stages but the finest."""
         coarse = self.hierarchy is not None and index < len(self.stages) - 1
         return self.hierarchy.fine_to_coarse[label] if self.hierarchy is not None and coarse else label
 
@@ -177,7 +177,7 @@ class HagMil:
         return settings.bag_weight * bag + settings.instance_weight * instance
 
     def _alignment(self, output: TrainingOutput, parents: Tensor | None, label: int, index: int) -> Tensor:
-        """The losses between stages; ``parents`` is the coarser stage's attention of the patches it kept."""
+        """The alignment losses; ``parents`` is the attention of the patches that the next coarser stage kept."""
         weights = self.config.alignment
         loss = output.logits.new_zeros(())
         if parents is not None and weights.instance:
@@ -188,7 +188,7 @@ class HagMil:
         return loss
 
     def _next_rows(self, attention: Tensor, rows: Tensor | None, index: int, keep: int) -> Tensor | None:
-        """Step 3: rows of the next stage's full table, on the CPU; None after the finest."""
+        """Step 3: rows of the next stage's full feature table, on the CPU; None after the finest stage."""
         factor = self.stages[index].factor
         if factor is None:
             return None

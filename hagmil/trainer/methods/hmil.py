@@ -1,10 +1,9 @@
-"""HMIL's way with a batch of slides (Jin et al., IEEE TMI 2025, section III): one spacing, two layers of
-labels.
+"""Training and classification with HMIL (Jin et al., IEEE TMI 2025, section III): one spacing, two layers of labels.
 
-1. Every bag of the batch goes through the one model by itself; bags differ in their number of patches.
-2. The outputs side by side give the five losses, weighted by the curriculum, and one step. Where several processes
-   train together, each has a batch of its own, and the step is on their mean gradient.
-3. The verdict is the fine classes'; the coarse classes have one of their own.
+1. Run the model on each bag of the batch separately, since bags differ in their number of patches.
+2. Compute the five losses of the batch, weighted by the curriculum, and take one optimiser step. If several processes
+   train together, each has its own batch, and the step uses the mean gradient.
+3. The fine logits give the verdict; the coarse logits give the coarse probabilities.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from hagmil.trainer.models.build import hmil_model
 
 
 class Hmil:
-    """The model and its optimiser.
+    """HMIL: one model and its optimiser.
 
     Args:
-        config: the training's configuration.
-        stages: of the features; there must be one.
+        config: configuration of the training.
+        stages: stages of the features; there must be exactly one.
         feature_dim: length of a feature vector.
         group: the processes that train together.
 
@@ -52,7 +51,7 @@ class Hmil:
         if len(stages) != 1:
             names = ", ".join(stage.name for stage in stages)
             raise UsageError(
-                f"HMIL works at one spacing; these features have stages {names}: choose one with "
+                f"HMIL uses one spacing, but these features have stages {names}; choose one with "
                 f"data.stages=[{stages[-1].name}]"
             )
         self.config = config
@@ -66,7 +65,7 @@ class Hmil:
         self.optimisers = [Adam(self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)]
 
     def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:
-        """One step on a batch of slides; see :class:`~hagmil.trainer.methods.base.Method`."""
+        """Take one training step on a batch of slides; see :class:`~hagmil.trainer.methods.base.Method`."""
         self.model.train()
         with autocast(self.config.precision, self.device):
             outputs = [in_float32(self.model.forward_training(self._rows(bag))) for bag in bags]  # step 1
@@ -89,7 +88,7 @@ class Hmil:
 
     @torch.inference_mode()
     def classify_slide(self, bag: Bag) -> SlideScore:
-        """Take one slide through the model; see :class:`~hagmil.trainer.methods.base.Method`."""
+        """Classify one slide; see :class:`~hagmil.trainer.methods.base.Method`."""
         self.model.eval()
         output = self.model(self._rows(bag))
         coarse_label = self.hierarchy.fine_to_coarse[bag.label]
@@ -98,11 +97,11 @@ class Hmil:
         return SlideScore(_probabilities(output.fine_logits), losses, _probabilities(output.coarse_logits))  # step 3
 
     def _rows(self, bag: Bag) -> Tensor:
-        """float32 (patches, feature_dim); always a fresh copy, aligned alike, for the same bits."""
+        """float32 (patches, feature_dim); always a new copy, whose alignment gives the same bits every time."""
         return bag.features[0].to(self.device, torch.float32, copy=True)
 
     def _check_finite(self, loss: float, bags: Sequence[Bag]) -> None:
-        for bag in bags:  # the first that is to blame; where none is, all together
+        for bag in bags:  # name the first slide with such features, else the whole batch
             if not bool(torch.isfinite(bag.features[0]).all()):
                 check_finite(loss, bag.features, f'slide "{bag.slide_id}"')
         check_finite(loss, (), f'slides "{bags[0].slide_id}" to "{bags[-1].slide_id}"')

@@ -1,4 +1,4 @@
-"""The two methods by their configurations."""
+"""Create a method from its configuration."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hagmil.trainer.methods.hmil import Hmil
 
 
 def new_method(config: TrainingConfig, cohort: Cohort, group: ProcessGroup = SINGLE_PROCESS) -> Method:
-    """The method that a configuration asks for, with fresh weights from torch's generator.
+    """Create the method of a configuration, with initial weights drawn from torch's global generator.
 
     Args:
-        config: of either kind.
-        cohort: what it shall be trained on.
+        config: configuration of either kind.
+        cohort: the training cohort.
         group: the processes that train together.
 
     Raises:
-        UsageError: the cohort has other stages than the method works with.
+        UsageError: the method does not support the stages of the cohort.
     """
     if isinstance(config, HagMilConfig):
         return HagMil(config, cohort.stages, cohort.feature_dim, len(cohort.classes), group)

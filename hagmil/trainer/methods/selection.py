@@ -1,8 +1,7 @@
-"""Which rows a stage hands to the next one, in training.
+"""Selection of the rows of the next stage, in training.
 
-Kept rows stay in the order of their attention, highest first, as in the published code: the next stage's bag
-begins with the children of the patch that was looked at most. That order matters, since the transformer sees
-a sequence.
+Kept rows are in the order of their attention, highest first, as in the published code: the bag of the next stage
+starts with the children of the patch with the highest attention. The order matters to the transformer.
 """
 
 from __future__ import annotations
@@ -12,27 +11,27 @@ from torch import Tensor
 
 
 def keep_highest(attention: Tensor, keep: int) -> Tensor:
-    """The rows of highest attention.
+    """Select the rows with the highest attention.
 
     Args:
         attention: float (patches,).
-        keep: how many to keep; all of a bag that has no more.
+        keep: number of rows to keep; a bag with no more rows is kept whole.
 
     Returns:
-        int64 (min(keep, patches),), highest attention first; where two are equal, the earlier row first.
+        int64 (min(keep, patches),), highest attention first; of equal scores, the earlier row first.
     """
     return torch.argsort(attention, descending=True, stable=True)[:keep]
 
 
 def child_rows(rows: Tensor, factor: int) -> Tensor:
-    """The next finer stage's rows that lie inside the given ones.
+    """Expand rows of a stage to the rows of their children at the next finer stage.
 
     Args:
-        rows: int64 (n,), rows of a stage's full quadtree table.
-        factor: f, the ratio of the two stages' spacings.
+        rows: int64 (n,), rows of the full table of a stage, in quadtree order.
+        factor: f, the ratio of the spacings of the two stages.
 
     Returns:
-        int64 (n·f²,), for each row i in turn f²·i ... f²·i + f² - 1.
+        int64 (n·f²,): f²·i ... f²·i + f² - 1 for each row i, in the order of ``rows``.
     """
     children = factor * factor
     return (rows[:, None] * children + torch.arange(children, device=rows.device)).flatten()  # (n, f²) -> (n·f²,)

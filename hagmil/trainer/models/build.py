@@ -1,4 +1,4 @@
-"""The models of a training or a checkpoint, from their sizes."""
+"""Create the models of a training or a checkpoint from their sizes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 
 ModelConfig = IatConfig | HmilConfig
-"""Sizes of a stage's model, of either method."""
+"""Sizes of a stage model of either method."""
 
 
 def class_counts(classes: int, hierarchy: Hierarchy | None, stages: int) -> tuple[int, ...]:
-    """How many classes each stage of a cascade tells apart, coarse to fine.
+    """Number of classes of each stage model of a cascade, coarse to fine.
 
     Args:
-        classes: of the verdict.
-        hierarchy: with one, all stages but the finest tell its coarse classes apart.
-        stages: how many there are.
+        classes: number of classes of the verdict.
+        hierarchy: hierarchy of the labels; with one, all stages but the finest have the coarse classes.
+        stages: number of stages.
     """
     coarse = classes if hierarchy is None else len(hierarchy.coarse)
     return (*(coarse,) * (stages - 1), classes)
@@ -25,19 +25,19 @@ def class_counts(classes: int, hierarchy: Hierarchy | None, stages: int) -> tupl
 def cascade_models(
     config: IatConfig, *, feature_dim: int, classes: int, hierarchy: Hierarchy | None, stages: int
 ) -> list[IntegratedAttentionTransformer]:
-    """HAG-MIL's models, coarse to fine.
+    """Create the stage models of HAG-MIL, coarse to fine.
 
     Args:
-        config: sizes of every stage's model.
+        config: sizes of every stage model.
         feature_dim: length of a feature vector.
         classes: number of classes of the verdict.
-        hierarchy: of the labels; None for one layer.
-        stages: how many there are.
+        hierarchy: hierarchy of the labels; None for one layer.
+        stages: number of stages.
     """
     counts = class_counts(classes, hierarchy, stages)
     return [IntegratedAttentionTransformer(feature_dim, count, config) for count in counts]
 
 
 def hmil_model(config: HmilConfig, *, feature_dim: int, hierarchy: Hierarchy) -> HierarchicalMil:
-    """HMIL's one model."""
+    """Create the model of HMIL."""
     return HierarchicalMil(feature_dim, len(hierarchy.coarse), len(hierarchy.fine), config)

@@ -1,16 +1,15 @@
-"""HMIL: class-wise attention over one spacing, for labels in two layers (Jin et al., IEEE TMI 2025, III).
+"""HMIL: class-wise attention at one spacing, for two layers of labels (Jin et al., IEEE TMI 2025, section III).
 
-On a bag of n rows:
+For a bag of n rows:
 
-1. h1: two linear layers with a ReLU between them, back to the features' width.
-2. h2: one linear layer of h1.
-3. Gated attention with a score a class (Ilse et al. 2018, section 2.4), over h1 for the coarse classes and
-   over h2 for the fine ones; softmax over patches.
-4. Class embeddings: for each class the rows' weighted sum.
-5. Logits: one linear for each layer, shared by its classes.
+1. h1: two linear layers with a ReLU between them, back to the width of the features.
+2. h2: one linear layer over h1.
+3. Gated attention with one score per class (Ilse et al. 2018, section 2.4), over h1 for the coarse classes and over h2
+   for the fine classes; softmax over patches.
+4. Class embeddings: the weighted sum of the rows for each class.
+5. Logits: one linear layer for each layer of labels, shared by its classes.
 
-Nothing branches on the number of rows and no axis is ever squeezed by its length, so one graph holds for
-every bag.
+No operation branches on the number of rows or squeezes an axis by its length, so one graph is valid for every bag.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from hagmil._models import FrozenModel
 
 
 class HmilConfig(FrozenModel):
-    """Sizes of the network; the defaults are the published ones."""
+    """Sizes of the network; the defaults are the published sizes."""
 
     bottleneck_width: int = Field(default=256, ge=1, description="width between the two linear layers of h1")
     fine_width: int = Field(default=256, ge=1, description="width of a row of h2, for the fine attention")
@@ -35,7 +34,7 @@ class HmilConfig(FrozenModel):
 
 
 class HmilOutput(NamedTuple):
-    """What the model says of a bag: the tensors of the contract.
+    """The model outputs for a bag, as in the contract of exported models.
 
     Args:
         coarse_logits: float (coarse,).
@@ -51,14 +50,14 @@ class HmilOutput(NamedTuple):
 
 
 class HmilTrainingOutput(NamedTuple):
-    """The output with what the contrastive loss needs.
+    """The model outputs for a bag, with the class embeddings for the contrastive loss.
 
     Args:
         coarse_logits: float (coarse,).
         fine_logits: float (fine,).
         coarse_attention: float (coarse, patches), each row sums to 1.
         fine_attention: float (fine, patches), each row sums to 1.
-        fine_embedding: float (fine, fine_width), class embeddings of length 1.
+        fine_embedding: float (fine, fine_width), class embeddings, each of length 1.
     """
 
     coarse_logits: Tensor
@@ -69,13 +68,13 @@ class HmilTrainingOutput(NamedTuple):
 
 
 class GatedClassAttention(nn.Module):
-    """Gated attention with a score a class, softmaxed over patches (step 3).
+    """Gated attention with one score per class and softmax over patches (step 3).
 
     Args:
-        width: length of a row.
-        gate_width: width of the tanh and of the sigmoid gate.
+        width: width of a row.
+        gate_width: width of the tanh gate and of the sigmoid gate.
         classes: number of classes.
-        dropout: share dropped from the gates, in training.
+        dropout: dropout rate of the gates, in training.
     """
 
     def __init__(self, width: int, gate_width: int, classes: int, dropout: float) -> None:
@@ -86,7 +85,7 @@ class GatedClassAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Attention (classes, n) over rows (n, width)."""
+        """Compute attention (classes, n) over rows (n, width)."""
         signal = self.dropout(torch.tanh(self.tanh_gate(rows)))
         gate = self.dropout(torch.sigmoid(self.sigmoid_gate(rows)))
         scores = self.score(signal * gate)  # (n, classes)
@@ -94,13 +93,13 @@ class GatedClassAttention(nn.Module):
 
 
 class HierarchicalMil(nn.Module):
-    """The model of HMIL: features of a bag to coarse and fine logits and class-wise attention.
+    """The model of HMIL: maps the features of a bag to coarse and fine logits and class-wise attention.
 
     Args:
-        feature_dim: length of a patch's feature vector.
+        feature_dim: length of a feature vector.
         coarse: number of coarse classes.
         fine: number of fine classes.
-        config: sizes; the published ones where none are given.
+        config: sizes of the network; the published sizes by default.
     """
 
     def __init__(self, feature_dim: int, coarse: int, fine: int, config: HmilConfig | None = None) -> None:
@@ -126,13 +125,13 @@ class HierarchicalMil(nn.Module):
             features: float32 (patches, feature_dim), at least one patch.
 
         Returns:
-            Logits and class-wise attention of both layers.
+            Logits and class-wise attention of both layers of labels.
         """
         output = self.forward_training(features)
         return HmilOutput(output.coarse_logits, output.fine_logits, output.coarse_attention, output.fine_attention)
 
     def forward_training(self, features: Tensor) -> HmilTrainingOutput:
-        """Classify a bag and keep the fine class embeddings; the same numbers as ``forward``."""
+        """Classify a bag as ``forward`` does, and return the fine class embeddings too."""
         coarse_rows = self.extract(features)  # step 1: (n, feature_dim)
         fine_rows = self.reduce(coarse_rows)  # step 2: (n, fine_width)
         coarse_attention = self.coarse_attention(coarse_rows)  # step 3: (coarse, n)
@@ -149,7 +148,7 @@ class HierarchicalMil(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """The published start: normal weights by He et al. 2015, biases zero."""
+    """The published initialisation: weights normal (He et al. 2015), biases zero."""
     if isinstance(module, nn.Linear):
         nn.init.kaiming_normal_(module.weight)
         nn.init.zeros_(module.bias)

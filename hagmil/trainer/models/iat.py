@@ -1,19 +1,18 @@
-"""The Integrated Attention Transformer of HAG-MIL (Xiong et al., IJCAI 2023, section 3.2): one a stage.
+"""The Integrated Attention Transformer of HAG-MIL (Xiong et al., IJCAI 2023, section 3.2), the model of one stage.
 
-A block, on a bag of n rows:
+A block, for a bag of n rows:
 
-1. Bring the rows to the block's width: Linear, LayerNorm, GELU.
-2. Nystrom attention with Admin's scaled residual: x·omega + attention(LayerNorm(x)).
+1. Project the rows to the width of the block: Linear, LayerNorm, GELU.
+2. Nystrom attention with the scaled residual of Admin: h = x·omega + attention(LayerNorm(x)).
 3. Score each row by gated attention over LayerNorm(h); softmax over rows gives weights.
-4. The weighted sum of h, through the same LayerNorm, is brought to the last width: the block's slide
-   embedding.
+4. The weighted sum of h, through the same LayerNorm, is projected to the last width: the slide embedding of the block.
 
 The network:
 
-5. The blocks follow one another, each on the rows h of the one before.
-6. One learned linear combines the embeddings of all blocks, another classifies.
+5. Each block takes the rows h of the previous one.
+6. One learned linear layer combines the embeddings of all blocks, another classifies.
 
-The raw scores of the last block are the attention that guides the next stage.
+The raw scores of the last block are the attention that selects the patches of the next stage.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
 
 
 class IatConfig(FrozenModel):
-    """Sizes of the transformer; the defaults are the published ones."""
+    """Sizes of the transformer; the defaults are the published sizes."""
 
     widths: tuple[int, ...] = Field(
         default=(1024, 1536, 512, 1024),
@@ -60,12 +59,12 @@ class IatConfig(FrozenModel):
 
     @property
     def landmarks(self) -> tuple[int, ...]:
-        """Landmarks of each block: half its width."""
+        """Number of landmarks of each block: half its width."""
         return tuple(width // 2 for width in self.widths)
 
 
 class StageOutput(NamedTuple):
-    """What a stage's model says of a bag: the tensors of the contract.
+    """The outputs of a stage model for a bag, as in the contract of exported models.
 
     Args:
         logits: float (classes,).
@@ -77,12 +76,12 @@ class StageOutput(NamedTuple):
 
 
 class TrainingOutput(NamedTuple):
-    """A stage's output with what the instance loss needs.
+    """The outputs of a stage model for a bag, with the hidden features for the instance loss.
 
     Args:
         logits: float (classes,).
         attention: float (patches,), raw scores of the last block.
-        hidden: float (patches, hidden_width), the last block's hidden features.
+        hidden: float (patches, hidden_width), hidden features of the last block.
     """
 
     logits: Tensor
@@ -98,13 +97,13 @@ class _BlockOutput(NamedTuple):
 
 
 class GatedAttention(nn.Module):
-    """One score a row by gated attention (Ilse et al. 2018, section 2.4), and the hidden features below it.
+    """Gated attention with one score per row (Ilse et al. 2018, section 2.4), over hidden features.
 
     Args:
-        width: length of a row.
-        hidden_width: length of a row's hidden features.
-        gate_width: width of the tanh and of the sigmoid gate.
-        dropout: share dropped from hidden features and gates, in training.
+        width: width of a row.
+        hidden_width: width of the hidden features.
+        gate_width: width of the tanh gate and of the sigmoid gate.
+        dropout: dropout rate of hidden features and gates, in training.
     """
 
     def __init__(self, width: int, hidden_width: int, gate_width: int, dropout: float) -> None:
@@ -116,7 +115,7 @@ class GatedAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Score rows (n, width): scores (n,) and hidden features (n, hidden_width)."""
+        """Compute scores (n,) and hidden features (n, hidden_width) of rows (n, width)."""
         hidden = self.dropout(nn.functional.gelu(self.hidden(rows)))
         signal = self.dropout(torch.tanh(self.tanh_gate(hidden)))
         gate = self.dropout(torch.sigmoid(self.sigmoid_gate(hidden)))
@@ -128,10 +127,10 @@ class IatBlock(nn.Module):
     """One block of the transformer.
 
     Args:
-        width_in: length of a row that comes in.
-        width: the block's width d; it has d/2 landmarks.
-        width_out: length of the block's slide embedding.
-        config: everything else.
+        width_in: width of an input row.
+        width: width d of the block, which has d/2 landmarks.
+        width_out: length of the slide embedding.
+        config: the other sizes.
     """
 
     def __init__(self, width_in: int, width: int, width_out: int, config: IatConfig) -> None:
@@ -153,7 +152,7 @@ class IatBlock(nn.Module):
         self.embed = nn.Sequential(nn.Linear(width, width_out), nn.LayerNorm(width_out), nn.GELU())
 
     def forward(self, rows: Tensor) -> _BlockOutput:
-        """Attend, score and summarise rows (n, width_in)."""
+        """Run the block on rows (n, width_in)."""
         rows = self.project(rows)  # step 1: (n, width)
         rows = rows * self.residual_scale + self.attention(self.attention_norm(rows))  # step 2
         scores, hidden = self.gates(self.norm(rows))  # step 3
@@ -163,12 +162,12 @@ class IatBlock(nn.Module):
 
 
 class IntegratedAttentionTransformer(nn.Module):
-    """The model of one stage: features of a bag to logits and attention.
+    """The model of one stage: maps the features of a bag to logits and attention.
 
     Args:
-        feature_dim: length of a patch's feature vector.
+        feature_dim: length of a feature vector.
         classes: number of classes.
-        config: sizes; the published ones where none are given.
+        config: sizes of the network; the published sizes by default.
     """
 
     def __init__(self, feature_dim: int, classes: int, config: IatConfig | None = None) -> None:
@@ -191,18 +190,18 @@ class IntegratedAttentionTransformer(nn.Module):
             features: float32 (patches, feature_dim), at least one patch.
 
         Returns:
-            Logits and the attention that guides the next stage.
+            Logits, and the attention that selects the patches of the next stage.
         """
         output = self.forward_training(features)
         return StageOutput(output.logits, output.attention)
 
     def forward_training(self, features: Tensor, *, checkpoint_blocks: bool = False) -> TrainingOutput:
-        """Classify a bag as ``forward`` does, and keep the hidden features for the instance loss.
+        """Classify a bag as ``forward`` does, and return the hidden features too.
 
         Args:
             features: float32 (patches, feature_dim), at least one patch.
-            checkpoint_blocks: keep each block's input alone and compute the block again on the way back, with the
-                same dropout: the same gradients in less memory.
+            checkpoint_blocks: keep only the input of each block, and compute the block again in the backward pass
+                with the same dropout. This gives the same gradients with less memory.
         """
         rows = features
         embeddings: list[Tensor] = []

@@ -1,23 +1,23 @@
-"""The pseudo-inverse of softmaxed landmark scores, times a thin matrix (Xiong et al. 2021, section 3.2).
+"""The pseudo-inverse of a softmax of landmark scores, times a thin matrix (Xiong et al. 2021, section 3.2).
 
-The paper iterates from Z0 = Aᵀ / c, c the largest row sum times the largest column sum (both over all heads):
-Z ← Z p(AZ)/4 with p(X) = 13I - 15X + 7X² - X³, and multiplies the last Z by W. Each step is four products of m x m
-matrices. Fewer do, since only Z·W is wanted and W is thin:
+The paper iterates from Z0 = Aᵀ / c, where c is the largest row sum times the largest column sum (both over all heads):
+Z ← Z p(AZ)/4 with p(X) = 13I - 15X + 7X² - X³, and multiplies the last Z by W. Each step takes four products of m x m
+matrices. Fewer products are sufficient, since only Z·W is needed and W is thin:
 
-1. Early steps are the paper's: X = AZ and a new Z. They correct themselves: an error of X that is made in one step is
-   seen in the next.
-2. Late steps never form Z. What multiplies it is a polynomial in X, and so is the next X, which is X p(X)/4: two
-   products with X² at hand. The polynomial is applied to W, from the right. These steps do not correct themselves,
-   and errors grow tenfold with each: there are two.
-3. Of the last step only p(X)/4 · W is wanted: W + EW + E²W + E³W/4 with E = I - X, in which nothing cancels.
-4. Z, of the last early step, times what has become of W.
+1. Early steps are those of the paper: compute X = AZ and a new Z. They are self-correcting, since each step computes X
+   from Z again.
+2. Late steps do not compute Z. The factor of Z is a polynomial in X, and so is the next X, X p(X)/4; both need two
+   products, given X². The polynomial is applied to W from the right. These steps are not self-correcting, and errors
+   grow tenfold in each; therefore there are only two.
+3. The last step only needs p(X)/4 · W = W + EW + E²W + E³W/4 with E = I - X, which has no cancellation.
+4. Multiply Z of the last early step by the resulting W.
 
-Where a landmark counts several times, the matrix has equal rows and equal columns. Products of such matrices have them,
-too, so each is written once: a column times how often it counts. Written so, a product of two is the plain product of
-what is written, and no step knows of it but the first, which transposes.
+If a landmark has a multiplicity above 1, the full matrix has equal rows and equal columns, and so have its products.
+Each row and column is then stored once, and columns are multiplied by their multiplicity. With this representation the
+product of two matrices is the ordinary product; only the transpose in the first step must account for multiplicities.
 
-Only products and multiples are used, no identity matrix: a traced graph would keep it. Why two late steps and not
-five, and why none in half precision: docs/decisions/0009-pseudo-inverse.md.
+No identity matrix is used, since a traced graph would store it. docs/decisions/0009-pseudo-inverse.md explains why
+there are two late steps and not five, and none in half precision.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _LATE_STEPS = 2
 
 
 def apply_pseudo_inverse(matrix: Tensor, counts: Tensor, thin: Tensor, iterations: int) -> Tensor:
-    """Multiply a matrix by the Moore-Penrose inverse of another, by iteration.
+    """Multiply the Moore-Penrose inverse of a matrix by a thin matrix, by iteration.
 
     Args:
-        matrix: float (heads, m, m), not negative; what is inverted, each column times how often it counts.
-        counts: float (m,), how often each row and column counts; 0 where it does not.
-        thin: float (heads, m, k).
-        iterations: Newton-Schulz steps, at least 1.
+        matrix: float (heads, m, m), not negative; the matrix to invert, columns multiplied by their multiplicity.
+        counts: float (m,), multiplicity of each row and column; 0 for one that is not used.
+        thin: float (heads, m, k), W.
+        iterations: number of Newton-Schulz steps, at least 1.
 
     Returns:
         float (heads, m, k).
@@ -57,17 +57,17 @@ def apply_pseudo_inverse(matrix: Tensor, counts: Tensor, thin: Tensor, iteration
 
 
 def pseudo_inverse(matrix: Tensor, counts: Tensor, iterations: int) -> Tensor:
-    """The Moore-Penrose inverse itself, each step as the paper has it, with the identities multiplied out.
+    """Compute the Moore-Penrose inverse with the steps of the paper, with the identity matrices multiplied out.
 
     Args:
-        matrix: float (heads, m, m), not negative, each column times how often it counts.
-        counts: float (m,).
-        iterations: Newton-Schulz steps.
+        matrix: float (heads, m, m), not negative, columns multiplied by their multiplicity.
+        counts: float (m,), multiplicity of each row and column.
+        iterations: number of Newton-Schulz steps.
 
     Returns:
-        float (heads, m, m), each column times how often it counts.
+        float (heads, m, m), columns multiplied by their multiplicity.
     """
-    plain = matrix / counts.clamp(min=1)  # a column that does not count is zero, and stays so
+    plain = matrix / counts.clamp(min=1)  # a column with multiplicity 0 is and stays zero
     column_sums = (counts.unsqueeze(-1) * plain).sum(dim=-2)  # (heads, m)
     largest = matrix.sum(dim=-1).amax(dim=(0, 1)) * column_sums.amax(dim=(0, 1))
     inverse = plain.mT * (counts / largest)

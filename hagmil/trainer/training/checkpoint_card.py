@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what an export, or a reader, must know of the weights."""
+"""Create the card of a checkpoint, which describes its weights for export and for readers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hagmil.trainer.training.state import TrainingState
 
 
 def checkpoint_card(config: TrainingConfig, cohort: Cohort, method: Method, state: TrainingState) -> CheckpointCard:
-    """Describe the weights as they are now.
+    """Describe the current weights.
 
     Args:
-        config: the training's.
-        cohort: what it is trained on.
-        method: the models.
-        state: how far it has come.
+        config: configuration of the training.
+        cohort: the training cohort.
+        method: the method with its models.
+        state: current state of the training.
     """
     keep = config.cascade.keep_validation if isinstance(config, HagMilConfig) else None
     return CheckpointCard(

@@ -1,10 +1,10 @@
-"""Cross-validation: one training a fold, one after the other, and a summary over them.
+"""Cross-validation: train the folds one after the other, and summarise them.
 
-1. Fold i trains on ``splits_i.csv`` into ``<out>/fold_i``, an ordinary run folder.
-2. A fold whose ``metrics.json`` is there is finished and is not trained again, if it was trained with this recipe on
-   this data; with others it is an error. One that was stopped is gone on with.
-3. ``<out>/summary.json`` holds every fold's metrics, and the mean and the standard deviation over folds. It is written
-   anew after each fold.
+1. Train fold i on ``splits_i.csv`` in the run folder ``<out>/fold_i``. An interrupted fold is resumed.
+2. Skip a fold that already has a ``metrics.json``. It is an error if it was trained with a different recipe or on
+   different data.
+3. After each fold, write ``<out>/summary.json`` with the metrics of every finished fold, their mean and their standard
+   deviation.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ _NOT_MEASURES = {"slides", "empty_slides"}
 
 
 class FoldStatistics(FrozenModel):
-    """One measure over folds."""
+    """Statistics of one measure over folds."""
 
-    mean: float | None = Field(description="over the folds that define it; null where none does")
+    mean: float | None = Field(description="over the folds where it is defined; null if there are none")
     deviation: float | None = Field(description="sample standard deviation; null with fewer than two folds")
-    folds: tuple[float | None, ...] = Field(description="of each fold; null where it does not define the measure")
+    folds: tuple[float | None, ...] = Field(description="value of each fold; null where it is not defined")
 
 
 class FoldRun(FrozenModel):
     """One finished fold."""
 
     fold: int = Field(ge=0)
-    split: str = Field(description="the split that it was trained on")
-    out: str = Field(description="its run folder")
+    split: str = Field(description="path of its split")
+    out: str = Field(description="path of its run folder")
     metrics: RunMetrics
 
 
 class FoldsSummary(FrozenModel):
-    """``summary.json``: what the folds achieve, each and together."""
+    """``summary.json``: metrics of each fold and statistics over folds."""
 
     format: Literal["hagmil-folds"] = "hagmil-folds"
     format_version: Literal[1] = 1
-    planned: int = Field(ge=1, description="folds that there shall be")
-    folds: tuple[FoldRun, ...] = Field(description="those that are finished")
+    planned: int = Field(ge=1, description="number of folds to train")
+    folds: tuple[FoldRun, ...] = Field(description="finished folds")
     validation: dict[str, FoldStatistics] = Field(description="by measure")
     test: dict[str, FoldStatistics]
 
@@ -72,21 +72,21 @@ def train_folds(
     progress: Callable[[int, int], ProgressCallback] | None = None,
     after_fold: Callable[[FoldRun, int], None] | None = None,
 ) -> FoldsSummary:
-    """Train every fold that is not finished yet, and sum up.
+    """Train every fold that is not finished, and summarise all folds.
 
     Args:
-        config: of all folds; its ``out`` is the folder of the runs, its ``data.split`` is not used.
-        folder: holds ``splits_0.csv`` and so on, as ``hagmil split`` writes them.
-        progress: called with the fold's place (from 0) and the number of folds, gives the training's callback.
-        after_fold: called with each fold, finished now or before, and the number of folds.
+        config: configuration of all folds; ``out`` is the folder of their runs, ``data.split`` is not used.
+        folder: folder with ``splits_0.csv`` and so on, as written by ``hagmil split``.
+        progress: called with the index of the fold and the number of folds; returns the callback of the training.
+        after_fold: called with each finished fold and the number of folds.
 
     Returns:
         The summary, as in ``<out>/summary.json``.
 
     Raises:
-        UsageError: no splits, or a fold that was trained with another recipe.
-        DataError: a fold that was trained on other data, or data that do not fit together.
-        Interrupted: stopped by a signal; the same call goes on.
+        UsageError: there are no splits, or a fold was trained with a different recipe.
+        DataError: a fold was trained on different data, or features, labels and split do not match.
+        Interrupted: stopped by a signal; the same call continues the training.
     """
     with join_process_group(config.device) as group:
         return _train_folds(config, folder, group, progress=progress, after_fold=after_fold)
@@ -119,7 +119,7 @@ def _train_folds(
 
 
 def fold_splits(folder: Path) -> list[tuple[int, Path]]:
-    """The splits in a folder: numbers and paths of ``splits_i.csv``, by number.
+    """Find the splits in a folder: numbers and paths of ``splits_i.csv``, sorted by number.
 
     Raises:
         UsageError: there are none.
@@ -130,21 +130,22 @@ def fold_splits(folder: Path) -> list[tuple[int, Path]]:
         if match:
             found.append((int(match[1]), path.absolute()))
     if not found:
-        raise UsageError(f'"{folder}" holds no splits_0.csv; make folds with hagmil split --folds')
+        raise UsageError(f'"{folder}" contains no splits_0.csv; create folds with hagmil split --folds')
     return sorted(found)
 
 
 def fold_config(config: TrainingConfig, fold: int, split: Path) -> TrainingConfig:
-    """The configuration of one fold: its own run folder and its own split."""
+    """The configuration of one fold, with its run folder and its split."""
     data = config.data.model_copy(update={"split": split, "fold": None})
     return config.model_copy(update={"out": config.out / f"fold_{fold}", "data": data})
 
 
 def finished_metrics(config: TrainingConfig) -> RunMetrics | None:
-    """What a fold achieved, if it is finished (step 2).
+    """Metrics of a fold, or None if it is not finished (step 2).
 
     Raises:
-        UsageError: it was trained with another recipe. DataError: it was trained on other data.
+        UsageError: the fold was trained with a different recipe.
+        DataError: the fold was trained on different data.
     """
     path = config.out / METRICS_NAME
     if not path.is_file():
@@ -153,43 +154,43 @@ def finished_metrics(config: TrainingConfig) -> RunMetrics | None:
     try:
         metrics = RunMetrics.model_validate_json(path.read_bytes())
     except ValidationError:
-        _log.warning('"%s" is of another version: the fold is evaluated anew', path)
+        _log.warning('"%s" has the format of another version; evaluating the fold again', path)
         return None
     training = load_checkpoint(config.out).card.training
     tables = read_tables(config.data.labels, config.data.split, classes=config.class_names())
     for what in ("labels", "split"):
         if training is not None and getattr(training, f"{what}_sha256") != getattr(tables, f"{what}_sha256"):
             raise DataError(
-                f'the fold in "{config.out}" was trained on other {what}; choose another out, or remove the folder'
+                f'the fold in "{config.out}" was trained with different {what}; choose another out, or delete it'
             )
     return metrics
 
 
 def summarise(runs: Sequence[FoldRun], *, planned: int) -> FoldsSummary:
-    """Mean and deviation of every measure.
+    """Compute mean and standard deviation of every measure over folds.
 
     Args:
         runs: finished folds.
-        planned: how many there shall be.
+        planned: number of folds to train.
     """
     return FoldsSummary(
         planned=planned,
         folds=tuple(runs),
-        validation=_spreads([run.metrics.validation for run in runs]),
-        test=_spreads([run.metrics.test for run in runs]),
+        validation=_statistics([run.metrics.validation for run in runs]),
+        test=_statistics([run.metrics.test for run in runs]),
     )
 
 
-def _spreads(metrics: Sequence[ClassificationMetrics]) -> dict[str, FoldStatistics]:
+def _statistics(metrics: Sequence[ClassificationMetrics]) -> dict[str, FoldStatistics]:
     columns: dict[str, list[float | None]] = {}
     for one in metrics:
         for name, value in _measures(one.model_dump()):
             columns.setdefault(name, []).append(value)
-    return {name: _spread(values) for name, values in columns.items()}
+    return {name: _fold_statistics(values) for name, values in columns.items()}
 
 
 def _measures(tree: Mapping[str, Any]) -> list[tuple[str, float | None]]:
-    """Every measure of a fold by its name; those of a hierarchy stand beside the others."""
+    """Name and value of every measure of a fold; those of a hierarchy follow in the same list."""
     found: list[tuple[str, float | None]] = []
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -199,7 +200,7 @@ def _measures(tree: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     return found
 
 
-def _spread(values: Sequence[float | None]) -> FoldStatistics:
+def _fold_statistics(values: Sequence[float | None]) -> FoldStatistics:
     defined = [value for value in values if value is not None]
     return FoldStatistics(
         mean=statistics.fmean(defined) if defined else None,

@@ -1,14 +1,13 @@
-"""The training loop: one, in sight (:func:`_fit`), and what stands around it.
+"""The training loop (:func:`_fit`), with its start and its end.
 
-1. Take the run folder, put the cohort together, make the models.
-2. Go on from the last checkpoint, if there is one.
-3. Epoch after epoch: train on every slide, validate, write the checkpoints. A signal is answered between two
-   steps: the state is written, and the run ends as interrupted.
+1. Check the run folder, open the cohort, create the models.
+2. Continue from the last checkpoint, if there is one.
+3. In each epoch, train on every slide, validate, and write the checkpoints. After a signal, write the state between two
+   steps and end the run as interrupted.
 4. Evaluate the best weights and write metrics.json.
 
-Several processes may do this together (:mod:`hagmil.trainer.compute.distributed`): all run this loop, hold the same
-state, and
-share out the slides; the first alone writes files and tells of progress.
+Several processes can train together (:mod:`hagmil.trainer.compute.distributed`): all run this loop with the same state
+and share the slides; only the first process writes files and reports progress.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What the loop works with."""
+    """The objects that the functions of the loop share."""
 
     config: TrainingConfig
     cohort: Cohort
@@ -76,24 +75,24 @@ class _Run:
 def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCallback | None = None) -> RunMetrics:
     """Train HAG-MIL or HMIL and write a run folder.
 
-    On the CPU, with the same number of threads, a run that was stopped and resumed ends with the same
-    weights, bit by bit, as one that never was. Started by ``torchrun``, its processes train together.
+    On the CPU, with the same number of threads, an interrupted and resumed run ends with exactly the same weights as
+    an uninterrupted one. Processes started by ``torchrun`` train together.
 
     Args:
-        config: everything; ``config.out`` is the run folder.
-        resume: go on with the run in that folder; a new run where there is none.
-        progress: called after every step, and in evaluation after every slide; of several processes in the first.
+        config: configuration of the training; ``config.out`` is the run folder.
+        resume: continue the run in that folder; start a new one if there is none.
+        progress: called after every training step and every evaluated slide, in the first process only.
 
     Returns:
-        What the best weights achieve, as in the run folder's ``metrics.json``.
+        Metrics of the best weights, as in ``metrics.json`` of the run folder.
 
     Raises:
-        UsageError: the folder holds a run and ``resume`` is not set, the run was started with another recipe or
-            another number of processes, the features' stages do not suit the method, or the training has diverged.
-        DataError: features, labels and split do not fit together.
-        EnvironmentLacks: the device that was asked for is absent or lacks the precision.
-        Interrupted: SIGINT or SIGTERM came, and the state is written; or another process was lost. The run can be
-            resumed.
+        UsageError: the folder contains a run and ``resume`` is not set, the run was started with a different recipe or
+            number of processes, the method does not support the stages of the features, or the training has diverged.
+        DataError: features, labels and split do not match.
+        EnvironmentLacks: the device is missing or does not support the precision.
+        Interrupted: SIGINT or SIGTERM was received and the state was written, or another process was lost. The run can
+            be resumed.
     """
     _check_device(config.device)
     check_folder(config, resume=resume)  # step 1
@@ -102,7 +101,7 @@ def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCal
     with (
         join_process_group(config.device) as group,
         logging_to(config.out / LOG_NAME) if group.is_first else nullcontext(),
-        torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []),  # the caller's stay
+        torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []),  # keep the caller's
         StopRequest() as stop,
     ):
         check_precision(config.precision, group.device)
@@ -117,11 +116,11 @@ def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCal
 
 
 def _fit(run: _Run, state: TrainingState) -> TrainingState:
-    """Step 3: train until the schedule ends it; the loop that everything else serves."""
+    """Step 3: train until the schedule ends the training."""
     config, slides, schedule = run.config, run.cohort.train, run.config.schedule
     labels = [slide.label for slide in slides]
     rank, world_size = run.group.rank, run.group.world_size
-    with _curves(run, state) as curves:
+    with _tensorboard(run, state) as tensorboard:
         while not state.is_finished(schedule):
             learning_rate = state.learning_rate(config.optimiser.learning_rate, schedule)
             set_learning_rate(run.method.optimisers, learning_rate)
@@ -142,16 +141,16 @@ def _fit(run: _Run, state: TrainingState) -> TrainingState:
 
             validation = _evaluate(run, state, "validation")
             train_losses, state = state.mean_losses(), state.after_epoch(validation.metrics, schedule)
-            _record(run, state, curves, train_losses, validation, learning_rate)
+            _record(run, state, tensorboard, train_losses, validation, learning_rate)
             if state.improved():
                 _save(run, state, BEST)
             _save(run, state, LAST)
-    run.group.any(False)  # the best weights are written before any process reads them
+    run.group.any(False)  # barrier: the best weights are written before any process reads them
     return state
 
 
 def _first_state(run: _Run) -> TrainingState:
-    """Step 2: the last checkpoint's state, its weights restored; or the start."""
+    """Step 2: restore the last checkpoint and return its state, or return the initial state."""
     digests = run.cohort.digests
     fresh = TrainingState(
         labels_sha256=digests.labels_sha256,
@@ -163,8 +162,8 @@ def _first_state(run: _Run) -> TrainingState:
     starts = run.group.all_gather((state, weights_sha256(run.method.models))) if run.group.world_size > 1 else []
     if any(start != starts[0] for start in starts):
         raise EnvironmentLacks(
-            f'the processes do not begin alike; "{run.config.out}" and the features must be the same folders for all '
-            "of them, and torch the same version"
+            f'the processes start with different weights or states; "{run.config.out}" and the features must be the '
+            "same folders in all of them, and torch the same version"
         )
     return state
 
@@ -172,22 +171,22 @@ def _first_state(run: _Run) -> TrainingState:
 def _resumed_state(run: _Run, fresh: TrainingState) -> TrainingState:
     folder = run.config.out / LAST
     if not (folder / WEIGHTS_NAME).exists():
-        _log.info("training on %d slides, from the start", len(run.cohort.train))
+        _log.info("starting a new training on %d slides", len(run.cohort.train))
         return fresh
     try:
         state = TrainingState.model_validate_json(read_training_state(folder))
     except ValidationError as error:
-        raise BundleError(f'checkpoint "{folder}" cannot be resumed from: {error}') from error
+        raise BundleError(f'cannot resume from checkpoint "{folder}": {error}') from error
     for what in ("labels", "split", "features"):
         if getattr(state, f"{what}_sha256") != getattr(fresh, f"{what}_sha256"):
             raise DataError(
-                f'the run in "{run.config.out}" was started with other {what}; resume it with the data that '
-                "it began with, or choose another out"
+                f'the run in "{run.config.out}" was started with different {what}; resume it with the original data, '
+                "or choose another out"
             )
     if state.processes != fresh.processes:
         raise UsageError(
-            f'the run in "{run.config.out}" was started with {state.processes} processes; resume it with as many '
-            f"(torchrun --nproc-per-node {state.processes}), or choose another out"
+            f'the run in "{run.config.out}" was started with {state.processes} processes; resume it with the same '
+            f"number (torchrun --nproc-per-node {state.processes}), or choose another out"
         )
     restore(folder, run.method.models, run.method.optimisers)
     _log.info("resuming after %d epochs and %d slides", state.epoch, state.position)
@@ -195,10 +194,10 @@ def _resumed_state(run: _Run, fresh: TrainingState) -> TrainingState:
 
 
 def _finish(run: _Run, state: TrainingState) -> RunMetrics:
-    """Step 4."""
+    """Step 4: evaluate the best weights and write metrics.json."""
     config, cohort = run.config, run.cohort
     if state.best_epoch is None:
-        raise BundleError(f'the run in "{config.out}" has no best checkpoint; start it anew in another out')
+        raise BundleError(f'the run in "{config.out}" has no best checkpoint; start a new run in another out')
     restore(config.out / BEST, run.method.models)
     metrics = RunMetrics(
         classes=cohort.classes,
@@ -222,7 +221,7 @@ def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "tes
 
     def after_slide(done: int) -> None:
         _report(run, state, phase, done, len(slides))
-        if run.stop.received is not None:  # nobody waits for this process here: it need not ask the others
+        if run.stop.received is not None:  # no process waits for this one here, so it can stop alone
             _stop(run, state)
 
     return evaluate(
@@ -257,11 +256,11 @@ def _report(run: _Run, state: TrainingState, phase: Phase, done: int, total: int
 
 
 def _stop(run: _Run, state: TrainingState) -> NoReturn:
-    """A signal came: write the state, unless it stands there already, and leave."""
+    """Write the state, unless the last checkpoint has it already, and raise Interrupted."""
     if not state.is_finished(run.config.schedule):
         _save(run, state, LAST)
     by = run.stop.received.name if run.stop.received else "a signal to another process"
-    raise Interrupted(f'stopped by {by}; go on with --resume, the run is in "{run.config.out}"')
+    raise Interrupted(f'stopped by {by}; continue the run in "{run.config.out}" with --resume')
 
 
 def _save(run: _Run, state: TrainingState, folder: Path) -> None:
@@ -277,7 +276,7 @@ def _save(run: _Run, state: TrainingState, folder: Path) -> None:
     )
 
 
-def _curves(run: _Run, state: TrainingState) -> AbstractContextManager[TensorboardLog | None]:
+def _tensorboard(run: _Run, state: TrainingState) -> AbstractContextManager[TensorboardLog | None]:
     if not run.group.is_first:
         return nullcontext()
     return open_tensorboard_log(run.config.out / TENSORBOARD_NAME, epochs_done=state.epoch)
@@ -286,7 +285,7 @@ def _curves(run: _Run, state: TrainingState) -> AbstractContextManager[Tensorboa
 def _record(
     run: _Run,
     state: TrainingState,
-    curves: TensorboardLog | None,
+    tensorboard: TensorboardLog | None,
     train_losses: tuple[float, ...],
     validation: Evaluation,
     learning_rate: float,
@@ -304,11 +303,11 @@ def _record(
         values[f"train/loss/{name}"] = train_loss
     for name, loss in zip(run.method.validation_loss_names, validation.losses, strict=True):
         values[f"validation/loss/{name}"] = loss
-    if curves is not None:
-        curves.add(state.epoch, values)
+    if tensorboard is not None:
+        tensorboard.add(state.epoch, values)
     _log.info("epoch %d: training loss %.4f; validation %s", state.epoch, train_losses[-1], metrics)
 
 
 def _check_device(device: str) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentLacks(f'device "{device}" was asked for, but torch sees no CUDA device; use device: cpu')
+        raise EnvironmentLacks(f'device is "{device}", but torch finds no CUDA device; use device: cpu')

@@ -1,6 +1,6 @@
-"""A learning rate that is lowered where the validation loss no longer falls, as torch's ReduceLROnPlateau does.
+"""Lower the learning rate when the validation loss stops falling, as torch's ReduceLROnPlateau does.
 
-Written as arithmetic on a state that is saved with the training, so that a resumed run goes on exactly.
+The schedule is arithmetic on a state that is saved with the training, so that a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from hagmil.trainer.config.sections import PlateauConfig
 
 
 class PlateauState(FrozenModel):
-    """How long the validation loss has not fallen; every epoch makes a new one."""
+    """Immutable state of the plateau schedule."""
 
     best_loss: float | None = Field(default=None, description="null before the first epoch")
-    bad_epochs: int = Field(default=0, description="epochs without a better loss since the best or the last reduction")
-    reductions: int = Field(default=0, description="how often the learning rate was lowered")
+    bad_epochs: int = Field(default=0, description="epochs without a lower loss since the best one or a reduction")
+    reductions: int = Field(default=0, description="number of times that the learning rate was lowered")
 
     def after_epoch(self, loss: float | None, config: PlateauConfig) -> PlateauState:
         """The state after one more epoch.
 
         Args:
-            loss: its validation loss; None counts as no better one.
+            loss: validation loss of the epoch; None counts as not lower.
             config: the schedule.
         """
         better = loss is not None and (self.best_loss is None or loss < self.best_loss * (1 - config.threshold))
@@ -33,5 +33,5 @@ class PlateauState(FrozenModel):
         return self.model_copy(update={"bad_epochs": 0, "reductions": self.reductions + 1})
 
     def learning_rate(self, initial: float, config: PlateauConfig) -> float:
-        """The learning rate of the next epoch, given that of the first."""
+        """The learning rate of the next epoch, from that of the first epoch."""
         return float(initial * config.factor**self.reductions)

@@ -1,4 +1,4 @@
-"""What a training tells whoever watches it."""
+"""Progress reports of a training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ Phase = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """How far a training is; handed to the progress callback after every step of training and
-    every slide of evaluation.
+    """The progress of a training, reported after every training step and every evaluated slide.
 
     Args:
-        phase: what is being done.
-        epoch: the current epoch, from 1; in the evaluation at the end the best one.
-        max_epochs: epochs at most.
-        done: slides of this phase done.
-        total: slides of this phase.
-        loss: mean so far in this epoch of the training loss to watch (HAG-MIL's finest stage's, HMIL's total); None
-            outside training.
-        last_validation: of the last epoch done.
-        best_epoch: the epoch of lowest validation loss so far.
+        phase: the current phase.
+        epoch: the current epoch, from 1; the best epoch in the final evaluation.
+        max_epochs: maximum number of epochs.
+        done: number of finished slides of this phase.
+        total: number of slides of this phase.
+        loss: mean training loss of this epoch so far (finest stage of HAG-MIL, total of HMIL); None outside training.
+        last_validation: metrics of the last finished epoch.
+        best_epoch: the epoch with the lowest validation loss so far.
     """
 
     phase: Phase

@@ -1,10 +1,10 @@
-"""A run folder: what is in it, and whether a training may use it.
+"""The run folder: its files, and the check that a training may use it.
 
-config.yaml             the configuration, every key spelt out
+config.yaml             the configuration, with all keys
 checkpoints/best, last  see hagmil.trainer.checkpoints.checkpoint
-metrics.json            what the best weights achieve; written at the end
+metrics.json            metrics of the best weights; written at the end
 tensorboard/            losses and metrics by epoch
-train.log               what happened
+train.log               log of the training
 """
 
 from __future__ import annotations
@@ -30,60 +30,60 @@ METRICS_NAME = "metrics.json"
 LOG_NAME = "train.log"
 TENSORBOARD_NAME = "tensorboard"
 
-_PLACES = {"out", "data.features", "data.labels", "data.split"}  # what is found there must be the same
-_SCALE = {"device", "threads", "data.prefetch", "checkpoint_blocks_above"}  # the same weights, another way
+_PLACES = {"out", "data.features", "data.labels", "data.split"}  # paths; their content must be the same
+_SCALE = {"device", "threads", "data.prefetch", "checkpoint_blocks_above"}  # no effect on the weights
 _MAY_CHANGE = _PLACES | _SCALE | {"schedule.max_epochs", "schedule.patience"}
-_FIXED_FOR_HMIL = {"schedule.max_epochs"}  # its curriculum runs over all epochs
+_FIXED_FOR_HMIL = {"schedule.max_epochs"}  # its curriculum depends on the number of epochs
 
 
 class RunMetrics(FrozenModel):
-    """``metrics.json``: what the best weights of a run achieve."""
+    """``metrics.json``: metrics of the best weights of a run."""
 
-    classes: tuple[str, ...] = Field(description="with a hierarchy the fine ones")
-    epochs: int = Field(description="epochs trained")
+    classes: tuple[str, ...] = Field(description="with a hierarchy, the fine classes")
+    epochs: int = Field(description="number of trained epochs")
     best_epoch: int
     stopped_early: bool
     train_slides: int
-    empty_slides: dict[Part, tuple[str, ...]] = Field(description="slides without tissue, left out of everything")
+    empty_slides: dict[Part, tuple[str, ...]] = Field(description="slides without tissue, which are left out")
     validation: ClassificationMetrics
     test: ClassificationMetrics
 
 
 def check_folder(config: TrainingConfig, *, resume: bool) -> None:
-    """See that a training may use its run folder.
+    """Check that a training may use its run folder.
 
     Args:
-        config: the training's; its ``out`` is the folder.
-        resume: go on with the run that is there, if there is one.
+        config: configuration of the training; ``out`` is the run folder.
+        resume: continue the run in the folder, if there is one.
 
     Raises:
-        UsageError: there is a run already and it shall not be resumed, or it was started with another recipe.
+        UsageError: the folder contains a run and ``resume`` is not set, or the run has a different recipe.
     """
     path = config.out / CONFIG_NAME
     if not path.exists():
         return
     if not resume:
         raise UsageError(
-            f'"{config.out}" already holds a run; pass --resume to go on with it, or choose another out',
+            f'"{config.out}" already contains a run; pass --resume to continue it, or choose another out',
             code="run_exists",
         )
     may_change = _MAY_CHANGE - _FIXED_FOR_HMIL if config.kind == "hmil" else _MAY_CHANGE
     changed = sorted(_differences(_stored(path), config.model_dump(mode="json")) - may_change)
     if changed:
         raise UsageError(
-            f'the run in "{config.out}" was started with another {", ".join(changed)}; '
-            "resume it with what its config.yaml says, or choose another out"
+            f'the run in "{config.out}" was started with a different {", ".join(changed)}; '
+            "resume it with the values of its config.yaml, or choose another out"
         )
 
 
 def write_config(config: TrainingConfig) -> None:
-    """Write the configuration into the run folder, which from then on holds a run."""
+    """Write the configuration into the run folder; its presence marks the folder as a run."""
     write_text(config.out / CONFIG_NAME, config.to_yaml())
 
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append what the package logs to a file, from INFO up, while the block runs."""
+    """Append the package's log messages of level INFO and above to a file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("hagmil")
     handler = logging.FileHandler(path, encoding="utf-8")
@@ -105,12 +105,14 @@ def _stored(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UsageError(f'"{path}" is not valid YAML: {error}') from error
     if not isinstance(stored, dict):
-        raise UsageError(f'"{path}" holds no configuration')
+        raise UsageError(
+            f'"{path}" is not a mapping of configuration keys; resume with the original file, or choose another out'
+        )
     return stored
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted names of the keys whose values differ."""
+    """Dotted names of the keys with different values."""
     names: set[str] = set()
     for key in one.keys() | other.keys():
         a, b = one.get(key), other.get(key)

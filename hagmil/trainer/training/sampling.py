@@ -1,7 +1,6 @@
-"""What is random in a training, as functions of seed, epoch and place: nothing has to be remembered.
+"""Random choices of a training, as pure functions of seed, epoch and position.
 
-A run that is resumed draws exactly what it would have drawn, wherever it was stopped, and so would a process
-that takes over a part of the slides.
+No generator state has to be saved: a resumed run draws the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ _ORDER, _STEP, _WEIGHTS = range(3)
 
 
 def epoch_order(labels: Sequence[int], *, seed: int, epoch: int, weighted: bool) -> list[int]:
-    """The slides of one epoch, as places in the list of training slides.
+    """The slides of one epoch in order, as indices into the list of training slides.
 
     Args:
         labels: class of each training slide.
-        seed: the training's.
-        epoch: epochs done before this one.
-        weighted: draw as many slides with replacement, each class as often as any other; else each slide
-            once.
+        seed: seed of the training.
+        epoch: number of finished epochs.
+        weighted: draw slides with replacement, with equal probability for each class; else each slide once.
 
     Returns:
-        As many places as there are slides.
+        As many indices as there are slides.
     """
     generator = np.random.default_rng([seed, _ORDER, epoch])
     if not weighted:
@@ -37,20 +35,20 @@ def epoch_order(labels: Sequence[int], *, seed: int, epoch: int, weighted: bool)
 def steps_of_rank(
     order: Sequence[int], *, start: int, batch_size: int, rank: int, world_size: int
 ) -> tuple[list[list[int]], int]:
-    """What is left of an epoch's steps for one of several processes that train together.
+    """The remaining steps of an epoch for one of several processes that train together.
 
     The order is extended with its own first slides until its length is a multiple of ``world_size``, so that all
     processes take the same number of steps. A step takes up to ``batch_size`` slides for each process, in turn.
 
     Args:
         order: of :func:`epoch_order`.
-        start: slides of the lengthened order that are done.
-        batch_size: slides a step and process.
-        rank: which process, from 0.
+        start: number of finished slides of the extended order.
+        batch_size: slides per step and process.
+        rank: rank of the process, from 0.
         world_size: number of processes.
 
     Returns:
-        The process's places for each step left, and the length of the lengthened order.
+        The indices of the process for each remaining step, and the length of the extended order.
     """
     length = -(-len(order) // world_size) * world_size
     padded = [order[place % len(order)] for place in range(length)]
@@ -59,21 +57,20 @@ def steps_of_rank(
 
 
 def step_seed(*, seed: int, epoch: int, position: int) -> int:
-    """Seed of torch's generator for one training step: what its dropout draws.
+    """Seed of torch's generator for one training step, used by dropout.
 
     Args:
-        seed: the training's.
-        epoch: epochs done before this one.
-        position: slides of this epoch done before this step; for one of several processes that train together, plus
-            its rank.
+        seed: seed of the training.
+        epoch: number of finished epochs.
+        position: number of finished slides of this epoch, plus the rank of the process.
     """
-    return _spread(seed, _STEP, epoch, position)
+    return _seed_of(seed, _STEP, epoch, position)
 
 
 def weights_seed(*, seed: int) -> int:
-    """Seed of torch's generator for the models' first weights."""
-    return _spread(seed, _WEIGHTS)
+    """Seed of torch's generator for the initial weights."""
+    return _seed_of(seed, _WEIGHTS)
 
 
-def _spread(*parts: int) -> int:
+def _seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""How far a training has come: what must be known, besides weights and optimisers, to go on exactly."""
+"""The state of a training that, together with weights and optimisers, allows an exact resume."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from hagmil.trainer.training.lr_plateau import PlateauState
 
 
 class TrainingState(FrozenModel):
-    """A place in a training; every step makes a new one.
+    """Immutable state of a training.
 
-    Nothing random is in it: order of slides and dropout follow from seed, epoch and position.
+    It has no random state: the order of slides and dropout follow from seed, epoch and position.
     """
 
     labels_sha256: str
     split_sha256: str
     features_sha256: str
-    epoch: int = Field(default=0, description="epochs done")
-    position: int = Field(default=0, description="slides of the current epoch done, by all processes together")
-    processes: int = Field(default=1, description="that train together; with another number the steps are others")
-    loss_sums: tuple[float, ...] = Field(default=(), description="over the current epoch's slides, a loss each")
-    validation: ClassificationMetrics | None = Field(default=None, description="after the last epoch done")
+    epoch: int = Field(default=0, description="number of finished epochs")
+    position: int = Field(default=0, description="finished slides of the current epoch, over all processes")
+    processes: int = Field(default=1, description="number of processes; the same when the run is resumed")
+    loss_sums: tuple[float, ...] = Field(
+        default=(), description="sum of each loss over the finished slides of the epoch"
+    )
+    validation: ClassificationMetrics | None = Field(default=None, description="metrics of the last finished epoch")
     best_loss: float | None = None
     best_epoch: int | None = None
-    stale_epochs: int = Field(default=0, description="epochs since the best one")
+    stale_epochs: int = Field(default=0, description="epochs since the best epoch")
     plateau: PlateauState = PlateauState()
 
     def after_step(self, losses: tuple[float, ...], *, slides: int) -> TrainingState:
         """The state after one more step of the current epoch.
 
         Args:
-            losses: their means over the step's slides.
-            slides: how many there were.
+            losses: mean of each loss over the slides of the step.
+            slides: number of slides of the step.
         """
         sums = self.loss_sums or (0.0,) * len(losses)
         added = tuple(total + loss * slides for total, loss in zip(sums, losses, strict=True))
         return self.model_copy(update={"position": self.position + slides, "loss_sums": added})
 
     def after_epoch(self, validation: ClassificationMetrics, schedule: ScheduleConfig) -> TrainingState:
-        """The state after the current epoch and its validation, at the start of the next."""
+        """The state after the current epoch and its validation."""
         loss = validation.loss
         improved = loss is not None and (self.best_loss is None or loss < self.best_loss)
         epoch = self.epoch + 1
@@ -55,21 +57,21 @@ class TrainingState(FrozenModel):
         return self.model_copy(update=update)
 
     def mean_losses(self) -> tuple[float, ...]:
-        """Mean of each training loss so far in the current epoch."""
+        """Mean of each training loss over the finished slides of the current epoch."""
         return tuple(total / self.position for total in self.loss_sums)
 
     def learning_rate(self, initial: float, schedule: ScheduleConfig) -> float:
-        """The learning rate of the current epoch, given that of the first."""
+        """The learning rate of the current epoch, from that of the first epoch."""
         return initial if schedule.plateau is None else self.plateau.learning_rate(initial, schedule.plateau)
 
     def improved(self) -> bool:
-        """Whether the last epoch done is the best."""
+        """Whether the last finished epoch is the best."""
         return self.epoch > 0 and self.best_epoch == self.epoch
 
     def is_finished(self, schedule: ScheduleConfig) -> bool:
-        """Whether the training is over, by number of epochs or for want of improvement."""
+        """Whether the training has ended, by the number of epochs or by early stopping."""
         return self.epoch >= schedule.max_epochs or self.stopped_early(schedule)
 
     def stopped_early(self, schedule: ScheduleConfig) -> bool:
-        """Whether validation has not improved for as long as the schedule waits."""
+        """Whether validation has not improved for ``patience`` epochs."""
         return schedule.patience is not None and self.stale_epochs >= schedule.patience

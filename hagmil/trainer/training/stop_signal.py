@@ -1,4 +1,4 @@
-"""A polite stop: SIGTERM and SIGINT are remembered, and the training asks whether one came."""
+"""Graceful stop: SIGTERM and SIGINT set a flag that the training loop polls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is remembered instead of obeyed; a second one is obeyed.
+    """Context manager that records the first SIGINT or SIGTERM; a second one has its usual effect.
 
-    Outside the main thread, where Python has no signals, it never has anything to tell.
+    Outside the main thread, where Python cannot handle signals, nothing is recorded.
     """
 
     def __init__(self) -> None:

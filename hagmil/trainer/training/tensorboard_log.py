@@ -1,4 +1,4 @@
-"""Losses and metrics by epoch, for TensorBoard."""
+"""TensorBoard log of losses and metrics by epoch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hagmil._optional import require
 
 
 class TensorboardLog:
-    """Writes numbers by epoch into a TensorBoard folder."""
+    """Writer of values by epoch into a TensorBoard folder."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     def add(self, epoch: int, values: Mapping[str, float | None]) -> None:
-        """Write numbers of one epoch, and make sure that they are on disk; None is left out."""
+        """Write the values of one epoch and flush them to disk; None is left out."""
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, value, epoch)
@@ -26,11 +26,11 @@ class TensorboardLog:
 
 @contextmanager
 def open_tensorboard_log(folder: Path, *, epochs_done: int) -> Iterator[TensorboardLog]:
-    """Open a TensorBoard folder to write to.
+    """Open a TensorBoard folder for writing.
 
     Args:
-        folder: made if it is missing.
-        epochs_done: whatever is there of later epochs is void, since they are trained anew.
+        folder: the folder; created if it is missing.
+        epochs_done: number of finished epochs; values of later epochs are discarded, since these are trained again.
 
     Raises:
         EnvironmentLacks: TensorBoard is not installed.

@@ -1,4 +1,4 @@
-"""Verdicts on many slides, and what they are worth."""
+"""Classification of many slides, and metrics of the results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from hagmil.trainer.metrics.classification import ClassificationMetrics, classif
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Args:
-        metrics: of the verdicts.
-        losses: mean of each of the verdicts' losses, named by the method's ``validation_loss_names``; empty without
-            slides.
+        metrics: metrics over slides.
+        losses: mean of each loss, named by the method's ``validation_loss_names``; empty without slides.
     """
 
     metrics: ClassificationMetrics
@@ -40,20 +39,20 @@ def evaluate(
     group: ProcessGroup = SINGLE_PROCESS,
     prefetch: int = 0,
 ) -> Evaluation:
-    """Classify slides as deployment does, and compare with their labels.
+    """Classify slides as in deployment, and compare the results with their labels.
 
-    Several processes share the slides out; each slide is classified by one of them and counted once, and all find the
-    same.
+    Several processes share the slides: each slide is classified by one process and counted once, and all processes
+    return the same result.
 
     Args:
-        method: the models.
-        slides: with tissue.
+        method: the method with its models.
+        slides: slides with tissue.
         classes: number of classes.
-        hierarchy: of the labels; None where they have one layer.
-        empty_slides: slides without tissue that belong to the same part, for the count.
-        after_slide: called after each slide with the number done; may raise to stop.
+        hierarchy: hierarchy of the labels; None for one layer.
+        empty_slides: number of slides without tissue in the same part; reported only.
+        after_slide: called after each slide with the number of finished slides; may raise to stop.
         group: the processes that evaluate together.
-        prefetch: bags that are read ahead.
+        prefetch: number of bags that are read in advance.
     """
     own = range(group.rank, len(slides), group.world_size)
     found: dict[int, SlideScore] = {}
@@ -61,36 +60,36 @@ def evaluate(
         for place, bag in zip(own, bags, strict=True):
             found[place] = method.classify_slide(bag)
             after_slide(min(len(found) * group.world_size, len(slides)))
-    by_place = {place: verdict for part in group.all_gather(found) for place, verdict in part.items()}
-    verdicts = [by_place[place] for place in range(len(slides))]
-    return measure(verdicts, [slide.label for slide in slides], classes, hierarchy=hierarchy, empty_slides=empty_slides)
+    by_place = {place: score for part in group.all_gather(found) for place, score in part.items()}
+    scores = [by_place[place] for place in range(len(slides))]
+    return measure(scores, [slide.label for slide in slides], classes, hierarchy=hierarchy, empty_slides=empty_slides)
 
 
 def measure(
-    verdicts: Sequence[SlideScore],
+    scores: Sequence[SlideScore],
     labels: Sequence[int],
     classes: int,
     *,
     hierarchy: Hierarchy | None = None,
     empty_slides: int = 0,
 ) -> Evaluation:
-    """Compare verdicts with labels.
+    """Compare scores with labels.
 
     Args:
-        verdicts: one a slide.
-        labels: the slides' classes; with a hierarchy fine ones.
+        scores: one for each slide.
+        labels: classes of the slides; with a hierarchy, fine classes.
         classes: number of classes.
-        hierarchy: of the labels; None where they have one layer.
-        empty_slides: slides without tissue that belong to the same part, for the count.
+        hierarchy: hierarchy of the labels; None for one layer.
+        empty_slides: number of slides without tissue in the same part; reported only.
     """
     truth = np.array(labels, dtype=np.int64)
-    probabilities = np.array([verdict.probabilities for verdict in verdicts]).reshape(-1, classes)
-    means = tuple(np.mean([verdict.losses for verdict in verdicts], axis=0).tolist()) if verdicts else ()
+    probabilities = np.array([score.probabilities for score in scores]).reshape(-1, classes)
+    means = tuple(np.mean([score.losses for score in scores], axis=0).tolist()) if scores else ()
     loss = means[-1] if means else None
     metrics = classification_metrics(probabilities, truth, loss=loss, empty_slides=empty_slides)
     if hierarchy is None:
         return Evaluation(metrics, means)
-    coarse = np.array([verdict.coarse_probabilities for verdict in verdicts], dtype=np.float64)
+    coarse = np.array([score.coarse_probabilities for score in scores], dtype=np.float64)
     layers = hierarchy_metrics(
         probabilities,
         coarse.reshape(-1, len(hierarchy.coarse)),

@@ -1,13 +1,17 @@
-"""Two processes that train together, started by torchrun on this machine."""
+"""Distributed training with two processes on this machine, started by torchrun."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,75 +27,110 @@ from hagmil.trainer.training.loop import train
 from hagmil.trainer.training.sampling import steps_of_rank
 from hagmil.trainer.training.validation import Evaluation, evaluate
 from tests.trainer.cohorts import configured, write_cohort
+from tests.trainer.compute.forked_torchrun import OPTIONS
 
 ODD = {"train": 5, "val": 3, "test": 3}
-LIMIT_S = 120
+LIMIT_S = 240
 ROOT = Path(__file__).resolve().parents[3]
-TRAIN = """
-import json, os, signal, sys
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SCRIPT = """
+import json, sys
 from pathlib import Path
-import yaml
-from hagmil.trainer.config.training import parse_config
-from hagmil.trainer.training.loop import train
-
-if __name__ == "__main__":
-    rank, folder = int(os.environ["RANK"]), Path(sys.argv[2])
-    victim, resume = json.loads(sys.argv[3]), sys.argv[4] == "resume"
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
-
-    def watch(state):
-        assert rank == 0
-        if victim is not None and [state.phase, state.epoch, state.done] == victim["at"]:
-            os.kill(int((folder / f"pid-{victim['rank']}").read_text()), signal.Signals[victim["signal"]])
-
-    metrics = train(parse_config(yaml.safe_load(sys.argv[1]), source="test"), resume=resume, progress=watch)
-    (folder / f"metrics-{rank}.json").write_text(metrics.model_dump_json())
+from tests.trainer.compute.forked_torchrun import train_as_rank
+train_as_rank(sys.argv[1], Path(sys.argv[2]), None, False)
 """
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Starts trainings of two processes through :mod:`tests.trainer.compute.forked_torchrun`."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, config: TrainingConfig, *, victim: dict[str, Any] | None = None, resume: bool = False) -> Ended:
+        config.out.mkdir(parents=True, exist_ok=True)
+        job = {"config": config.to_yaml(), "folder": str(config.out), "victim": victim, "resume": resume}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        assert select.select([self.process.stdout], [], [], LIMIT_S)[0], "the training did not end in time"
+        return Ended(int(self.process.stdout.readline()), (config.out / "stderr.txt").read_text())
+
+
+class Ended(NamedTuple):
+    """Exit status and standard error of ``torchrun``."""
+
+    status: int
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Forked]:
+    command = [sys.executable, "-m", "tests.trainer.compute.forked_torchrun"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, env=ENVIRONMENT, cwd=ROOT, text=True, start_new_session=True
+    ) as process:
+        yield Forked(process)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_cohort(tmp_path_factory.mktemp("group"), parts=ODD)
+    return write_cohort(tmp_path_factory.mktemp("cohort"), parts=ODD)
 
 
 @pytest.fixture(scope="module")
 def whole(tree: dict[str, Any]) -> TrainingConfig:
-    """A run of two processes that nobody disturbed."""
+    """An uninterrupted run of two processes, started by the command line of torchrun."""
     config = configured(tree, out=str(Path(tree["out"]) / "whole"))
-    done = _torchrun(config)
+    config.out.mkdir(parents=True)
+    script = config.out / "train.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", *OPTIONS, script, config.to_yaml(), config.out]
+    done = subprocess.run(
+        list(map(str, command)),
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
     assert done.returncode == 0, done.stderr
     return config
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_whose_process_was_killed_and_that_was_started_again_ends_with_the_same_weights(
-    tree: dict[str, Any], whole: TrainingConfig, rank: int
+def test_a_run_resumed_after_a_killed_process_ends_with_the_same_weights(
+    tree: dict[str, Any], whole: TrainingConfig, forked: Forked, rank: int
 ) -> None:
     broken = configured(tree, out=str(Path(tree["out"]) / f"broken-{rank}"))
-    killed = _torchrun(broken, victim={"rank": rank, "at": ["train", 2, 4], "signal": "SIGKILL"})
-    assert killed.returncode != 0
+    killed = forked.run(broken, victim={"rank": rank, "at": ["train", 2, 4], "signal": "SIGKILL"})
+    assert killed.status != 0
     assert load_checkpoint(broken.out / LAST).card.training.epoch == 1
     assert not (broken.out / "metrics.json").exists()
-    again = _torchrun(broken, resume=True)
-    assert again.returncode == 0, again.stderr
+    again = forked.run(broken, resume=True)
+    assert again.status == 0, again.stderr
     _assert_same(broken, whole)
 
 
-def test_a_signal_to_one_process_stops_all_and_the_run_can_be_gone_on_with_between_two_steps(
-    tree: dict[str, Any], whole: TrainingConfig
+def test_a_signal_to_one_process_stops_all_and_the_run_resumes_between_two_steps(
+    tree: dict[str, Any], whole: TrainingConfig, forked: Forked
 ) -> None:
     broken = configured(tree, out=str(Path(tree["out"]) / "stopped"))
-    stopped = _torchrun(broken, victim={"rank": 1, "at": ["train", 2, 4], "signal": "SIGTERM"})
-    assert stopped.returncode != 0
-    assert "go on with --resume" in stopped.stderr
+    stopped = forked.run(broken, victim={"rank": 1, "at": ["train", 2, 4], "signal": "SIGTERM"})
+    assert stopped.status != 0
+    assert f'continue the run in "{broken.out}" with --resume' in stopped.stderr
     assert load_checkpoint(broken.out / LAST).card.training.epoch == 1
-    with pytest.raises(UsageError, match="started with 2 processes; resume it with as many"):
+    with pytest.raises(UsageError, match="started with 2 processes; resume it with the same number"):
         train(broken, resume=True)
-    assert _torchrun(broken, resume=True).returncode == 0
+    assert forked.run(broken, resume=True).status == 0
     _assert_same(broken, whole)
 
 
-def test_both_processes_find_the_same_and_an_evaluation_counts_each_of_an_odd_number_of_slides_once(
+def test_both_processes_return_the_same_metrics_over_an_odd_number_of_slides(
     whole: TrainingConfig,
 ) -> None:
     found, first, second = (
@@ -105,7 +144,7 @@ def test_both_processes_find_the_same_and_an_evaluation_counts_each_of_an_odd_nu
 
 
 @pytest.mark.parametrize("slides", [0, 1, 2, 3, 5])
-def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
+def test_an_evaluation_assigns_each_slide_to_one_process(
     tmp_path: Path, slides: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(write_cohort(tmp_path, parts={"train": 2, "val": 5, "test": 0}))
@@ -114,7 +153,7 @@ def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
     parts: list[Any] = []
     done: list[int] = []
     results: list[Evaluation] = []
-    # Each process in turn, first to collect what it gathers, then to be given what all have gathered.
+    # Run both processes in turn twice: first record the objects that they gather, then return those of both.
     for gathers in (lambda _self, own: parts.append(own) or [own], lambda _self, _own: list(parts)):
         results.clear()
         monkeypatch.setattr(ProcessGroup, "all_gather", gathers)
@@ -130,7 +169,7 @@ def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
                         group=ProcessGroup(rank, 2),
                     )
                 )
-            except KeyError:  # the first round: a share is no whole
+            except KeyError:  # in the first round the results of the other process are missing
                 continue
     assert [len(part) for part in parts] == [(slides + 1) // 2, slides // 2]
     monkeypatch.undo()
@@ -142,7 +181,7 @@ def test_slides_of_an_evaluation_are_shared_out_and_none_is_counted_twice(
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_processes_take_as_many_steps_and_every_slide_is_trained_on(world_size: int, batch_size: int) -> None:
+def test_all_processes_take_the_same_number_of_steps_and_every_slide_is_used(world_size: int, batch_size: int) -> None:
     order = [3, 0, 4, 1, 2]
     found = [
         steps_of_rank(order, start=0, batch_size=batch_size, rank=rank, world_size=world_size)
@@ -157,16 +196,18 @@ def test_processes_take_as_many_steps_and_every_slide_is_trained_on(world_size: 
     assert len(taken) == total
 
 
-def test_one_process_takes_the_order_as_it_is_from_where_it_stands() -> None:
+def test_a_single_process_continues_the_order_from_its_start() -> None:
     assert steps_of_rank([3, 0, 4, 1, 2], start=2, batch_size=2, rank=0, world_size=1) == ([[4, 1], [2]], 5)
 
 
-def test_a_parameter_that_some_process_used_has_the_mean_gradient_and_one_that_none_used_has_none(
+def test_gradients_are_averaged_and_a_parameter_unused_in_all_processes_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(2, 1, bias=False) for _ in range(3)])
     model[0].weight.grad = torch.tensor([[2.0, 4.0]])
-    other = torch.tensor([1.0, 1.0, 0.0, 6.0, 0.0, 8.0, 10.0, 0.0, 0.0])  # used: the first and the second
+    other = torch.tensor(
+        [1.0, 1.0, 0.0, 6.0, 0.0, 8.0, 10.0, 0.0, 0.0]
+    )  # used in the other process: the first and the second
     monkeypatch.setattr(ProcessGroup, "_sum", lambda _self, values: values + other)
     ProcessGroup(0, 2).average_gradients(model)
     assert model[0].weight.grad.tolist() == [[4.0, 2.0]]
@@ -174,18 +215,21 @@ def test_a_parameter_that_some_process_used_has_the_mean_gradient_and_one_that_n
     assert model[2].weight.grad is None
 
 
-def test_world_size_without_the_rest_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_size_without_the_other_variables_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(EnvironmentLacks, match=r"WORLD_SIZE is 2.*MASTER_ADDR.*torchrun"), join_process_group("cpu"):
         pass
 
 
-def test_one_certain_gpu_for_several_processes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_particular_gpu_for_several_processes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with pytest.raises(UsageError, match='device "cuda:1" for several processes'), join_process_group("cuda:1"):
+    with (
+        pytest.raises(UsageError, match='device "cuda:1" cannot serve several processes'),
+        join_process_group("cuda:1"),
+    ):
         pass
 
 
@@ -194,11 +238,11 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(EnvironmentLacks, match="has 1 GPUs"), join_process_group("cuda"):
+    with pytest.raises(EnvironmentLacks, match=r"fewer GPUs \(1\) than processes"), join_process_group("cuda"):
         pass
 
 
-def test_a_process_that_is_lost_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_process_raises_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_values: torch.Tensor) -> None:
         raise RuntimeError("Connection closed by peer")
 
@@ -208,28 +252,8 @@ def test_a_process_that_is_lost_is_told_in_words(monkeypatch: pytest.MonkeyPatch
     assert caught.value.code == "process_lost"
 
 
-def _torchrun(
-    config: TrainingConfig, *, victim: dict[str, Any] | None = None, resume: bool = False
-) -> subprocess.CompletedProcess[str]:
-    config.out.mkdir(parents=True, exist_ok=True)
-    script = config.out / "train.py"
-    script.write_text(TRAIN)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    own = [script, config.to_yaml(), config.out, json.dumps(victim), "resume" if resume else "new"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*launch, *map(str, own)],
-        env=environment,
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
-
-
 def _alone(config: TrainingConfig, part: str) -> Evaluation:
-    """The run's best weights, evaluated in this one process."""
+    """Evaluate the best weights of a run in this process only."""
     cohort = open_training_cohort(config)
     method = new_method(config, cohort)
     for model, trained in zip(method.models, build_models(load_checkpoint(config.out / BEST)), strict=True):

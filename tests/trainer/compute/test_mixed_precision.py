@@ -1,3 +1,5 @@
+"""Training in bfloat16 with evaluation in float32."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,8 +12,11 @@ from hagmil.errors import EnvironmentLacks, UsageError
 from hagmil.trainer.checkpoints.checkpoint import BEST, LAST, build_models, load_checkpoint
 from hagmil.trainer.compute.mixed_precision import autocast, check_precision, in_float32
 from hagmil.trainer.config.training import TrainingConfig
+from hagmil.trainer.data.cohort import open_training_cohort
+from hagmil.trainer.methods.registry import new_method
 from hagmil.trainer.models.hmil import HmilOutput
 from hagmil.trainer.training.loop import train
+from hagmil.trainer.training.validation import evaluate
 from tests.trainer.cohorts import configured, write_cohort
 from tests.trainer.hierarchy_cohorts import write_hierarchy_cohort
 
@@ -24,7 +29,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return make(tmp_path, parts={"train": 4, "val": 2, "test": 0})
 
 
-def test_mixed_precision_multiplies_in_bfloat16_and_hands_float32_to_the_losses() -> None:
+def test_mixed_precision_multiplies_in_bfloat16_and_passes_float32_to_the_losses() -> None:
     layer = torch.nn.Linear(3, 2)
     with autocast("bf16", CPU):
         product = layer(torch.ones(1, 3))
@@ -36,12 +41,12 @@ def test_mixed_precision_multiplies_in_bfloat16_and_hands_float32_to_the_losses(
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_fp32_leaves_everything_as_it_is() -> None:
+def test_fp32_disables_autocast() -> None:
     with autocast("fp32", CPU):
         assert torch.nn.Linear(3, 2)(torch.ones(1, 3)).dtype == torch.float32
 
 
-def test_training_in_bf16_is_near_to_fp32_and_not_the_same(tree: dict[str, Any]) -> None:
+def test_training_in_bf16_is_close_to_fp32_but_not_equal(tree: dict[str, Any]) -> None:
     out = Path(tree["out"])
     exact, rough = (configured(tree, out=str(out / name), precision=name) for name in ("fp32", "bf16"))
     expected, found = train(exact), train(rough)
@@ -50,14 +55,10 @@ def test_training_in_bf16_is_near_to_fp32_and_not_the_same(tree: dict[str, Any])
     assert found.validation.loss == pytest.approx(expected.validation.loss, rel=0.05)
 
 
-def test_validation_is_in_float32_whatever_the_precision_of_training(tree: dict[str, Any]) -> None:
+def test_validation_is_in_float32_for_every_training_precision(tree: dict[str, Any]) -> None:
     rough = configured(tree, precision="bf16", schedule={"max_epochs": 1})
     train(rough)
     exact = configured(tree, precision="fp32", schedule={"max_epochs": 1}, out=str(Path(tree["out"]) / "again"))
-    from hagmil.trainer.data.cohort import open_training_cohort
-    from hagmil.trainer.methods.registry import new_method
-    from hagmil.trainer.training.validation import evaluate
-
     cohort = open_training_cohort(exact)
     method = new_method(exact, cohort)
     for model, weights in zip(method.models, build_models(load_checkpoint(rough.out / BEST)), strict=True):
@@ -76,25 +77,25 @@ def test_validation_is_in_float32_whatever_the_precision_of_training(tree: dict[
 def test_precision_is_part_of_the_recipe(tree: dict[str, Any]) -> None:
     config = configured(tree, schedule={"max_epochs": 1})
     train(config)
-    with pytest.raises(UsageError, match="another precision"):
+    with pytest.raises(UsageError, match="a different precision"):
         train(configured(tree, schedule={"max_epochs": 1}, precision="bf16"), resume=True)
     assert config.recipe_sha256() != config.model_copy(update={"precision": "bf16"}).recipe_sha256()
     with pytest.raises(UsageError, match="precision"):
         configured(tree, precision="fp16")
 
 
-def test_a_device_without_bfloat16_is_an_error_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_bfloat16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Old One")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Old GPU")
     check_precision("bf16", CPU)
     check_precision("fp32", torch.device("cuda"))
-    with pytest.raises(EnvironmentLacks, match='"Old One" has no bfloat16'):
+    with pytest.raises(EnvironmentLacks, match='"Old GPU" has no bfloat16'):
         check_precision("bf16", torch.device("cuda"))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_it_trains_in_bf16_on_a_gpu(tree: dict[str, Any]) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_training_in_bf16_runs_on_a_gpu(tree: dict[str, Any]) -> None:
     config = configured(tree, device="cuda", precision="bf16")
     assert train(config).validation.loss is not None
     assert bool(torch.isfinite(_weights(config)).all())

@@ -159,7 +159,7 @@ def test_the_defaults_of_hmil_are_the_published_recipe(hmil_path: Path) -> None:
         ("hierarchy.fine_to_coarse.a=begnin", "maps to begnin, which is not in coarse"),
         ("hierarchy.fine_to_coarse.a=malignant", "no fine class belongs to the coarse class benign"),
         ("hierarchy.coarse=[benign, malignant, benign]", "a class is named twice: benign"),
-        ("loss={coarse: 0, fine: 0, bag_alignment: 0}", "nothing else sees the labels"),
+        ("loss={coarse: 0, fine: 0, bag_alignment: 0}", "no other loss uses the logits"),
     ],
 )
 def test_invalid_overrides_of_hmil_are_refused(hmil_path: Path, override: str, message: str) -> None:

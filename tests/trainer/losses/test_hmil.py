@@ -1,4 +1,4 @@
-"""HMIL's losses and curriculum give the published numbers, and each can be weighted or switched off."""
+"""Losses and curriculum of HMIL: agreement with the published code, weights, and disabled losses."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_the_curriculum_goes_from_coarse_to_contrastive() -> None:
     assert loss_weights(5, 10) == (0.75, 1, 1, 1, 0.25)
 
 
-def test_without_the_curriculum_all_weights_stand_still() -> None:
+def test_without_the_curriculum_all_weights_are_constant() -> None:
     config = HmilLossConfig(coarse=2, contrastive=3, curriculum=False)
     assert loss_weights(0, 10, config) == loss_weights(9, 10, config) == (2, 1, 1, 1, 3)
 
 
-def test_the_temperature_falls_and_rises_in_one_wave() -> None:
+def test_the_temperature_follows_one_cosine_wave() -> None:
     assert [temperature_at(epoch, 4) for epoch in range(4)] == pytest.approx([1, 0.55, 0.1, 0.55])
     config = HmilLossConfig(lowest_temperature=0.2, highest_temperature=0.6)
     assert temperature_at(0, 4, config) == pytest.approx(0.6)
@@ -113,7 +113,7 @@ def test_the_total_is_the_weighted_sum(batch: BagBatch, epoch: int) -> None:
 
 
 @pytest.mark.parametrize("off", NAMES)
-def test_a_loss_of_weight_0_is_switched_off(batch: BagBatch, off: str) -> None:
+def test_a_loss_with_weight_0_is_not_computed(batch: BagBatch, off: str) -> None:
     whole = hmil_losses(batch, LABELS, HIERARCHY, epoch=2, epochs=4)
     less = hmil_losses(batch, LABELS, HIERARCHY, epoch=2, epochs=4, config=_without(off))
     assert getattr(less, off).item() == 0
@@ -124,29 +124,29 @@ def test_a_loss_of_weight_0_is_switched_off(batch: BagBatch, off: str) -> None:
     assert whole.total.item() - less.total.item() == pytest.approx(difference, rel=1e-4)
 
 
-def test_every_weight_of_the_network_learns_from_the_total() -> None:
+def test_every_weight_gets_a_gradient_from_the_total() -> None:
     torch.manual_seed(0)
     model = HierarchicalMil(8, 2, 3, HmilConfig(bottleneck_width=6, fine_width=5))
     batch = batch_bags([model.forward_training(torch.randn(patches, 8)) for patches in (4, 6)])
     hmil_losses(batch, LABELS, HIERARCHY, epoch=2, epochs=4).total.backward()  # type: ignore[no-untyped-call]
-    # Not the biases of scores and classifiers: they are the same for all that a softmax compares.
+    # Biases of scores and classifiers are left out: they cancel in the softmax.
     names = [name for name, _ in model.named_parameters() if not name.endswith(("score.bias", "classifier.bias"))]
-    still = [name for name in names if not _gradient(model, name).any()]
-    assert still == []
+    without = [name for name in names if not _gradient(model, name).any()]
+    assert without == []
 
 
-def test_membership_sums_fine_classes_into_their_coarse_ones() -> None:
+def test_membership_sums_fine_classes_into_coarse_classes() -> None:
     summed = membership((1, 0, 1), 2) @ torch.tensor([1.0, 10.0, 100.0])
     assert summed.tolist() == [10, 101]
 
 
-def test_attention_that_follows_the_hierarchy_is_aligned() -> None:
+def test_attention_that_follows_the_hierarchy_has_no_loss() -> None:
     members = membership(HIERARCHY, 2)
     fine = torch.rand(3, 5)
     assert instance_alignment_loss([members @ fine], [fine], members).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_attention_on_other_classes_costs_one() -> None:
+def test_attention_on_other_classes_has_loss_one() -> None:
     coarse, fine = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [0.5], [0.0]])
     assert instance_alignment_loss([coarse], [fine], membership(HIERARCHY, 2)).item() == pytest.approx(1)
 
@@ -159,20 +159,20 @@ def test_each_bag_weighs_the_same_in_the_instance_alignment() -> None:
     assert loss.item() == pytest.approx(0.5, abs=1e-6)
 
 
-def test_bag_alignment_takes_probabilities_for_logits_as_published() -> None:
+def test_bag_alignment_uses_probabilities_as_logits_as_published() -> None:
     certain = torch.tensor([[0.0, 0.0, 50.0]])  # all in coarse class 1
     loss = bag_alignment_loss(certain, torch.tensor([1]), membership(HIERARCHY, 2))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-5)
 
 
-def test_bags_of_one_label_near_each_other_cost_less_than_far_ones() -> None:
+def test_close_bags_of_one_label_have_a_lower_contrastive_loss() -> None:
     near = _embeddings([0.0, 0.1])
     far = _embeddings([0.0, 1.5])
     labels = torch.tensor([1, 1])
     assert contrastive_loss(near, labels, 0.1) < contrastive_loss(far, labels, 0.1)
 
 
-def test_one_bag_alone_has_its_other_classes_for_positives() -> None:
+def test_a_single_bag_has_its_other_class_embeddings_as_positives() -> None:
     loss = contrastive_loss(_embeddings([0.3]), torch.tensor([0]), 0.5)
     assert torch.isfinite(loss)
 
@@ -189,7 +189,7 @@ def test_one_bag_alone_has_its_other_classes_for_positives() -> None:
     ],
     ids=["negative", "infinite", "temperature 0", "temperatures crossed", "nothing left", "unknown key"],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         HmilLossConfig(**settings)
 
@@ -205,6 +205,6 @@ def _without(name: str) -> HmilLossConfig:
 
 
 def _embeddings(angles: list[float]) -> Tensor:
-    """For each angle a bag of two class embeddings on the unit circle, a little apart."""
+    """One bag for each angle, with two close class embeddings on the unit circle."""
     turns = torch.tensor([[angle, angle + 0.2] for angle in angles])
     return torch.stack([turns.cos(), turns.sin()], dim=-1)

@@ -1,3 +1,5 @@
+"""Bag loss, smooth top-1 SVM and instance loss."""
+
 from __future__ import annotations
 
 import math
@@ -30,14 +32,14 @@ def _loss(
     return instance_loss(attention, hidden, classifiers, 1, kind=kind, k_sample=k_sample, subtyping=subtyping)
 
 
-def test_label_smoothing_spreads_a_share_of_the_target() -> None:
+def test_label_smoothing_distributes_a_share_of_the_target() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0])
     log_probabilities = torch.log_softmax(logits, dim=0)
     expected = -(0.9 * log_probabilities[2] + 0.1 * log_probabilities.mean())
     assert bag_loss(logits, 2, label_smoothing=0.1).item() == pytest.approx(expected.item())
 
 
-def test_the_highest_are_positive_and_the_lowest_negative(classifiers: list[nn.Module]) -> None:
+def test_the_highest_patches_are_positive_and_the_lowest_negative(classifiers: list[nn.Module]) -> None:
     attention = torch.tensor([0.0, 5.0, 1.0, -3.0, 4.0, 2.0])
     hidden = torch.randn(6, 4)
     scores = classifiers[1](hidden[[1, 4, 0, 3]])
@@ -46,7 +48,7 @@ def test_the_highest_are_positive_and_the_lowest_negative(classifiers: list[nn.M
 
 
 @pytest.mark.parametrize(("patches", "positives", "negatives"), [(2, 1, 1), (3, 2, 1), (5, 3, 2), (16, 8, 8)])
-def test_a_bag_of_too_few_patches_is_split_in_half(
+def test_a_small_bag_is_split_in_half(
     classifiers: list[nn.Module], patches: int, positives: int, negatives: int
 ) -> None:
     attention, hidden = torch.arange(patches, 0, -1.0), torch.randn(patches, 4)
@@ -57,7 +59,7 @@ def test_a_bag_of_too_few_patches_is_split_in_half(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("subtyping", [False, True])
-def test_one_patch_stands_for_its_bag_s_class(
+def test_a_single_patch_is_positive_for_the_class_of_its_bag(
     classifiers: list[nn.Module], kind: InstanceLossKind, subtyping: bool
 ) -> None:
     hidden = torch.randn(1, 4)
@@ -70,26 +72,26 @@ def test_one_patch_stands_for_its_bag_s_class(
     assert (classifiers[0].get_parameter("bias").grad is not None) == subtyping
 
 
-def test_none_is_zero_and_trains_no_classifier(classifiers: list[nn.Module]) -> None:
+def test_kind_none_is_zero_without_a_gradient(classifiers: list[nn.Module]) -> None:
     loss = _loss(torch.zeros(6), torch.randn(6, 4), classifiers, kind="none")
     assert loss.item() == 0
     assert not loss.requires_grad
 
 
-def test_attention_itself_gets_no_gradient_from_the_instances_chosen(classifiers: list[nn.Module]) -> None:
+def test_the_instance_loss_gives_attention_no_gradient(classifiers: list[nn.Module]) -> None:
     attention = torch.randn(6, requires_grad=True)
     _loss(attention, torch.randn(6, 4, requires_grad=True), classifiers).backward()  # type: ignore[no-untyped-call]
     assert attention.grad is None
 
 
-def test_the_smooth_svm_nears_the_margin_loss_as_its_temperature_falls() -> None:
+def test_the_smooth_svm_approaches_the_margin_loss_at_low_temperature() -> None:
     scores, labels = torch.tensor([[0.2, 0.9, -0.5], [3.0, 0.0, 1.0]]), torch.tensor([0, 0])
     margin_loss = torch.stack([torch.tensor(0.9 + 1 - 0.2), torch.tensor(0.0)]).mean()
     assert smooth_top1_svm(scores, labels, temperature=1e-3).item() == pytest.approx(margin_loss.item(), abs=1e-5)
     assert smooth_top1_svm(scores, labels).item() > margin_loss.item()
 
 
-def test_scores_far_apart_give_no_infinity_and_a_gradient_of_one() -> None:
+def test_scores_far_apart_give_a_finite_loss_and_a_gradient_of_one() -> None:
     scores = torch.tensor([[1e6, -1e6]], requires_grad=True)
     loss = smooth_top1_svm(scores, torch.tensor([1]))
     loss.backward()  # type: ignore[no-untyped-call]

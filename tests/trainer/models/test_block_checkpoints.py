@@ -1,3 +1,5 @@
+"""Checkpointed blocks give the same gradients in less memory."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ def _own_random_numbers() -> Iterator[None]:
 
 @pytest.mark.parametrize("patches", [1, 7, 40])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_gradients_are_the_same_bit_by_bit_dropout_included(
+def test_gradients_with_dropout_are_bitwise_equal(
     model: IntegratedAttentionTransformer, patches: int, precision: TrainingPrecision
 ) -> None:
     assert CONFIG.gate_dropout > 0
@@ -43,7 +45,7 @@ def test_gradients_are_the_same_bit_by_bit_dropout_included(
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
-def test_random_numbers_after_the_step_are_the_same(model: IntegratedAttentionTransformer) -> None:
+def test_the_random_state_after_a_step_is_the_same(model: IntegratedAttentionTransformer) -> None:
     after = []
     for checkpoint_blocks in (False, True):
         _gradients(model, torch.ones(5, 10), "fp32", checkpoint_blocks=checkpoint_blocks)
@@ -51,17 +53,17 @@ def test_random_numbers_after_the_step_are_the_same(model: IntegratedAttentionTr
     assert torch.equal(after[0], after[1])
 
 
-def test_a_block_keeps_its_input_alone(model: IntegratedAttentionTransformer) -> None:
+def test_a_checkpointed_block_keeps_only_its_input(model: IntegratedAttentionTransformer) -> None:
     bag = torch.randn(300, 10)
     plain, checkpointed = (_kept_numbers(model, bag, checkpoint_blocks=way) for way in (False, True))
     assert checkpointed < plain / 5
 
 
 @pytest.mark.parametrize(("above", "expected"), [(None, 0), (4, 1), (3, 2), (0, 4)])
-def test_only_bags_of_more_patches_are_computed_twice(
+def test_only_bags_above_the_threshold_are_checkpointed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: int | None, expected: int
 ) -> None:
-    tree = write_cohort(tmp_path, parts={"train": 2, "val": 1, "test": 0})  # bags of 1 and 4 rows, of 2 and 8
+    tree = write_cohort(tmp_path, parts={"train": 2, "val": 1, "test": 0})  # bags of 1 and 4 rows, and of 2 and 8
     seen: list[bool] = []
     forward = IntegratedAttentionTransformer.forward_training
 
@@ -76,7 +78,7 @@ def test_only_bags_of_more_patches_are_computed_twice(
     assert sum(seen) == expected
 
 
-def test_a_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_training_with_checkpoints_gives_the_same_weights(tmp_path: Path) -> None:
     tree = write_cohort(tmp_path)
     plain = configured(tree, out=str(tmp_path / "plain"), checkpoint_blocks_above=None)
     twice = configured(tree, out=str(tmp_path / "twice"), checkpoint_blocks_above=0)
@@ -98,7 +100,7 @@ def _gradients(
 
 
 def _kept_numbers(model: IntegratedAttentionTransformer, bag: torch.Tensor, *, checkpoint_blocks: bool) -> int:
-    """How many numbers besides weights autograd keeps for the way back."""
+    """Number of values, without weights, that autograd saves for the backward pass."""
     kept: dict[int, int] = {}
     weights = {weight.data_ptr() for weight in model.parameters()}
 

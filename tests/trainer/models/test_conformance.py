@@ -1,4 +1,4 @@
-"""Our transformer, losses and cascade give the published implementation's numbers."""
+"""Transformer, losses and cascade agree with the published implementation of HAG-MIL."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_bag_loss_agrees(
     assert loss.item() == pytest.approx(expected, rel=LOSS_TOLERANCE)
 
 
-def test_the_svm_agrees_on_a_hard_and_a_smooth_row(official: PublishedReference) -> None:
+def test_the_svm_loss_agrees_on_a_hard_and_a_smooth_row(official: PublishedReference) -> None:
     scores = torch.tensor(official.settings["svm_case"], dtype=torch.float32)
     loss = smooth_top1_svm(scores, torch.tensor([1, 0]))
     assert loss.item() == pytest.approx(float(official.outputs["svm_hard_and_smooth"]), rel=LOSS_TOLERANCE)

@@ -1,4 +1,4 @@
-"""The convolution by banded matrices against torch's own."""
+"""The convolution by banded matrices equals that of torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEADS, WIDTH = 3, 5
 
 @pytest.mark.parametrize("taps", [1, 3, 33, 47])
 @pytest.mark.parametrize("length", [1, 2, 16, 31, 32, 33, 64, 65, 100])
-def test_it_equals_the_convolution(taps: int, length: int) -> None:
+def test_it_equals_the_convolution_of_torch(taps: int, length: int) -> None:
     kernels, rows = _numbers(taps, length)
     expected = F.conv2d(rows.unsqueeze(0), kernels.view(HEADS, 1, taps, 1), padding=(taps // 2, 0), groups=HEADS)[0]
     bands, blocks = banded_matrices(kernels), cut_into_blocks(length, taps, rows.device)
@@ -22,7 +22,7 @@ def test_it_equals_the_convolution(taps: int, length: int) -> None:
         torch.testing.assert_close(convolve(rows[head], bands[head], blocks), expected[head], rtol=0, atol=1e-12)
 
 
-def test_its_gradients_are_right() -> None:
+def test_gradients_pass_gradcheck() -> None:
     kernels, rows = _numbers(3, 40)
     kernels.requires_grad_()
     rows.requires_grad_()

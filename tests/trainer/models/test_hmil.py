@@ -1,4 +1,4 @@
-"""HMIL's network gives the published implementation's numbers, and one graph of it holds for every bag."""
+"""The HMIL network agrees with the published implementation, and one exported graph is valid for every bag."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def small() -> HierarchicalMil:
 
 
 @pytest.mark.parametrize("patches", [5, 300, 1500])
-def test_it_agrees_with_the_published_model(
+def test_outputs_agree_with_the_published_model(
     official: PublishedReference, published: HierarchicalMil, patches: int
 ) -> None:
     with torch.inference_mode():
@@ -62,7 +62,7 @@ def test_it_agrees_with_the_published_model(
         )
 
 
-def test_every_published_weight_has_one_place_of_the_same_shape_in_ours(official: PublishedReference) -> None:
+def test_every_published_weight_maps_to_one_weight_of_the_same_shape(official: PublishedReference) -> None:
     with torch.device("meta"):
         ours = HierarchicalMil(1024, 3, 7).state_dict()
     said = official.settings["hmil"]["state"]
@@ -84,21 +84,21 @@ def test_attention_sums_to_one_over_patches_for_each_class(small: HierarchicalMi
     torch.testing.assert_close(output.fine_embedding.norm(dim=1), torch.ones(4))
 
 
-def test_the_order_of_patches_moves_attention_and_leaves_logits(small: HierarchicalMil) -> None:
+def test_permuting_patches_permutes_attention_and_keeps_logits(small: HierarchicalMil) -> None:
     bag = _bag(9)
     there, back = small(bag), small(bag.flip(0))
     torch.testing.assert_close(back.fine_logits, there.fine_logits)
     torch.testing.assert_close(back.fine_attention.flip(1), there.fine_attention)
 
 
-def test_deployment_and_training_give_the_same_numbers(small: HierarchicalMil) -> None:
+def test_inference_and_training_forward_give_the_same_outputs(small: HierarchicalMil) -> None:
     deployed: HmilOutput = small(_bag(7))
     trained: HmilTrainingOutput = small.forward_training(_bag(7))
     for name, tensor in deployed._asdict().items():
         assert torch.equal(tensor, getattr(trained, name))
 
 
-def test_gates_drop_out_in_training_only_where_asked() -> None:
+def test_gate_dropout_applies_in_training_only_if_configured() -> None:
     torch.manual_seed(0)
     bag = _bag(50)
     plain = HierarchicalMil(DIM, 2, 4, SMALL).train()
@@ -107,13 +107,13 @@ def test_gates_drop_out_in_training_only_where_asked() -> None:
     assert not torch.equal(dropping(bag).fine_logits, dropping(bag).fine_logits)
 
 
-def test_sizes_that_cannot_be_meant_are_refused() -> None:
+def test_invalid_sizes_are_rejected() -> None:
     with pytest.raises(ValidationError, match="fine_width"):
         HmilConfig(fine_width=0)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_its_onnx_gives_the_same_numbers_for_any_number_of_patches(small: HierarchicalMil, tmp_path: Path) -> None:
+def test_onnx_outputs_agree_for_any_number_of_patches(small: HierarchicalMil, tmp_path: Path) -> None:
     path = tmp_path / "stage.onnx"
     names = [spec.name for spec in STAGE_OUTPUTS["hmil"]]
     program = torch.onnx.export(

@@ -1,3 +1,5 @@
+"""Shapes, dropout, gradients and configuration of the Integrated Attention Transformer."""
+
 from __future__ import annotations
 
 import pytest
@@ -16,7 +18,7 @@ def model() -> IntegratedAttentionTransformer:
 
 
 @pytest.mark.parametrize("patches", [1, 2, 3, 4, 8, 12, 13, 100])
-def test_a_bag_of_any_size_gives_finite_logits_and_a_score_a_patch(
+def test_a_bag_of_any_size_gives_finite_logits_and_one_score_per_patch(
     model: IntegratedAttentionTransformer, patches: int
 ) -> None:
     output = model.forward_training(torch.randn(patches, 10))
@@ -27,13 +29,13 @@ def test_a_bag_of_any_size_gives_finite_logits_and_a_score_a_patch(
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
-def test_a_bag_of_equal_patches_is_no_trouble(model: IntegratedAttentionTransformer, value: float) -> None:
+def test_a_bag_of_equal_patches_gives_finite_outputs(model: IntegratedAttentionTransformer, value: float) -> None:
     logits, attention = model(torch.full((30, 10), value))
     assert torch.isfinite(logits).all()
     assert torch.isfinite(attention).all()
 
 
-def test_inference_and_training_forward_give_the_same_numbers(model: IntegratedAttentionTransformer) -> None:
+def test_inference_and_training_forward_give_the_same_outputs(model: IntegratedAttentionTransformer) -> None:
     bag = torch.randn(20, 10)
     logits, attention = model(bag)
     output = model.forward_training(bag)
@@ -41,14 +43,14 @@ def test_inference_and_training_forward_give_the_same_numbers(model: IntegratedA
     assert torch.equal(attention, output.attention)
 
 
-def test_dropout_acts_in_training_only(model: IntegratedAttentionTransformer) -> None:
+def test_dropout_applies_in_training_only(model: IntegratedAttentionTransformer) -> None:
     bag = torch.randn(20, 10)
     assert torch.equal(model(bag).logits, model(bag).logits)
     model.train()
     assert not torch.equal(model(bag).logits, model(bag).logits)
 
 
-def test_every_weight_but_unused_instance_classifiers_learns_from_logits_and_hidden_features(
+def test_every_weight_except_unused_instance_classifiers_gets_a_gradient(
     model: IntegratedAttentionTransformer,
 ) -> None:
     output = model.forward_training(torch.randn(20, 10))
@@ -57,7 +59,7 @@ def test_every_weight_but_unused_instance_classifiers_learns_from_logits_and_hid
     assert without == {f"instance_classifiers.{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
 
 
-def test_the_residual_scale_is_a_constant_that_travels_with_the_weights(
+def test_the_residual_scale_is_a_constant_in_the_state_dict(
     model: IntegratedAttentionTransformer,
 ) -> None:
     scale = model.state_dict()["blocks.0.residual_scale"]
@@ -65,7 +67,7 @@ def test_the_residual_scale_is_a_constant_that_travels_with_the_weights(
     assert "blocks.0.residual_scale" not in dict(model.named_parameters())
 
 
-def test_the_default_sizes_are_the_published_ones() -> None:
+def test_the_default_sizes_are_the_published_sizes() -> None:
     config = IatConfig()
     assert config.widths == (1024, 1536, 512, 1024)
     assert config.landmarks == (512, 768, 256, 512)
@@ -73,6 +75,6 @@ def test_the_default_sizes_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"widths": (12,)}, {"widths": ()}, {"value_kernel": 4}, {"depth": 3}])
-def test_sizes_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_sizes_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         IatConfig.model_validate(wrong)

@@ -1,4 +1,4 @@
-"""Nystrom attention against the same arithmetic, written plainly with matrices in NumPy and float64."""
+"""Nystrom attention equals a direct implementation with NumPy matrices in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attention() -> NystromAttention:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 11, 12, 13, 40])
-def test_it_equals_the_plain_arithmetic(attention: NystromAttention, rows: int) -> None:
+def test_it_equals_the_reference_arithmetic(attention: NystromAttention, rows: int) -> None:
     bag = torch.randn(rows, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(rows))
     with torch.inference_mode():
         ours = attention(bag).numpy()
@@ -41,14 +41,14 @@ def test_the_pseudo_inverse_converges_to_the_inverse() -> None:
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4, 6, 12])
-def test_applied_to_a_thin_matrix_it_is_the_same(iterations: int) -> None:
+def test_applying_the_inverse_equals_multiplying_by_it(iterations: int) -> None:
     matrix, thin = _scores(1.0), _thin()
     expected = pseudo_inverse(matrix, _ones(matrix), iterations) @ thin
     found = apply_pseudo_inverse(matrix, _ones(matrix), thin, iterations)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_applied_to_a_thin_matrix_its_gradients_are_the_same() -> None:
+def test_applying_the_inverse_gives_the_same_gradients() -> None:
     def gradients(apply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, ...]:
         matrix, thin = _scores(1.0).requires_grad_(), _thin().requires_grad_()
         return torch.autograd.grad(apply(matrix, thin).square().sum(), (matrix, thin))
@@ -59,7 +59,7 @@ def test_applied_to_a_thin_matrix_its_gradients_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 5])
-def test_equal_rows_and_columns_need_to_be_written_once_only(zeros: int) -> None:
+def test_equal_rows_and_columns_can_be_stored_once(zeros: int) -> None:
     scores = torch.randn(3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     scores[:, :zeros], scores[:, :, :zeros] = 0, 0
     thin = torch.randn(3, 12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
@@ -67,7 +67,7 @@ def test_equal_rows_and_columns_need_to_be_written_once_only(zeros: int) -> None
     matrix = torch.softmax(scores, dim=-1)
     expected = pseudo_inverse(matrix, _ones(matrix), 6) @ thin
 
-    written = [0, *range(zeros, 12)]  # where there is no zero landmark, one that counts 0 times
+    written = [0, *range(zeros, 12)]  # without zero landmarks, one with multiplicity 0
     counts = torch.tensor([float(zeros)] + [1.0] * (12 - zeros), dtype=torch.float64)
     small = scores[:, written][:, :, written].clone()
     small[:, 0], small[:, :, 0] = 0, 0
@@ -78,9 +78,9 @@ def test_equal_rows_and_columns_need_to_be_written_once_only(zeros: int) -> None
         torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=0, atol=1e-12)
 
 
-# It is 1 to 8 times the published error here; with five late steps in place of two it would be 9 to 100 times.
+# The error is 1 to 8 times that of the published order here; with five late steps it would be 9 to 100 times.
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 3.0, 8.0])
-def test_in_float32_it_is_about_as_exact_as_the_published_order(sharpness: float) -> None:
+def test_float32_error_is_close_to_that_of_the_published_order(sharpness: float) -> None:
     matrix, thin = _scores(sharpness, marks=64, width=16), _thin(marks=64)
     exact = pseudo_inverse(matrix, _ones(matrix), 6) @ thin
     published = (pseudo_inverse(matrix.float(), _ones(matrix.float()), 6) @ thin.float() - exact).abs().max()
@@ -89,13 +89,13 @@ def test_in_float32_it_is_about_as_exact_as_the_published_order(sharpness: float
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_in_half_precision_every_step_corrects_itself(dtype: torch.dtype) -> None:
+def test_half_precision_uses_self_correcting_steps_only(dtype: torch.dtype) -> None:
     matrix, thin = _scores(3.0).to(dtype), _thin().to(dtype)
     expected = pseudo_inverse(matrix, _ones(matrix), 6) @ thin
     torch.testing.assert_close(apply_pseudo_inverse(matrix, _ones(matrix), thin, 6), expected, rtol=0, atol=0)
 
 
-def test_under_autocast_every_step_corrects_itself() -> None:
+def test_autocast_uses_self_correcting_steps_only() -> None:
     matrix, thin = _scores(3.0).float(), _thin().float()
     with torch.autocast("cpu", torch.bfloat16):
         expected = torch.bmm(pseudo_inverse(matrix, _ones(matrix), 6), thin)
@@ -103,7 +103,7 @@ def test_under_autocast_every_step_corrects_itself() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 6, 13])
-def test_heads_together_in_training_give_what_they_give_one_by_one(rows: int) -> None:
+def test_all_heads_together_equal_one_head_at_a_time(rows: int) -> None:
     torch.manual_seed(3)
     module = NystromAttention(12, heads=3, landmarks=6, pinv_iterations=6, value_kernel=5, dropout=0.0).double()
     bag = torch.randn(rows, 12, dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_heads_together_in_training_give_what_they_give_one_by_one(rows: int) ->
     torch.testing.assert_close(module.eval()(bag), together, rtol=0, atol=1e-12)
 
 
-def test_its_gradients_are_right() -> None:
+def test_gradients_pass_gradcheck() -> None:
     torch.manual_seed(2)
     module = NystromAttention(4, heads=2, landmarks=2, pinv_iterations=2, value_kernel=3, dropout=0.0).double()
     bag = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)

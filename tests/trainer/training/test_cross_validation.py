@@ -1,4 +1,4 @@
-"""Cross-validation fold by fold."""
+"""Cross-validation: training of folds, resume, and the summary."""
 
 from __future__ import annotations
 
@@ -20,23 +20,35 @@ from tests.trainer.cohorts import configured, write_cohort
 
 
 class Killed(Exception):
-    """What a test throws where a machine would lose power."""
+    """Raised by a test to simulate a crash."""
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> dict[str, Any]:
-    tree = write_cohort(tmp_path, parts={"train": 6, "val": 3, "test": 3})
-    write_splits(tmp_path / "folds", make_folds(read_labels(tmp_path / "labels.csv"), 3))
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The configuration of a cohort with ``folds`` beside its labels; no test changes the files."""
+    folder = tmp_path_factory.mktemp("cohort")
+    tree = write_cohort(folder, parts={"train": 6, "val": 3, "test": 3})
+    write_splits(folder / "folds", make_folds(read_labels(folder / "labels.csv"), 3))
     return {**tree, "schedule": {"max_epochs": 2}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def folds(tree: dict[str, Any]) -> Path:
+    return Path(tree["data"]["labels"]).with_name("folds")
+
+
+@pytest.fixture(scope="module")
 def config(tree: dict[str, Any]) -> TrainingConfig:
     return configured(tree)
 
 
-def test_every_fold_has_a_run_folder_and_the_summary_sums_them_up(config: TrainingConfig, tmp_path: Path) -> None:
-    summary = train_folds(config, tmp_path / "folds")
+@pytest.fixture(scope="module")
+def summary(config: TrainingConfig, folds: Path) -> FoldsSummary:
+    """The summary of a finished cross-validation in ``config.out``."""
+    return train_folds(config, folds)
+
+
+def test_every_fold_has_a_run_folder_and_an_entry_in_the_summary(config: TrainingConfig, summary: FoldsSummary) -> None:
     assert FoldsSummary.model_validate_json((config.out / SUMMARY_NAME).read_bytes()) == summary
     assert [run.fold for run in summary.folds] == [0, 1, 2] == list(range(summary.planned))
     tested = []
@@ -53,8 +65,9 @@ def test_every_fold_has_a_run_folder_and_the_summary_sums_them_up(config: Traini
     assert "slides" not in summary.test
 
 
-def test_finished_folds_are_left_alone_and_a_stopped_one_is_gone_on_with(tree: dict[str, Any], tmp_path: Path) -> None:
-    whole = train_folds(configured(tree, out=str(tmp_path / "whole")), tmp_path / "folds")
+def test_finished_folds_are_skipped_and_an_interrupted_fold_is_resumed(
+    tree: dict[str, Any], summary: FoldsSummary, folds: Path, tmp_path: Path
+) -> None:
     broken = configured(tree, out=str(tmp_path / "broken"))
 
     def dying(place: int, _folds: int) -> ProgressCallback:
@@ -65,7 +78,7 @@ def test_finished_folds_are_left_alone_and_a_stopped_one_is_gone_on_with(tree: d
         return callback
 
     with pytest.raises(Killed):
-        train_folds(broken, tmp_path / "folds", progress=dying)
+        train_folds(broken, folds, progress=dying)
     first = broken.out / "fold_0" / "checkpoints" / "best" / "model.safetensors"
     written = first.stat().st_mtime_ns
     partial = FoldsSummary.model_validate_json((broken.out / SUMMARY_NAME).read_bytes())
@@ -76,48 +89,48 @@ def test_finished_folds_are_left_alone_and_a_stopped_one_is_gone_on_with(tree: d
     def watching(place: int, _folds: int) -> ProgressCallback:
         return lambda state: trained.append((place, state.epoch))
 
-    summary = train_folds(broken, tmp_path / "folds", progress=watching)
+    resumed = train_folds(broken, folds, progress=watching)
     assert first.stat().st_mtime_ns == written
     assert {place for place, _ in trained} == {1, 2}
-    assert trained[0] == (1, 2)  # not from the first epoch again
-    assert [run.metrics for run in summary.folds] == [run.metrics for run in whole.folds]
+    assert trained[0] == (1, 2)  # resumed in the second epoch
+    assert [run.metrics for run in resumed.folds] == [run.metrics for run in summary.folds]
 
 
-def test_a_finished_run_over_all_folds_trains_nothing(config: TrainingConfig, tmp_path: Path) -> None:
-    summary = train_folds(config, tmp_path / "folds")
-
+def test_finished_folds_are_not_trained_again(config: TrainingConfig, summary: FoldsSummary, folds: Path) -> None:
     def never(_place: int, _folds: int) -> ProgressCallback:
         raise AssertionError("a finished fold was trained")
 
     seen: list[int] = []
-    again = train_folds(config, tmp_path / "folds", progress=never, after_fold=lambda run, _: seen.append(run.fold))
+    again = train_folds(config, folds, progress=never, after_fold=lambda run, _: seen.append(run.fold))
     assert again == summary
     assert seen == [0, 1, 2]
 
 
-def test_a_fold_of_another_recipe_or_other_data_is_an_error(tree: dict[str, Any], tmp_path: Path) -> None:
-    train_folds(configured(tree), tmp_path / "folds")
-    with pytest.raises(UsageError, match=r"fold_0.*another seed"):
-        train_folds(configured(tree, seed=5), tmp_path / "folds")
-    write_splits(tmp_path / "folds", make_folds(read_labels(tmp_path / "labels.csv"), 3, seed=9))
-    with pytest.raises(DataError, match=r"fold_0.*other split"):
+@pytest.mark.usefixtures("summary")
+def test_a_fold_with_a_different_recipe_or_different_data_is_an_error(
+    tree: dict[str, Any], folds: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"fold_0.*a different seed"):
+        train_folds(configured(tree, seed=5), folds)
+    write_splits(tmp_path / "folds", make_folds(read_labels(Path(tree["data"]["labels"])), 3, seed=9))
+    with pytest.raises(DataError, match=r"fold_0.*different split"):
         train_folds(configured(tree), tmp_path / "folds")
 
 
-def test_splits_are_taken_by_number_and_their_other_form_is_not_a_fold(tmp_path: Path) -> None:
+def test_splits_are_sorted_by_number_and_other_files_are_ignored(tmp_path: Path) -> None:
     for name in ("splits_10.csv", "splits_2.csv", "splits_2_bool.csv", "splits_x.csv"):
         (tmp_path / name).write_text("")
     assert [(fold, path.name) for fold, path in fold_splits(tmp_path)] == [(2, "splits_2.csv"), (10, "splits_10.csv")]
 
 
 def test_a_folder_without_splits_is_an_error(config: TrainingConfig, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no splits_0.csv; make folds with hagmil split"):
+    with pytest.raises(UsageError, match=r"contains no splits_0.csv; create folds with hagmil split"):
         train_folds(config, tmp_path)
 
 
-def test_a_measure_that_a_fold_does_not_define_is_left_out_of_the_mean(config: TrainingConfig, tmp_path: Path) -> None:
-    runs = train_folds(config, tmp_path / "folds").folds
-    blind = runs[0].metrics.model_copy(update={"test": runs[0].metrics.test.model_copy(update={"auc": None})})
-    found = summarise([runs[0].model_copy(update={"metrics": blind}), runs[1]], planned=2).test["auc"]
+def test_a_measure_that_is_undefined_in_a_fold_is_left_out_of_the_mean(summary: FoldsSummary) -> None:
+    runs = summary.folds
+    undefined = runs[0].metrics.model_copy(update={"test": runs[0].metrics.test.model_copy(update={"auc": None})})
+    found = summarise([runs[0].model_copy(update={"metrics": undefined}), runs[1]], planned=2).test["auc"]
     assert found.folds == (None, runs[1].metrics.test.auc)
     assert (found.mean, found.deviation) == (runs[1].metrics.test.auc, None)

@@ -1,3 +1,5 @@
+"""HAG-MIL in the training loop: learning, run folder, exact resume, signals, errors."""
+
 from __future__ import annotations
 
 import json
@@ -7,22 +9,39 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from hagmil.errors import DataError, EnvironmentLacks, Interrupted, UsageError
 from hagmil.trainer.checkpoints.checkpoint import BEST, LAST, WEIGHTS_NAME, build_models, load_checkpoint
 from hagmil.trainer.config.training import HagMilConfig
 from hagmil.trainer.training.loop import train
 from hagmil.trainer.training.progress import TrainingProgress
+from hagmil.trainer.training.run_folder import RunMetrics
 from tests.trainer.cohorts import THREE_STAGES, configured, write_cohort, write_slide, write_split
 
 
 class Killed(Exception):
-    """What a test throws where a machine would lose power."""
+    """Raised by a test to simulate a crash."""
+
+
+class Whole(NamedTuple):
+    """A cohort that no test changes, and an uninterrupted run on it."""
+
+    tree: dict[str, Any]
+    out: Path
+    metrics: RunMetrics
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    tree = write_cohort(tmp_path_factory.mktemp("whole"))
+    config = configured(tree)
+    return Whole(tree, config.out, train(config))
 
 
 @pytest.fixture
@@ -30,15 +49,15 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     return write_cohort(tmp_path)
 
 
-def test_it_learns_to_tell_the_classes_apart(tmp_path: Path) -> None:
+def test_training_learns_to_separate_the_classes(tmp_path: Path) -> None:
     tree = write_cohort(tmp_path, parts={"train": 8, "val": 4, "test": 6}, stages=THREE_STAGES)
-    metrics = train(configured(tree, schedule={"max_epochs": 30, "patience": 8}))
+    metrics = train(configured(tree, schedule={"max_epochs": 10}, optimiser={"learning_rate": 1e-2}))
     assert metrics.validation.auc == 1.0
     assert metrics.test.accuracy == 1.0
     assert metrics.test.slides == 6
 
 
-def test_the_run_folder_holds_configuration_checkpoints_metrics_curves_and_log(tmp_path: Path) -> None:
+def test_the_run_folder_contains_configuration_checkpoints_metrics_curves_and_log(tmp_path: Path) -> None:
     config = configured(write_cohort(tmp_path, stages=THREE_STAGES))
     metrics = train(config)
     out = config.out
@@ -62,7 +81,7 @@ def test_the_run_folder_holds_configuration_checkpoints_metrics_curves_and_log(t
     assert card.training.validation == metrics.validation
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tree: dict[str, Any]) -> None:
+def test_equal_seeds_give_equal_weights_and_different_seeds_different_weights(tree: dict[str, Any]) -> None:
     weights = []
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
         config = configured(tree, out=str(Path(tree["out"]) / name), seed=seed)
@@ -73,47 +92,40 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tree: dict
 
 
 @pytest.mark.parametrize("dies_at", [("train", 1, 3), ("validation", 1, 2), ("train", 2, 1), ("train", 3, 4)])
-def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(
-    tree: dict[str, Any], dies_at: tuple[str, int, int]
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(
+    whole: Whole, tmp_path: Path, dies_at: tuple[str, int, int]
 ) -> None:
-    whole = configured(tree, out=str(Path(tree["out"]) / "whole"))
-    expected = train(whole)
-    broken = configured(tree, out=str(Path(tree["out"]) / "broken"))
+    broken = configured(whole.tree, out=str(tmp_path / "broken"))
     with pytest.raises(Killed):
         train(broken, progress=_at(dies_at, _die))
-    found = train(broken, resume=True)
-    assert found == expected
+    assert train(broken, resume=True) == whole.metrics
     for checkpoint in (BEST, LAST):
         assert _equal(_everything(broken.out / checkpoint), _everything(whole.out / checkpoint))
 
 
 @pytest.mark.parametrize("stops_at", [("train", 1, 3), ("train", 2, 4), ("validation", 2, 1), ("test", 3, 1)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_politely_between_two_slides_and_nothing_is_lost(
-    tree: dict[str, Any], stops_at: tuple[str, int, int], number: signal.Signals
+def test_a_signal_stops_a_run_between_two_slides_and_it_can_be_resumed(
+    whole: Whole, tmp_path: Path, stops_at: tuple[str, int, int], number: signal.Signals
 ) -> None:
-    whole = configured(tree, out=str(Path(tree["out"]) / "whole"))
-    expected = train(whole)
     if stops_at[0] == "test":
-        stops_at = ("test", expected.best_epoch, stops_at[2])
-    broken = configured(tree, out=str(Path(tree["out"]) / "broken"))
+        stops_at = ("test", whole.metrics.best_epoch, stops_at[2])
+    broken = configured(whole.tree, out=str(tmp_path / "broken"))
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"{number.name}.*--resume"):
         train(broken, progress=_at(stops_at, lambda: os.kill(os.getpid(), number)))
     assert signal.getsignal(number) is before
 
     seen: list[TrainingProgress] = []
-    assert train(broken, resume=True, progress=seen.append) == expected
+    assert train(broken, resume=True, progress=seen.append) == whole.metrics
     assert _equal(_everything(broken.out / LAST), _everything(whole.out / LAST))
     if stops_at[0] == "train":
         first = (seen[0].phase, seen[0].epoch, seen[0].done)
         assert first == (("train", stops_at[1], stops_at[2] + 1) if stops_at[2] < 4 else ("validation", 2, 1))
 
 
-def test_a_process_that_is_killed_outright_can_be_resumed(tree: dict[str, Any], tmp_path: Path) -> None:
-    whole = configured(tree, out=str(tmp_path / "whole"))
-    train(whole)
-    broken = configured(tree, out=str(tmp_path / "broken"))
+def test_a_run_whose_process_was_killed_can_be_resumed(whole: Whole, tmp_path: Path) -> None:
+    broken = configured(whole.tree, out=str(tmp_path / "broken"))
     script = (
         "import os, signal, sys, yaml\n"
         "from hagmil.trainer.config.training import parse_config\n"
@@ -130,42 +142,39 @@ def test_a_process_that_is_killed_outright_can_be_resumed(tree: dict[str, Any], 
     assert _equal(_everything(broken.out / LAST), _everything(whole.out / LAST))
 
 
-def test_resuming_where_no_run_is_starts_one(tree: dict[str, Any]) -> None:
+def test_resuming_without_a_run_starts_one(tree: dict[str, Any]) -> None:
     assert train(configured(tree), resume=True).epochs == 3
 
 
-def test_resuming_a_finished_run_with_more_epochs_goes_on(tree: dict[str, Any]) -> None:
-    train(configured(tree, schedule={"max_epochs": 2}))
-    metrics = train(configured(tree, schedule={"max_epochs": 3}), resume=True)
-    whole = configured(tree, out=str(Path(tree["out"]) / "whole"))
-    train(whole)
+def test_resuming_a_finished_run_with_more_epochs_continues_it(whole: Whole, tmp_path: Path) -> None:
+    run = configured(whole.tree, out=str(tmp_path / "run"), schedule={"max_epochs": 2})
+    train(run)
+    metrics = train(configured(whole.tree, out=str(run.out), schedule={"max_epochs": 3}), resume=True)
     assert metrics.epochs == 3
-    assert _equal(_weights(Path(tree["out"]) / LAST), _weights(whole.out / LAST))
+    assert _equal(_weights(run.out / LAST), _weights(whole.out / LAST))
 
 
-def test_a_folder_that_holds_a_run_is_not_trained_over(tree: dict[str, Any]) -> None:
-    train(configured(tree))
-    before = (Path(tree["out"]) / LAST / WEIGHTS_NAME).read_bytes()
+def test_a_folder_with_a_run_is_not_overwritten(whole: Whole) -> None:
+    before = (whole.out / LAST / WEIGHTS_NAME).read_bytes()
     with pytest.raises(UsageError, match="--resume") as caught:
-        train(configured(tree))
+        train(configured(whole.tree))
     assert caught.value.code == "run_exists"
-    assert (Path(tree["out"]) / LAST / WEIGHTS_NAME).read_bytes() == before
+    assert (whole.out / LAST / WEIGHTS_NAME).read_bytes() == before
 
 
-def test_a_run_is_not_resumed_with_another_recipe(tree: dict[str, Any]) -> None:
-    train(configured(tree))
+def test_resuming_with_a_different_recipe_is_an_error(whole: Whole) -> None:
     with pytest.raises(UsageError, match=r"loss\.k_sample, seed"):
-        train(configured(tree, seed=5, loss={"k_sample": 3}), resume=True)
+        train(configured(whole.tree, seed=5, loss={"k_sample": 3}), resume=True)
 
 
-def test_a_run_is_not_resumed_with_other_data(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_resuming_with_different_data_is_an_error(tree: dict[str, Any], tmp_path: Path) -> None:
     train(configured(tree))
     write_split(tmp_path / "split.csv", {"train": ["train-0", "train-1"], "val": ["val-0"], "test": []})
-    with pytest.raises(DataError, match="other split"):
+    with pytest.raises(DataError, match="different split"):
         train(configured(tree, schedule={"max_epochs": 4}), resume=True)
 
 
-def test_a_mistake_in_the_data_leaves_no_run_behind(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_in_the_data_leaves_no_run_behind(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "features" / "train-0.h5").rename(tmp_path / "away.h5")
     with pytest.raises(DataError, match="train-0"):
         train(configured(tree))
@@ -173,14 +182,14 @@ def test_a_mistake_in_the_data_leaves_no_run_behind(tree: dict[str, Any], tmp_pa
     train(configured(tree))
 
 
-def test_it_stops_early_when_validation_no_longer_improves(tree: dict[str, Any]) -> None:
+def test_training_stops_early_when_validation_no_longer_improves(tree: dict[str, Any]) -> None:
     slow = {**tree, "optimiser": {"learning_rate": 1e-12, "weight_decay": 0}}
     metrics = train(configured(slow, schedule={"max_epochs": 50, "patience": 2}))
     assert metrics.stopped_early
     assert metrics.epochs == metrics.best_epoch + 2
 
 
-def test_empty_slides_are_left_out_warned_of_and_counted(
+def test_slides_without_tissue_are_left_out_logged_and_counted(
     tree: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for slide_id, label in (("train-2", 0), ("val-0", 0), ("test-1", 1)):
@@ -195,13 +204,13 @@ def test_empty_slides_are_left_out_warned_of_and_counted(
     assert 'slide "train-2" (train) has no tissue' in (Path(tree["out"]) / "train.log").read_text()
 
 
-def test_features_that_are_not_finite_are_blamed_on_slide_and_stage(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_features_that_are_not_finite_name_slide_and_stage(tree: dict[str, Any], tmp_path: Path) -> None:
     write_slide(tmp_path / "features", "train-3", 1, patches=2, value=float("nan"))
-    with pytest.raises(DataError, match='slide "train-3", stage low: the features hold values'):
+    with pytest.raises(DataError, match='slide "train-3", stage low: the features contain values'):
         train(configured(tree))
 
 
-def test_a_training_that_diverges_says_where(tree: dict[str, Any]) -> None:
+def test_a_diverged_training_names_slide_and_stage(tree: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"slide \"train-\d\", stage .*lower optimiser\.learning_rate") as caught:
         train(configured(tree, optimiser={"learning_rate": 1e30}))
     assert caught.value.code == "diverged"
@@ -218,14 +227,14 @@ def test_no_test_slides_and_one_class_in_validation_leave_metrics_undefined(
     assert (metrics.test.slides, metrics.test.auc, metrics.test.loss) == (0, None, None)
 
 
-def test_a_single_stage_trains_too(tmp_path: Path) -> None:
+def test_a_single_stage_can_be_trained(tmp_path: Path) -> None:
     tree = write_cohort(tmp_path, stages=[("only", 0.5)])
     config = configured(tree)
     train(config)
     assert [stage.keep for stage in load_checkpoint(config.out).card.stages] == [None]
 
 
-def test_progress_tells_of_every_slide_of_every_phase(tree: dict[str, Any]) -> None:
+def test_progress_reports_every_slide_of_every_phase(tree: dict[str, Any]) -> None:
     seen: list[TrainingProgress] = []
     metrics = train(configured(tree, schedule={"max_epochs": 2}), progress=seen.append)
     by_slides = [(state.phase, state.epoch, state.done, state.total) for state in seen]
@@ -239,7 +248,7 @@ def test_progress_tells_of_every_slide_of_every_phase(tree: dict[str, Any]) -> N
     assert by_slides == epochs + end
 
 
-def test_the_caller_s_random_numbers_stay_as_they_were(tree: dict[str, Any]) -> None:
+def test_training_does_not_change_the_random_state_of_the_caller(tree: dict[str, Any]) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -247,8 +256,8 @@ def test_the_caller_s_random_numbers_stay_as_they_were(tree: dict[str, Any]) -> 
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_device_that_is_absent_is_an_error_and_not_replaced(tree: dict[str, Any]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_missing_device_is_an_error(tree: dict[str, Any]) -> None:
     with pytest.raises(EnvironmentLacks, match="cuda"):
         train(configured(tree, device="cuda"))
 
@@ -271,9 +280,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _everything(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, and the optimisers' state where there is one."""
-    from safetensors.torch import load_file
-
+    """Weights, and the state of the optimisers if there is one."""
     return load_file(folder / WEIGHTS_NAME)
 
 

@@ -1,3 +1,5 @@
+"""Order of slides and seeds of steps."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -7,7 +9,7 @@ from hagmil.trainer.training.sampling import epoch_order, step_seed, weights_see
 LABELS = [0] * 90 + [1] * 10
 
 
-def test_an_epoch_sees_each_slide_once_and_the_next_one_in_another_order() -> None:
+def test_an_epoch_has_each_slide_once_in_its_own_order() -> None:
     first = epoch_order(LABELS, seed=1, epoch=0, weighted=False)
     second = epoch_order(LABELS, seed=1, epoch=1, weighted=False)
     assert sorted(first) == sorted(second) == list(range(100))
@@ -15,7 +17,7 @@ def test_an_epoch_sees_each_slide_once_and_the_next_one_in_another_order() -> No
     assert first == epoch_order(LABELS, seed=1, epoch=0, weighted=False)
 
 
-def test_weighted_sampling_evens_out_the_classes() -> None:
+def test_weighted_sampling_balances_the_classes() -> None:
     drawn = [place for e in range(30) for place in epoch_order(LABELS, seed=1, epoch=e, weighted=True)]
     share = Counter(LABELS[place] for place in drawn)[1] / len(drawn)
     assert 0.45 < share < 0.55
