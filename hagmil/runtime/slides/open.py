@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 
 from hagmil.errors import SlideFailed
+from hagmil.runtime.slides.limits import check_limits
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader, detect_vendor, dicom_series
 from hagmil.runtime.slides.pixel_format import check_colours, check_levels, check_pages
 from hagmil.runtime.slides.slide import Slide
@@ -26,7 +27,7 @@ from hagmil.runtime.slides.tiff_pyramid import (
     pyramid_levels,
 )
 from hagmil.runtime.slides.vips_reader import VipsReader
-from hagmil.runtime.tiles.tiff_tags import NotTiffError, TiffDirectory, TiffError, read_directories
+from hagmil.runtime.tiles.tiff_tags import NotTiffError, TiffDirectory, TiffError, TiffLimitError, read_directories
 
 __all__ = ["dicom_series", "open_slide"]
 
@@ -57,6 +58,7 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
     """
     path = Path(path)
     _check_file(path)
+    _check_limits(path)
     vendor = detect_vendor(path)  # step 1
     levels: tuple[TiffDirectory, ...] = ()
     if vendor in (None, APERIO, GENERIC_TIFF):
@@ -83,6 +85,8 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise SlideFailed(f'slide "{path}" is a folder; name the slide file in it', code="unreadable")
+    if path.exists() and not path.is_file():
+        raise SlideFailed(f'slide "{path}" is not a regular file but a device, pipe or socket', code="unreadable")
     try:
         with path.open("rb") as file:
             empty = not file.read(1)
@@ -92,6 +96,20 @@ def _check_file(path: Path) -> None:
         raise SlideFailed(f'slide "{path}" cannot be opened: {error.strerror}', code="unreadable") from error
     if empty:
         raise SlideFailed(f'slide "{path.name}" is an empty file; copy it again', code="unreadable")
+
+
+def _check_limits(path: Path) -> None:
+    """Check the tags of a TIFF file before a library opens it, which could take minutes or gigabytes.
+
+    Raises:
+        SlideFailed: the tags exceed a limit (code ``too_large``).
+    """
+    try:
+        check_limits(path, read_directories(path))
+    except TiffLimitError as error:
+        raise SlideFailed(f'slide "{path.name}" is damaged: {error}; copy it again', code="too_large") from error
+    except (TiffError, OSError):
+        return  # no TIFF file that this package can parse; the libraries report it
 
 
 def _directories(path: Path, vendor: str | None) -> tuple[TiffDirectory, ...]:

@@ -18,7 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MAX_DIRECTORIES = 10_000
+_MAX_ENTRIES = 4_096
+_MAX_SAMPLES = 64
+_MAX_NUMBERS = 65_536
 _MAX_BYTES = 256 << 20
+_MAX_TOTAL_BYTES = 512 << 20
 _REDUCED_IMAGE = 1
 
 _NEW_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
@@ -40,6 +44,10 @@ _Numbers = dict[int, tuple[float, ...]]
 
 class TiffError(ValueError):
     """A TIFF file whose directories are damaged, or a file that is not TIFF."""
+
+
+class TiffLimitError(TiffError):
+    """A TIFF file whose tags exceed a limit of docs/reliability.md."""
 
 
 class NotTiffError(TiffError):
@@ -166,6 +174,7 @@ class _Parser:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._total_bytes = 0
         head = file.read(8)
         if len(head) < 8 or head[:2] not in (b"II", b"MM"):
             raise NotTiffError("not a TIFF file")
@@ -197,8 +206,10 @@ class _Parser:
         return TileIndex(values.get(_TILE_OFFSETS, none), values.get(_TILE_BYTES, none), tables)
 
     def _directory(self, offset: int, page: int, subifd: int | None) -> tuple[TiffDirectory, int]:
-        if offset in self._seen or len(self._seen) >= _MAX_DIRECTORIES:
+        if offset in self._seen:
             raise TiffError("the chain of TIFF directories does not end")
+        if len(self._seen) >= _MAX_DIRECTORIES:
+            raise TiffLimitError(f"the file has more than {_MAX_DIRECTORIES} pages")
         self._seen.add(offset)
         numbers, description, following = self._tags(offset)
         children = numbers.get(_SUB_DIRECTORIES, ()) if subifd is None else ()
@@ -213,6 +224,8 @@ class _Parser:
             if tag == _DESCRIPTION and kind == _ASCII:
                 text = self._value(np.dtype("u1"), 1, value).tobytes()
                 description = text.split(b"\0")[0].decode("utf-8", "replace")
+            elif tag == _TILE_BYTES and kind in _NUMBER_TYPES:  # may have millions of values
+                numbers[tag] = (float(self._integers(kind, value).min(initial=1)),)
             elif tag in _WANTED and kind in _NUMBER_TYPES:
                 numbers[tag] = self._numbers(kind, value)
         return numbers, description, following
@@ -222,6 +235,8 @@ class _Parser:
         count_code, link_bytes, entry_bytes = ("Q", 8, 20) if self._big else ("H", 4, 12)
         head_bytes = struct.calcsize(count_code)
         count = self._unpack(count_code, self._read(offset, head_bytes))
+        if count > _MAX_ENTRIES:
+            raise TiffLimitError(f"a page has {count} tags (at most {_MAX_ENTRIES})")
         block = self._read(offset + head_bytes, count * entry_bytes + link_bytes)
         following = self._offset(block[-link_bytes:])
         entries = [block[start : start + entry_bytes] for start in range(0, count * entry_bytes, entry_bytes)]
@@ -229,6 +244,9 @@ class _Parser:
 
     def _numbers(self, kind: int, entry: bytes) -> tuple[float, ...]:
         number = np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order)
+        count = self._offset(entry[: len(entry) // 2])
+        if count > _MAX_NUMBERS:
+            raise TiffLimitError(f"a tag has {count} values (at most {_MAX_NUMBERS})")
         if kind != _RATIONAL:
             return tuple(self._value(number, 1, entry).tolist())
         pairs = self._value(number, 2, entry).reshape(-1, 2).tolist()  # (values, 2): numerator, denominator
@@ -253,6 +271,9 @@ class _Parser:
     def _read(self, offset: int, size: int) -> bytes:
         if offset + size > self._size or size > _MAX_BYTES:
             raise TiffError("the TIFF tags point beyond the end of the file, or to a value of more than 256 MiB")
+        self._total_bytes += size
+        if self._total_bytes > _MAX_TOTAL_BYTES:
+            raise TiffLimitError(f"the tags have more than {_MAX_TOTAL_BYTES >> 20} MiB")
         self._file.seek(offset)
         return self._file.read(size)
 
@@ -275,6 +296,8 @@ def _describe(
         return int(numbers.get(tag, ())[0]) if numbers.get(tag) else default
 
     samples = first(_SAMPLES, 1)
+    if samples > _MAX_SAMPLES:
+        raise TiffLimitError(f"page {page} has {samples} samples per pixel (at most {_MAX_SAMPLES})")
     bits = tuple(int(value) for value in numbers.get(_BITS, (1,)))
     if first(_WIDTH, 0) <= 0 or first(_HEIGHT, 0) <= 0:
         raise TiffError(f"page {page} has no size")
