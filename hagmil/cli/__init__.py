@@ -1,4 +1,4 @@
-"""The command line. Each command lies in a file of its own; heavy imports happen inside the commands."""
+"""The command line. Each command is in its own file and imports heavy packages when it runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
 }
-"""The extra of hagmil that brings what a command imports and the base install has not."""
+"""The extra of hagmil that installs a package, for packages that are not in the base installation."""
 
 
 def main() -> None:
-    """Run the command line and turn what hagmil raises into a message and an exit code."""
+    """Run the command line; print errors of hagmil as one line and exit with their exit code."""
     from hagmil.cli.app import app
 
     signal.signal(signal.SIGTERM, _stop)

@@ -28,7 +28,7 @@ def model_card(
     Args:
         checkpoint: the card of the checkpoint that was exported.
         backbone: the card of its backbone.
-        intended_use: what the bundle may be used for.
+        intended_use: intended use of the bundle.
         parity: comparison of the graphs with their source.
         backbone_parity: comparison of the backbone with its source; None if unknown.
 

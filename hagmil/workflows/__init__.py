@@ -1,1 +1,1 @@
-"""Workflows that combine training, export and inference for the command line."""
+"""Workflows that combine training, export and inference; the command line and the benchmarks use them."""

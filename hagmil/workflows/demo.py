@@ -1,10 +1,10 @@
-"""The demonstration: everything that a lab would do, on phantoms.
+"""The demonstration: the whole path from slides to verdicts, on phantoms.
 
-1. A cohort of phantoms to learn from, and one that stays unseen.
-2. A patch encoder as ONNX, and features of every stage.
-3. A split, patients never across, and a training.
-4. A bundle.
-5. Inference on the unseen phantoms, and verdicts against truth.
+1. Make a training cohort and an unseen cohort of phantoms.
+2. Export a patch encoder and extract features of every stage.
+3. Split the training cohort by patient and train.
+4. Export a bundle.
+5. Run inference on the unseen phantoms and compare verdicts with labels.
 """
 
 from __future__ import annotations
@@ -54,12 +54,11 @@ RECIPE: dict[str, object] = {
     "optimiser": {"learning_rate": 1e-3},
     "schedule": {"max_epochs": 24, "patience": 8},
 }
-"""A small transformer and a faster optimiser than the published recipe's, which is made for hundreds of slides with
-thousands of patches each. Dropout is off: with 48 slides it kept the model from learning anything."""
+"""A small transformer and a higher learning rate than in the published recipe, which is for hundreds of slides with
+thousands of patches each. There is no dropout: with it, the model did not learn from 48 slides."""
 
 PHANTOMS_ONLY = (
-    f"{RESEARCH_USE_ONLY} This model was trained on synthetic slides and knows phantoms only: "
-    "its verdict on a real slide means nothing."
+    f"{RESEARCH_USE_ONLY} This model was trained on synthetic slides: its verdicts on real slides have no meaning."
 )
 
 _VALIDATION_SHARE = 0.25
@@ -68,13 +67,13 @@ _MARK = ".hagmil-demo"
 
 @dataclass(frozen=True, slots=True)
 class DemoSize:
-    """How much the demonstration takes on.
+    """Size of the demonstration.
 
     Args:
-        train_slides: phantoms to learn from, validation included.
-        unseen_slides: phantoms to judge by.
-        size_px: side of a phantom in level-0 pixels.
-        seed: of everything that is drawn.
+        train_slides: number of phantoms for training and validation.
+        unseen_slides: number of phantoms for inference.
+        size_px: width and height of a phantom in level-0 pixels.
+        seed: random seed.
     """
 
     train_slides: int = 64
@@ -85,16 +84,15 @@ class DemoSize:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What came out.
+    """The result of the demonstration.
 
     Args:
         truths: the unseen phantoms.
-        results: their verdicts, in the same order.
-        auc: area under the ROC curve of the verdicts.
-        lesion_ratio: how many times more often the finest patches that were read on tumour phantoms lie in a
-            lesion than tissue does on average.
-        bundle: the model.
-        out: where results are.
+        results: their results, in the same order.
+        auc: area under the ROC curve on the unseen phantoms.
+        lesion_ratio: see :func:`lesion_ratio`.
+        bundle: folder of the bundle.
+        out: folder of the results.
     """
 
     truths: tuple[PhantomSlide, ...]
@@ -109,15 +107,15 @@ def run_demo(out: Path, size: DemoSize, progress: Progress) -> DemoReport:
     """Run the demonstration.
 
     Args:
-        out: folder of everything that it makes.
-        size: how much.
-        progress: told what is being done.
+        out: output folder; the output of an earlier demonstration in it is deleted.
+        size: number and size of the phantoms.
+        progress: called for each step.
 
     Raises:
         HagmilError: a step failed.
     """
     _start_over(out)
-    cohort = _cohort(out / "cohort", "phantoms to learn from", size.train_slides, size, size.seed, progress)
+    cohort = _cohort(out / "cohort", "training phantoms", size.train_slides, size, size.seed, progress)
     unseen = _cohort(out / "unseen", "unseen phantoms", size.unseen_slides, size, size.seed + 1, progress)
     backbone = out / "backbone"
     export_backbone("tiny", weights=None, out_dir=backbone, overwrite=True)  # step 2
@@ -140,22 +138,22 @@ def run_demo(out: Path, size: DemoSize, progress: Progress) -> DemoReport:
 
 
 def _start_over(out: Path) -> None:
-    """Remove what an earlier demonstration left, and nothing else."""
+    """Delete the output of an earlier demonstration; raise an error if the folder contains anything else."""
     mark = out / _MARK
     if out.exists() and any(out.iterdir()):
         if not mark.exists():
-            raise UsageError(f'"{out}" holds something else than a demonstration; choose another --out')
+            raise UsageError(f'"{out}" contains files that are not from hagmil demo; choose another --out')
         rmtree(out)
-    write_text(mark, "Made by hagmil demo, and removed by the next one.\n")
+    write_text(mark, "Written by hagmil demo, which deletes this folder when it runs again.\n")
 
 
 def lesion_ratio(slides: Sequence[PhantomSlide], results: Path) -> float:
-    """How many times more often patches of the finest stage lie in a lesion than tissue does on average.
+    """Return the rate of patches in lesions at the finest stage, divided by the share of lesions in tissue.
 
-    A patch lies in a lesion where its centre does. Both rates are means over the phantoms that have lesions.
+    A patch is in a lesion if its centre is. Both rates are means over the phantoms with lesions.
 
     Args:
-        slides: phantoms; those without lesions are passed over.
+        slides: phantoms; those without lesions are ignored.
         results: folder of their results.
     """
     diseased = [slide for slide in slides if slide.truth.lesion_share > 0]
@@ -192,7 +190,7 @@ def _extract(cohort: Sequence[PhantomSlide], backbone: Path, out: Path, progress
 
 
 def _each_must_be_ok(words: str, total: int, progress: Progress) -> Callable[[ExtractOutcome | Result], None]:
-    """A callback that counts slides and ends the demonstration at the first that is not ok."""
+    """Return a callback that counts slides and raises an error for the first one that is not ok."""
     done = 0
 
     def _count(outcome: ExtractOutcome | Result) -> None:

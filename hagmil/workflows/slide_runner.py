@@ -1,4 +1,4 @@
-"""Slides for the proof of an export: the user's, or phantoms made for it, through the runtime's cascade."""
+"""Run the cascade on given slides or on phantoms, to compare the verdicts of an export."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from hagmil.runtime.patches.plan import lay_out, require_tissue, stage_specs
 from hagmil.runtime.slides.open import open_slide
 
 PHANTOM_PX = 2048
-MOST_CALIBRATION_SLIDES = 8  # a slide goes through the whole cascade twice
+MAX_CALIBRATION_SLIDES = 8  # the whole cascade runs on each slide twice
 _DEFAULT_PHANTOMS = 4
-_SEED = 4242  # not that of any cohort that somebody trains on without saying so
+_SEED = 4242  # differs from the default seeds of training cohorts
 
 
 def default_phantoms(precision: str, slides: Sequence[str] | None) -> int:
-    """How many phantoms are made where nobody says: some with half precision, where no slides are given.
+    """Return the default number of phantoms: 4 for fp16 without slides, otherwise 0.
 
-    With int8 there are calibration slides, which say more.
+    int8 exports use their calibration slides instead.
     """
     return _DEFAULT_PHANTOMS if precision == "fp16" and not slides else 0
 
@@ -40,23 +40,23 @@ def default_phantoms(precision: str, slides: Sequence[str] | None) -> int:
 def open_slide_runner(
     slides: Sequence[str], phantoms: int, *, progress: Progress, calibration: Sequence[SlideRequest] = ()
 ) -> Iterator[SlideRunner | None]:
-    """Make ready what an export's verdicts are compared on.
+    """Prepare the slides on which the verdicts of an export are compared.
 
     Args:
         slides: files, folders or globs.
-        phantoms: how many synthetic slides to make beside them; they are removed afterwards.
-        progress: told what is being done.
-        calibration: slides that int8 was calibrated on; where neither slides nor phantoms are asked for, the first of
-            them are compared.
+        phantoms: number of additional synthetic slides; they are deleted at the end.
+        progress: called for each step.
+        calibration: calibration slides of an int8 export; the first of them are used if there are neither slides nor
+            phantoms.
 
     Yields:
-        What runs them; None where there are none.
+        The slide runner; None if there are no slides.
 
     Raises:
-        UsageError: a glob or folder holds no slide.
+        UsageError: a glob or folder contains no slides.
     """
     given = slide_requests(slides) if slides else ()
-    own = tuple(calibration)[:MOST_CALIBRATION_SLIDES] if not given and not phantoms else ()
+    own = tuple(calibration)[:MAX_CALIBRATION_SLIDES] if not given and not phantoms else ()
     with TemporaryDirectory(prefix="hagmil-parity-") as folder:
         made = _phantoms(Path(folder), phantoms, progress) if phantoms else ()
         what = " and ".join(
@@ -74,12 +74,12 @@ def open_slide_runner(
 
 @dataclass(frozen=True, slots=True)
 class CascadeRunner:
-    """Takes slides through the cascade; see :class:`hagmil.export.parity.slide_parity.SlideRunner`.
+    """Runs the cascade on slides; implements :class:`hagmil.export.parity.slide_parity.SlideRunner`.
 
     Args:
         requests: the slides.
-        what: the slides, in words.
-        progress: told how many are done.
+        what: description of the slides.
+        progress: called after each slide.
     """
 
     requests: tuple[SlideRequest, ...]
@@ -87,8 +87,8 @@ class CascadeRunner:
     progress: Progress
 
     def run(self, manifest: Manifest, sessions: ModelSessions, words: str) -> Sequence[SlideRecord]:
-        """Take every slide through a bundle's cascade."""
-        bundle = Bundle(path=Path(), manifest=manifest, sha256="")  # its files are in the sessions
+        """Run the cascade on every slide."""
+        bundle = Bundle(path=Path(), manifest=manifest, sha256="")  # the sessions replace its files
         model = LoadedModel(bundle=bundle, backbone=sessions.backbone, stages=sessions.stages)
         runs: list[SlideRecord] = []
         for request in self.requests:
@@ -110,7 +110,7 @@ def _phantoms(folder: Path, count: int, progress: Progress) -> tuple[SlideReques
 
 
 def _run(request: SlideRequest, model: LoadedModel) -> SlideRecord:
-    """One slide; what cannot be read or has no tissue ends with its code."""
+    """Run one slide; a slide that cannot be read or has no tissue gives a record with its error code."""
     manifest = model.bundle.manifest
     try:
         with open_slide(request.path, spacing_um=request.spacing_um) as slide:

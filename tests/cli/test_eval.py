@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from hagmil.bundle import open_backbone, open_bundle
-from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import export_bundle
 from hagmil.trainer.config.training import load_config
 from hagmil.trainer.evaluation.report import EvaluationReport
@@ -24,10 +23,9 @@ STAGES = (("low", 1.0), ("high", 0.5))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> Path:
     """A cohort with features of the tiny backbone, a run trained on it, and the bundle of that run."""
     folder = tmp_path_factory.mktemp("study")
-    export_backbone("tiny", "random", folder / "backbone")
     parts = {"train": 4, "val": 4, "test": 6}
     tree: dict[str, Any] = write_cohort(folder, parts=parts, stages=STAGES)
     for part, count in parts.items():
@@ -38,12 +36,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 index % 2,
                 patches=3 + index,
                 stages=STAGES,
-                backbone_sha256=open_backbone(folder / "backbone").sha256,
+                backbone_sha256=open_backbone(backbone_dir).sha256,
                 width=WIDTH,
             )
     (folder / "config.yaml").write_text(yaml.safe_dump({**tree, "schedule": {"max_epochs": 2}}))
     train(load_config(folder / "config.yaml"))
-    export_bundle(folder / "run", folder / "backbone", folder / "bundle")
+    export_bundle(folder / "run", backbone_dir, folder / "bundle")
     return folder
 
 

@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from hagmil.bundle import open_backbone
+from hagmil.export.pipeline import export_bundle
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from tests.cli.terminal import hagmil
 from tests.export.checkpoints import write_small_checkpoint
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of one stage."""
-    from hagmil.export.backbones.export_backbone import export_backbone
-    from hagmil.export.pipeline import export_bundle
-
+def bundle(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> Path:
+    """A bundle with one stage."""
     folder = tmp_path_factory.mktemp("source")
-    write_small_checkpoint(folder / "checkpoint", export_backbone("tiny", "random", folder / "b"), stages=("fine",))
-    return export_bundle(folder / "checkpoint", folder / "b", folder / "bundle").bundle.path
+    write_small_checkpoint(folder / "checkpoint", open_backbone(backbone_dir), stages=("fine",))
+    return export_bundle(folder / "checkpoint", backbone_dir, folder / "bundle").bundle.path
 
 
 def test_a_bundle_is_described(bundle: Path) -> None:

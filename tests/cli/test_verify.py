@@ -18,24 +18,14 @@ from hagmil.errors import UsageError
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from hagmil.selftest import SelfTestCase, write_selftest
 from tests.cli.terminal import hagmil
-from tests.export.checkpoints import write_small_checkpoint
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a backbone and a small checkpoint."""
-    from hagmil.export.backbones.export_backbone import export_backbone
-
-    folder = tmp_path_factory.mktemp("export")
-    write_small_checkpoint(folder / "checkpoint", export_backbone("tiny", "random", folder / "backbone"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bundle(folder: Path) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path, checkpoint_dir: Path) -> Path:
     """A bundle with TensorRT engines for two GPUs, made on the command line."""
+    folder = tmp_path_factory.mktemp("export")
     done = hagmil(
-        "export", folder / "checkpoint", "--backbone", folder / "backbone", "--out", folder / "bundle",
+        "export", checkpoint_dir, "--backbone", backbone_dir, "--out", folder / "bundle",
         "--trt", "--compute-capability", "8.9", "--compute-capability", "8.0",
         "--trt-batch", "1,4,8", "--trt-patches", "1,100,1000",
     )  # fmt: skip
@@ -127,8 +117,10 @@ def test_verify_needs_neither_torch_nor_onnx(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_tensorrt_flavour_exits_with_5_before_the_export(folder: Path, tmp_path: Path) -> None:
-    done = _export(folder, tmp_path, "--trt", "--trt-flavour", "tensorrt")
+def test_a_missing_tensorrt_flavour_exits_with_5_before_the_export(
+    backbone_dir: Path, checkpoint_dir: Path, tmp_path: Path
+) -> None:
+    done = _export(checkpoint_dir, backbone_dir, tmp_path, "--trt", "--trt-flavour", "tensorrt")
     assert done.returncode == 5
     assert 'pip install "hagmil[tensorrt]"' in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -161,9 +153,9 @@ def test_rebuild_needs_tensorrt(tmp_path: Path) -> None:
     assert "--provider tensorrt" in error.message
 
 
-def test_export_fails_if_no_parity_slide_can_be_read(folder: Path, tmp_path: Path) -> None:
+def test_export_fails_if_no_parity_slide_can_be_read(backbone_dir: Path, checkpoint_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.tif").write_bytes(b"")
-    done = _export(folder, tmp_path, "--precision", "fp16", "--parity-slides", tmp_path / "empty.tif")
+    done = _export(checkpoint_dir, backbone_dir, tmp_path, "--parity-slides", tmp_path / "empty.tif")
     assert done.returncode == 4
     assert "no slide of 1 given slides has a verdict to compare" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["empty.tif"]
@@ -193,5 +185,5 @@ def _flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def _export(folder: Path, out: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    return hagmil("export", folder / "checkpoint", "--backbone", folder / "backbone", "--out", out / "made", *options)
+def _export(checkpoint: Path, backbone: Path, out: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    return hagmil("export", checkpoint, "--backbone", backbone, "--out", out / "made", *options)

@@ -1,4 +1,4 @@
-"""Small checkpoints, as a training would leave them."""
+"""Small checkpoints of untrained models."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def write_small_checkpoint(
     """Write a checkpoint of untrained models.
 
     Args:
-        folder: the checkpoint's folder.
-        backbone: the card of the backbone that it was "trained" with.
-        stages: names, coarse to fine; spacings halve down to 0.5 um/px.
-        patch_px: side of a patch.
-        gain: factor on the weights of queries, keys and values; large ones make attention nearly one-hot.
+        folder: output folder of the checkpoint.
+        backbone: card of the backbone to record in the checkpoint.
+        stages: names, coarse to fine; the finest has 0.5 um/px, and each coarser one twice the spacing.
+        patch_px: side of a patch in pixels.
+        gain: factor for the weights of queries, keys and values; a large one makes attention nearly one-hot.
     """
     torch.manual_seed(1)
     models = [IntegratedAttentionTransformer(backbone.features, 2, SMALL) for _ in stages]

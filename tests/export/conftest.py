@@ -1,4 +1,4 @@
-"""One tiny backbone, one small checkpoint and one bundle for all tests of the export."""
+"""Fixtures of the tests of the export: a tiny backbone, a small checkpoint and their bundle, made once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hagmil.bundle import open_backbone
-from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import ExportReport, export_bundle
-from tests.export.checkpoints import write_small_checkpoint
+from tests.export.shared import backbone_dir, checkpoint_dir, share_stage_graphs
 from tests.export.torchvision_stand_in import torchvision_stand_in
+
+__all__ = ["backbone_dir", "checkpoint_dir", "share_stage_graphs"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,30 +22,14 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(scope="session")
-def backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny backbone with random weights, exported."""
-    folder = tmp_path_factory.mktemp("backbone") / "tiny"
-    export_backbone("tiny", "random", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> Path:
-    """A small checkpoint of two stages on the tiny backbone."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_small_checkpoint(folder, open_backbone(backbone_dir))
-    return folder
-
-
-@pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path, backbone_dir: Path) -> ExportReport:
-    """The bundle of the two, exported."""
+    """The report of exporting the two to a bundle."""
     return export_bundle(checkpoint_dir, backbone_dir, tmp_path_factory.mktemp("bundle") / "bundle")
 
 
 @pytest.fixture(scope="module")
 def real_timm() -> Iterator[None]:
-    """The real timm, over a stand-in for torchvision, which it imports and which is not wanted here."""
+    """The real timm, with a stand-in for torchvision, which it imports."""
     if find_spec("timm") is None:
         pytest.skip("needs timm")
     with torchvision_stand_in():

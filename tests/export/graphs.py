@@ -1,4 +1,4 @@
-"""The graphs that engines are built of: every kind of model that hagmil deploys, with random weights.
+"""Graphs for building engines: every kind of model that hagmil deploys, with random weights.
 
 The benchmark ``benchmarks/tensorrt_builds.py`` builds the same.
 """
@@ -44,7 +44,7 @@ class Example:
 
 
 class VisionTransformer(nn.Module):
-    """A plain vision transformer (Dosovitskiy et al. 2021): patches, a class token, pre-norm blocks."""
+    """A vision transformer (Dosovitskiy et al. 2021) with a class token and pre-norm blocks."""
 
     def __init__(self, side_px: int, token_px: int, width: int, heads: int, depth: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (batch, 3, side, side) to features (batch, width)."""
+        """Map normalised images (batch, 3, side, side) to features (batch, width)."""
         tokens = self.embed(images).flatten(2).transpose(1, 2)  # (batch, tokens, width)
         tokens = torch.cat((self.first.expand(tokens.shape[0], -1, -1), tokens), dim=1) + self.position
         features: Tensor = self.norm(self.blocks(tokens))[:, 0]  # (batch, width)
@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and two linears, each around a residual."""
+    """Self-attention and a two-layer perceptron, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, tokens, width) to the same."""
+        """Map tokens (batch, tokens, width) to the same shape."""
         batch, count, width = tokens.shape
         parts = self.to_qkv(self.attention_norm(tokens)).view(batch, count, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, width/heads)
@@ -84,13 +84,13 @@ class TransformerBlock(nn.Module):
 
 
 def example(name: str) -> Example:
-    """One of :data:`EXAMPLES`."""
+    """Return one of :data:`EXAMPLES` with fixed weights."""
     torch.manual_seed(0)
     return EXAMPLES[name]()
 
 
 def example_graph(name: str, precision: EnginePrecision) -> onnx.ModelProto:
-    """Its graph, in fp32, or with its insides in 16 bits."""
+    """Return the graph of an example in a given precision."""
     built = example(name)
     reduced = {"fp16": torch.float16, "bf16": torch.bfloat16}
     module = built.module if precision == "fp32" else ReducedPrecision(built.module, reduced[precision])

@@ -1,4 +1,4 @@
-"""Small ONNX encoders as they come from elsewhere, for the tests that wrap them."""
+"""Small ONNX encoders of other origin, for the tests that wrap them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def write_encoder(
     extra_output: bool = False,
     mixes_batch: bool = False,
 ) -> Path:
-    """Write a convolution and an average as an encoder of ``DIM`` features, ours in nothing but what is asked for.
+    """Write an encoder of ``DIM`` features: a convolution and average pooling.
 
     Args:
         path: the file to write.
-        dtype: of input, weights and output; uint8 makes it take pixels, (batch, height, width, 3).
-        axes: of the input.
-        input_name: of the input.
-        output_name: of the output.
-        pooled: whether the output is (batch, dim); else it is (batch, dim, 1, 1).
-        extra_output: whether the map before the average is an output too.
-        mixes_batch: whether each patch's features depend on the others in the batch.
+        dtype: of input, weights and output; with uint8 the input is pixels, (batch, height, width, 3).
+        axes: axes of the input.
+        input_name: name of the input.
+        output_name: name of the output.
+        pooled: whether the output is (batch, dim) instead of (batch, dim, 1, 1).
+        extra_output: whether the feature map before pooling is a second output.
+        mixes_batch: whether the features of a patch depend on the other patches of the batch.
     """
     rng = np.random.default_rng(3)
     inner = np.float16 if dtype == "float16" else np.float32

@@ -1,4 +1,4 @@
-"""A bundle and the checkpoint that it came from are worth the same."""
+"""Evaluation of a bundle, in comparison with its checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDTH = 128
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> TrainingConfig:
-    """Features like those that the small checkpoint was trained on: more patches than a stage keeps."""
+    """Features for the small checkpoint, with more patches than a stage keeps."""
     folder = tmp_path_factory.mktemp("cohort")
     tree = write_cohort(folder, parts={"train": 2, "val": 6, "test": 8}, stages=STAGES)
     for part, count in (("train", 2), ("val", 6), ("test", 8)):
@@ -46,11 +46,11 @@ def config(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> Trai
 
 @pytest.fixture
 def bundle(report: ExportReport, tmp_path: Path) -> Path:
-    """A copy that a test may calibrate."""
+    """A copy of the bundle that a test can calibrate."""
     return Path(shutil.copytree(report.bundle.path, tmp_path / "bundle"))
 
 
-def test_a_bundle_and_its_checkpoint_give_the_same_numbers(
+def test_a_bundle_and_its_checkpoint_have_the_same_metrics(
     checkpoint_dir: Path, bundle: Path, config: TrainingConfig
 ) -> None:
     one = evaluate_checkpoint(checkpoint_dir, config, resamples=200)
@@ -67,7 +67,7 @@ def test_a_bundle_and_its_checkpoint_give_the_same_numbers(
 
 
 @pytest.mark.parametrize("cascade", [False, True])
-def test_with_a_hierarchy_both_layers_are_the_same_and_each_gets_its_temperature(
+def test_both_layers_of_a_hierarchy_are_equal_and_get_a_temperature(
     cascade: bool, backbone_dir: Path, tmp_path: Path
 ) -> None:
     stages = STAGES if cascade else STAGES[1:]
@@ -91,7 +91,7 @@ def test_with_a_hierarchy_both_layers_are_the_same_and_each_gets_its_temperature
     assert [slide.coarse_prediction for slide in calibrated.slides] == [slide.coarse_prediction for slide in one.slides]
 
 
-def test_the_calibrated_temperature_is_stored_used_and_named_by_a_new_digest(
+def test_the_calibrated_temperature_is_stored_and_used_and_changes_the_digest(
     bundle: Path, config: TrainingConfig
 ) -> None:
     before = evaluate_bundle(bundle, config, part="val", resamples=20)
@@ -108,14 +108,14 @@ def test_the_calibrated_temperature_is_stored_used_and_named_by_a_new_digest(
     assert again.verdict == after.verdict
 
 
-def test_calibrating_twice_is_calibrating_once(bundle: Path, config: TrainingConfig) -> None:
+def test_a_second_calibration_changes_nothing(bundle: Path, config: TrainingConfig) -> None:
     first = evaluate_bundle(bundle, config, resamples=20, calibrate=True)
     second = evaluate_bundle(bundle, config, resamples=20, calibrate=True)
     assert first.model == second.model
     assert first.part == "test"
 
 
-def test_the_runtime_s_verdict_is_divided_by_the_temperature_too(bundle: Path) -> None:
+def test_the_runtime_divides_logits_by_the_temperature(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     write_manifest(bundle, manifest.model_copy(update={"temperature": 2.0}))
     opened = open_bundle(bundle)

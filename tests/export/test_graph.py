@@ -1,4 +1,4 @@
-"""Graphs as files: weights inside, or beside where they are too large, and copies."""
+"""Writing and copying graphs, with weights in one or two files."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from hagmil.export.passes.half_precision import to_half
 from hagmil.export.pipeline import export_bundle
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.verify import verify_bundle
-from hagmil.trainer.models.iat import IntegratedAttentionTransformer
-from tests.export.checkpoints import SMALL, write_small_checkpoint
+from hagmil.trainer.models.hmil import HierarchicalMil
+from tests.export.checkpoints import write_small_checkpoint
 
 DIM = 10
 
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    """The graph of a small transformer."""
+    """The graph of a model with large weights."""
     torch.manual_seed(0)
-    return stage_graph(IntegratedAttentionTransformer(DIM, 2, SMALL), DIM, "hag-mil")
+    return stage_graph(HierarchicalMil(DIM, 2, 3), DIM, "hmil")
 
 
 def _logits(path: Path) -> list[float]:
     bag = {"features": synthetic_bag("clustered", 40, DIM)}
-    return np.asarray(open_session(path, threads=1).run(bag)["logits"]).tolist()  # type: ignore[no-any-return]
+    return np.asarray(open_session(path, threads=1).run(bag)["fine_logits"]).tolist()  # type: ignore[no-any-return]
 
 
-def test_large_weights_lie_beside_the_graph_and_give_the_same_numbers(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_large_weights_in_a_second_file_give_the_same_outputs(model: onnx.ModelProto, tmp_path: Path) -> None:
     save(model, tmp_path / "whole.onnx")
     save(model, tmp_path / "parted.onnx", largest_bytes=1000)
 
@@ -52,7 +52,7 @@ def test_large_weights_lie_beside_the_graph_and_give_the_same_numbers(model: onn
     assert _logits(tmp_path / "parted.onnx") == _logits(tmp_path / "whole.onnx")
 
 
-def test_the_graph_names_the_digest_of_weights_beside_it(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_graph_contains_the_digest_of_its_weight_file(model: onnx.ModelProto, tmp_path: Path) -> None:
     other = onnx.ModelProto()
     other.CopyFrom(model)
     largest = max(other.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -66,7 +66,7 @@ def test_the_graph_names_the_digest_of_weights_beside_it(model: onnx.ModelProto,
     assert one != other_bytes
 
 
-def test_a_copy_brings_the_weights_along(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_copy_includes_the_weight_file(model: onnx.ModelProto, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     save(model, tmp_path / "fine.onnx", largest_bytes=1000)
     copy_graph(tmp_path / "fine.onnx", tmp_path / "copy" / "fine.onnx")
@@ -76,16 +76,14 @@ def test_a_copy_brings_the_weights_along(model: onnx.ModelProto, tmp_path: Path)
     assert _logits(tmp_path / "copy" / "fine.onnx") == expected
 
 
-def test_tensorrt_reads_weights_that_lie_beside(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_tensorrt_reads_the_weight_file(model: onnx.ModelProto, tmp_path: Path) -> None:
     save(to_half(model), tmp_path / "fine.onnx", largest_bytes=1000)
     request = BuildRequest(tmp_path / "fine.onnx", bag_profiles(DIM, (Range(1, 10, 100),)), ("8.9",))
 
     assert len(build_engine(load_flavour("tensorrt-rtx"), request).data) > 1000
 
 
-def test_a_backbone_with_weights_beside_it_goes_into_a_bundle_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_includes_the_weight_file_of_its_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "save", lambda model, path: save(model, path, largest_bytes=1000))
     card = export_backbone("tiny", "random", tmp_path / "backbone")
     write_small_checkpoint(tmp_path / "checkpoint", card, stages=("fine",))
@@ -100,5 +98,5 @@ def test_a_backbone_with_weights_beside_it_goes_into_a_bundle_whole(
     data = bytearray((altered / "backbone.onnx.data").read_bytes())
     data[len(data) // 2] ^= 1
     (altered / "backbone.onnx.data").write_bytes(data)
-    with pytest.raises(BundleError, match=r'backbone\.onnx\.data" is not the file that'):
+    with pytest.raises(BundleError, match=r'backbone\.onnx\.data" does not match its digest in backbone'):
         open_backbone(altered)

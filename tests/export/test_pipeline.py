@@ -1,4 +1,4 @@
-"""From a checkpoint and a backbone to a bundle."""
+"""Export of a checkpoint and a backbone to a bundle."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hagmil.errors import BundleError, ParityError, UsageError
 from hagmil.export import pipeline
 from hagmil.export.model_card import MODEL_CARD_NAME
 from hagmil.export.parity.compare import PARITY_NAME, ParityReport
-from hagmil.export.parity.stages import stage_graph
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import read_selftest
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from tests.export.checkpoints import write_small_checkpoint
+from tests.export.shared import stage_graph
 
 
-def test_the_bundle_holds_what_the_contract_says_and_nothing_else(report: ExportReport) -> None:
+def test_the_bundle_contains_exactly_the_files_of_the_contract(report: ExportReport) -> None:
     manifest = report.bundle.manifest
     present = {path.name for path in report.bundle.path.iterdir()}
 
@@ -42,11 +42,11 @@ def test_the_bundle_holds_what_the_contract_says_and_nothing_else(report: Export
     assert "Research use only" in manifest.intended_use
 
 
-def test_the_backbone_is_the_very_file_that_was_given(report: ExportReport, backbone_dir: Path) -> None:
+def test_the_backbone_is_the_given_file(report: ExportReport, backbone_dir: Path) -> None:
     assert report.bundle.manifest.files["backbone.onnx"].sha256 == open_backbone(backbone_dir).sha256
 
 
-def test_provenance_says_where_the_weights_came_from(report: ExportReport, checkpoint_dir: Path) -> None:
+def test_provenance_names_the_origin_of_the_weights(report: ExportReport, checkpoint_dir: Path) -> None:
     provenance = report.bundle.manifest.provenance
 
     assert provenance.checkpoint_sha256 == load_checkpoint(checkpoint_dir).card.weights_sha256
@@ -55,7 +55,7 @@ def test_provenance_says_where_the_weights_came_from(report: ExportReport, check
     assert {"torch", "onnx", "hagmil"} <= provenance.versions.keys()
 
 
-def test_the_self_test_holds_on_this_machine(report: ExportReport) -> None:
+def test_the_self_test_passes_on_this_machine(report: ExportReport) -> None:
     cases = read_selftest(report.bundle.file(SELFTEST_NAME))
 
     assert [case.model for case in cases] == ["backbone", "coarse", "fine"]
@@ -68,7 +68,7 @@ def test_the_self_test_holds_on_this_machine(report: ExportReport) -> None:
     assert not np.allclose(cases[1].outputs["logits"], cases[2].outputs["logits"])
 
 
-def test_the_parity_report_holds_stages_and_backbone(report: ExportReport) -> None:
+def test_the_parity_report_covers_stages_and_backbone(report: ExportReport) -> None:
     written = ParityReport.model_validate_json(report.bundle.file(PARITY_NAME).read_bytes())
 
     assert {row.model for row in written.rows} == {"backbone", "coarse", "fine"}
@@ -76,7 +76,7 @@ def test_the_parity_report_holds_stages_and_backbone(report: ExportReport) -> No
     assert all(row.passed for row in written.rows)
 
 
-def test_the_model_card_says_it_all(report: ExportReport) -> None:
+def test_the_model_card_contains_every_section(report: ExportReport) -> None:
     card = report.bundle.file(MODEL_CARD_NAME).read_text(encoding="utf-8")
 
     assert card.startswith("# hag-mil model for normal, tumour\n\nResearch use only. Not for diagnosis.")
@@ -89,16 +89,16 @@ def test_the_model_card_says_it_all(report: ExportReport) -> None:
         assert part in card
 
 
-def test_a_wrong_graph_is_caught_and_nothing_is_left_behind(
+def test_a_wrong_graph_stops_the_export_and_leaves_no_files(
     checkpoint_dir: Path, backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dishonest(*args: Any) -> onnx.ModelProto:
+    def wrong_graph(*args: Any) -> onnx.ModelProto:
         model = stage_graph(*args)
         weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
         return model
 
-    monkeypatch.setattr(pipeline, "stage_graph", dishonest)
+    monkeypatch.setattr(pipeline, "stage_graph", wrong_graph)
 
     with pytest.raises(
         ParityError, match=r"^(coarse|fine): (logits|attention) is off by \S+ at patches \d+ \(.*allowed"
@@ -121,7 +121,7 @@ def test_features_of_another_backbone_are_refused(backbone_dir: Path, tmp_path: 
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_stage_that_is_named_as_the_backbone_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
+def test_a_stage_named_backbone_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
     write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=("backbone", "fine"))
 
     with pytest.raises(BundleError, match='a stage is named "backbone"'):
@@ -129,7 +129,7 @@ def test_a_stage_that_is_named_as_the_backbone_is_refused(backbone_dir: Path, tm
 
 
 @pytest.mark.parametrize("name", ["../fine", "", "a b"])
-def test_a_stage_whose_name_is_no_file_name_is_refused(backbone_dir: Path, tmp_path: Path, name: str) -> None:
+def test_a_stage_with_a_name_that_is_not_a_file_name_is_refused(backbone_dir: Path, tmp_path: Path, name: str) -> None:
     write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=(name,))
 
     with pytest.raises(BundleError, match="a stage of the checkpoint cannot be exported: name"):
@@ -137,7 +137,7 @@ def test_a_stage_whose_name_is_no_file_name_is_refused(backbone_dir: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_backbone_of_another_patch_size_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
+def test_a_backbone_with_another_patch_size_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
     card = open_backbone(backbone_dir).model_copy(update={"patch_px": 32})
     for file in backbone_dir.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -148,7 +148,7 @@ def test_a_backbone_of_another_patch_size_is_refused(backbone_dir: Path, tmp_pat
         export_bundle(tmp_path / "checkpoint", tmp_path, tmp_path / "bundle")
 
 
-def test_a_bundle_that_is_there_is_kept_unless_overwriting_is_asked_for(
+def test_an_existing_bundle_is_kept_without_overwrite(
     report: ExportReport, checkpoint_dir: Path, backbone_dir: Path
 ) -> None:
     with pytest.raises(UsageError, match="--overwrite"):
@@ -157,7 +157,7 @@ def test_a_bundle_that_is_there_is_kept_unless_overwriting_is_asked_for(
     assert open_bundle(report.bundle.path).sha256 == report.bundle.sha256
 
 
-def test_an_ill_conditioned_checkpoint_is_exported_and_said_to_be_so(
+def test_an_ill_conditioned_checkpoint_is_exported_with_a_warning(
     backbone_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=("fine",), gain=12.0)

@@ -1,4 +1,4 @@
-"""Half precision: graphs with 16 bits inside and 32 at the edges, and what rounding makes of them."""
+"""Half-precision graphs and their emulation with rounding."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ EDGES = (
 )
 
 
-def test_insides_are_half_and_all_before_the_first_and_after_the_last_product_is_float32() -> None:
+def test_nodes_between_the_first_and_the_last_product_are_fp16_and_others_fp32() -> None:
     half = to_half(_model(EDGES[0], **EDGES[1]))
     types = element_types(half)
 
@@ -81,17 +81,17 @@ def test_an_output_that_is_also_used_inside_stays_valid(tmp_path: Path) -> None:
     assert outputs["y"].dtype == outputs["z"].dtype == np.float32
 
 
-def test_a_weight_that_float16_cannot_hold_is_refused_by_its_name() -> None:
+def test_a_weight_out_of_the_range_of_fp16_is_refused_by_name() -> None:
     with pytest.raises(BundleError, match=r'weight "first" has values up to 1e\+05; the largest fp16 value is 65504'):
         to_half(_model([helper.make_node("MatMul", ["x", "first"], ["y"])], first=np.full((2, 2), 1e5)))
 
 
-def test_operators_that_are_not_standard_ones_are_refused() -> None:
+def test_non_standard_operators_are_refused() -> None:
     with pytest.raises(BundleError, match=r"operator com\.acme\.Odd cannot be converted to fp16"):
         to_half(_model([helper.make_node("Odd", ["x"], ["y"], domain="com.acme")]))
 
 
-def test_what_overflows_on_a_gpu_overflows_in_the_rounded_twin_and_not_here(tmp_path: Path) -> None:
+def test_an_overflow_on_a_gpu_is_reproduced_by_the_rounded_graph_only(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "up"], ["z"]), helper.make_node("MatMul", ["z", "down"], ["y"])]
     half = to_half(_model(nodes, up=np.eye(2) * 1000, down=np.eye(2) / 1000))
     rows = [[1, 2], [100, 200]]
@@ -104,7 +104,7 @@ def test_what_overflows_on_a_gpu_overflows_in_the_rounded_twin_and_not_here(tmp_
     assert not np.isfinite(twin[1]).any()
 
 
-def test_every_value_of_the_rounded_twin_is_one_that_float16_holds(tmp_path: Path) -> None:
+def test_every_value_of_the_rounded_graph_is_a_fp16_number(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "third"], ["y"])]
     half = to_half(_model(nodes, third=np.eye(2) / 3))
     given = _run(rounded(half), tmp_path, [[0.1, 7.0]])["y"]
@@ -115,13 +115,15 @@ def test_every_value_of_the_rounded_twin_is_one_that_float16_holds(tmp_path: Pat
     )
 
 
-def test_a_float32_graph_is_its_own_rounded_twin() -> None:
+def test_rounding_does_not_change_a_float32_graph() -> None:
     model = _model(EDGES[0], **EDGES[1])
 
     assert rounded(model).graph.node == model.graph.node
 
 
-def test_a_reduced_backbone_is_held_over_batches_and_kinds_of_patches(backbone_dir: Path, tmp_path: Path) -> None:
+def test_a_half_precision_backbone_is_compared_over_batches_and_kinds_of_patches(
+    backbone_dir: Path, tmp_path: Path
+) -> None:
     write_half_backbone(backbone_dir / "backbone.onnx", tmp_path / "half.onnx")
     rows = [
         row for case in check_half_parity(backbone_dir / "backbone.onnx", tmp_path / "half.onnx", 64) for row in case
@@ -144,7 +146,7 @@ def test_pixels_are_normalised_in_float32(backbone_dir: Path, tmp_path: Path) ->
     assert features["features"].dtype == np.float32
 
 
-def test_precisions_that_cannot_be_exported_are_refused_with_the_reason() -> None:
+def test_unknown_precisions_are_refused_with_the_reason() -> None:
     assert (parse_precision("fp16"), parse_precision("int8")) == ("fp16", "int8")
     with pytest.raises(UsageError, match=r"bf16.*computes nothing in bf16.*choose one of fp32, fp16"):
         parse_precision("bf16")

@@ -1,4 +1,4 @@
-"""TensorRT engines, built for real: TensorRT-RTX builds ahead of time, on a machine without a GPU."""
+"""Building TensorRT engines; TensorRT-RTX builds them without a GPU."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ MEMORY_MB = {
     "IAT, full": {"fp32": 1047, "fp16": 585},
     "HMIL": {"fp32": 126.5, "fp16": 85.6},
 }
-"""What an engine takes of the GPU: 64 patches of a backbone, or 10,000 in a bag."""
+"""GPU memory of an engine, for 64 patches of a backbone or a bag of 10,000."""
 TESTED = [name for name in EXAMPLES if name != "ViT-S/16"]  # the 4 blocks of it that the tests build are like all 12
 
 
 @pytest.fixture(scope="session")
 def graph_of(tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
-    """The file of an example's graph, exported once."""
+    """Returns the graph file of an example, exported once."""
     folder = tmp_path_factory.mktemp("graphs")
 
     def graph(name: str, precision: EnginePrecision) -> Path:
@@ -74,7 +74,7 @@ def rtx() -> Flavour:
 
 @pytest.fixture
 def data_centre(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
-    """A machine with a GPU of capability 9.0, and TensorRT's fake on it in place of TensorRT-RTX."""
+    """A machine with a GPU of capability 9.0 and a fake TensorRT instead of TensorRT-RTX."""
     gpu = Gpu(capability="90")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
@@ -108,29 +108,29 @@ def test_an_engine_is_built_without_a_gpu(
     assert engine.memory_bytes / 1e6 == pytest.approx(MEMORY_MB[name][precision], rel=0.1)
 
 
-def test_a_bf16_graph_builds_too(graph_of: GraphOf, rtx: Flavour) -> None:
+def test_a_bf16_graph_is_built(graph_of: GraphOf, rtx: Flavour) -> None:
     request = BuildRequest(graph_of("HMIL", "bf16"), example("HMIL").profiles, ("8.0",))
     assert build_engine(rtx, request).precision == "bf16"
 
 
-def test_turing_takes_an_fp16_graph(graph_of: GraphOf, rtx: Flavour) -> None:
+def test_fp16_graphs_are_built_for_turing(graph_of: GraphOf, rtx: Flavour) -> None:
     request = BuildRequest(graph_of("IAT, small", "fp16"), example("IAT, small").profiles, ("7.5",))
     assert build_engine(rtx, request).precision == "fp16"
 
 
-def test_turing_refuses_an_fp32_graph_and_the_remedy_is_said(graph_of: GraphOf, rtx: Flavour) -> None:
+def test_an_fp32_graph_for_turing_is_refused_with_a_remedy(graph_of: GraphOf, rtx: Flavour) -> None:
     request = BuildRequest(graph_of("IAT, small", "fp32"), example("IAT, small").profiles, ("7.5",))
     with pytest.raises(BundleError, match=r"FP32 GEMM is not supported.*export with --precision fp16"):
         build_engine(rtx, request)
 
 
-def test_an_engine_may_serve_all_generations_at_once(graph_of: GraphOf, rtx: Flavour) -> None:
+def test_one_engine_can_be_built_for_all_generations(graph_of: GraphOf, rtx: Flavour) -> None:
     capabilities = resolve_capabilities(rtx, ())
     assert capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
     build_engine(rtx, BuildRequest(graph_of("HMIL", "fp16"), example("HMIL").profiles, capabilities))
 
 
-def test_reduced_precision_keeps_float32_at_the_edges_and_the_model_as_it_was() -> None:
+def test_reduced_precision_keeps_float32_inputs_and_outputs_and_the_model() -> None:
     class Doubled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -167,7 +167,7 @@ def test_a_graph_that_cannot_be_parsed_is_refused_with_its_node_and_a_remedy(tmp
         build_engine(rtx, BuildRequest(graph, bag_profiles(FEATURES, (Range(1, 2, 3),)), ("8.9",)))
 
 
-def test_an_operator_that_tensorrt_has_not_got_is_named(tmp_path: Path, rtx: Flavour) -> None:
+def test_an_unsupported_operator_is_named(tmp_path: Path, rtx: Flavour) -> None:
     graph = tmp_path / "odd.onnx"
     value = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["patches", 4, 4])
     result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["patches"])
@@ -178,20 +178,20 @@ def test_an_operator_that_tensorrt_has_not_got_is_named(tmp_path: Path, rtx: Fla
         build_engine(rtx, BuildRequest(graph, ({"features": shapes},), ("8.9",)))
 
 
-def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, rtx: Flavour) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(tmp_path: Path, rtx: Flavour) -> None:
     (tmp_path / "none.onnx").write_bytes(b"hello")
     with pytest.raises(BundleError, match=r'"none\.onnx" is not an ONNX graph'):
         build_engine(rtx, BuildRequest(tmp_path / "none.onnx", (backbone_profile(8),), ("8.9",)))
 
 
-def test_a_profile_that_does_not_fit_the_graph_s_axes_is_refused(graph_of: GraphOf, rtx: Flavour) -> None:
+def test_a_profile_that_does_not_fit_the_inputs_is_refused(graph_of: GraphOf, rtx: Flavour) -> None:
     with pytest.raises(BundleError, match=r"has the axes \(-1, 32, 32, 3\) .* its profile has \(1, 64, 64, 3\)"):
         build_engine(rtx, BuildRequest(graph_of("ViT, small", "fp16"), (backbone_profile(64),), ("8.9",)))
     with pytest.raises(BundleError, match="has the inputs patches, but its profile has features"):
         build_engine(rtx, BuildRequest(graph_of("ViT, small", "fp16"), bag_profiles(4, (Range(1, 2, 3),)), ("8.9",)))
 
 
-def test_too_small_a_workspace_is_said_so(graph_of: GraphOf, rtx: Flavour) -> None:
+def test_a_workspace_that_is_too_small_is_reported(graph_of: GraphOf, rtx: Flavour) -> None:
     profiles = example("ViT, small").profiles
     with pytest.raises(BundleError, match=r"within workspace limit.*increase --trt-workspace-gib"):
         build_engine(rtx, BuildRequest(graph_of("ViT, small", "fp16"), profiles, ("8.9",), workspace_bytes=1 << 20))
@@ -201,7 +201,7 @@ def test_too_small_a_workspace_is_said_so(graph_of: GraphOf, rtx: Flavour) -> No
 
 
 @pytest.mark.parametrize("capability", ["9.0", "10.0"])
-def test_rtx_says_which_flavour_builds_for_data_centre_gpus(capability: str, rtx: Flavour) -> None:
+def test_rtx_names_the_flavour_for_data_centre_gpus(capability: str, rtx: Flavour) -> None:
     with pytest.raises(
         EnvironmentLacks, match=rf'{capability}, only for 7\.5, .*12\.1;.*"hagmil\[tensorrt\]"'
     ) as caught:
@@ -210,16 +210,18 @@ def test_rtx_says_which_flavour_builds_for_data_centre_gpus(capability: str, rtx
 
 
 @pytest.mark.parametrize("capability", ["89", "sm89", "8.9.1", ""])
-def test_a_word_that_is_no_capability_is_refused(capability: str, rtx: Flavour) -> None:
+def test_an_invalid_compute_capability_is_refused(capability: str, rtx: Flavour) -> None:
     with pytest.raises(UsageError, match=r"write it like 8\.9"):
         resolve_capabilities(rtx, (capability,))
 
 
-def test_capabilities_come_in_rising_order_and_once(rtx: Flavour) -> None:
+def test_capabilities_are_ascending_and_unique(rtx: Flavour) -> None:
     assert resolve_capabilities(rtx, ("12.0", "8.9", "12.0")) == ("8.9", "12.0")
 
 
-def test_without_a_flavour_the_install_line_is_said(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> None:
+def test_a_missing_flavour_is_reported_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch, small_bundle: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EnvironmentLacks, match=r'pip install "hagmil\[tensorrt-rtx\]"') as caught:
@@ -230,7 +232,7 @@ def test_without_a_flavour_the_install_line_is_said(monkeypatch: pytest.MonkeyPa
             engine_target(EngineOptions(flavour=name))
 
 
-def test_a_flavour_whose_libraries_are_missing_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_libraries_of_a_flavour_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
@@ -238,12 +240,12 @@ def test_a_flavour_whose_libraries_are_missing_is_said_so(monkeypatch: pytest.Mo
         choose_flavour("tensorrt")
 
 
-def test_no_such_flavour_is_a_wrong_argument() -> None:
+def test_an_unknown_flavour_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="choose one of tensorrt, tensorrt-rtx"):
         choose_flavour("openvino")
 
 
-def test_what_rtx_has_not_got_is_refused_before_anything_is_built(rtx: Flavour) -> None:
+def test_options_that_rtx_does_not_support_are_refused_before_the_build(rtx: Flavour) -> None:
     assert rtx.version
     with pytest.raises(UsageError, match="does not support --trt-hardware-compatibility; pass --compute-capability"):
         engine_target(EngineOptions(hardware_compatibility="ampere_plus"))
@@ -252,7 +254,7 @@ def test_what_rtx_has_not_got_is_refused_before_anything_is_built(rtx: Flavour) 
 
 
 @pytest.mark.filterwarnings("error")
-def test_rtx_leaves_a_timing_cache_alone_and_says_so(
+def test_rtx_ignores_the_timing_cache_and_logs_it(
     graph_of: GraphOf, rtx: Flavour, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = BuildRequest(
@@ -264,7 +266,7 @@ def test_rtx_leaves_a_timing_cache_alone_and_says_so(
     assert not (tmp_path / "timings").exists()
 
 
-def test_the_data_centre_flavour_builds_for_the_gpu_here_alone(data_centre: Gpu, small_bundle: Path) -> None:
+def test_the_data_centre_flavour_builds_for_the_present_gpu_only(data_centre: Gpu, small_bundle: Path) -> None:
     entries = [report.entry for report in add_engines(small_bundle).engines]
     assert {(entry.flavour, entry.capabilities) for entry in entries} == {("tensorrt", ("9.0",))}
     with pytest.raises(EnvironmentLacks, match=r"which has compute capability 9\.0, not 8\.9.*tensorrt-rtx"):
@@ -275,7 +277,7 @@ def test_the_data_centre_flavour_builds_for_the_gpu_here_alone(data_centre: Gpu,
 
 
 @pytest.mark.usefixtures("data_centre")
-def test_timings_are_kept_between_builds_without_asking(small_bundle: Path, tmp_path: Path) -> None:
+def test_timings_are_stored_between_builds_by_default(small_bundle: Path, tmp_path: Path) -> None:
     add_engines(small_bundle)
     add_engines(small_bundle)
     kept = tmp_path / "cache" / "hagmil" / "engines" / "timings.tensorrt-11.4.0.106.cache"
@@ -283,7 +285,7 @@ def test_timings_are_kept_between_builds_without_asking(small_bundle: Path, tmp_
 
 
 @pytest.mark.usefixtures("data_centre")
-def test_the_data_centre_flavour_is_given_what_was_asked_for(small_bundle: Path, tmp_path: Path) -> None:
+def test_options_are_passed_to_the_data_centre_flavour(small_bundle: Path, tmp_path: Path) -> None:
     timings = tmp_path / "timings.cache"
     options = EngineOptions(
         workspace_bytes=1 << 30, hardware_compatibility="ampere_plus", version_compatible=True, timing_cache=timings
@@ -316,14 +318,14 @@ def test_tf32_is_off_in_a_real_build(graph_of: GraphOf, rtx: Flavour, monkeypatc
 # Profiles.
 
 
-def test_a_range_is_read_as_min_opt_max() -> None:
+def test_a_range_is_parsed_as_min_opt_max() -> None:
     assert parse_range("--trt-batch", "1,64,256") == Range(1, 64, 256)
     for wrong in ("1,2", "1,2,3,4", "a,b,c", "", "3,2,1", "0,1,2"):
         with pytest.raises(UsageError):
             parse_range("--trt-batch", wrong)
 
 
-def test_profiles_follow_what_each_stage_may_be_given(tmp_path: Path) -> None:
+def test_profiles_cover_the_largest_bag_of_each_stage(tmp_path: Path) -> None:
     profiles = bundle_profiles(open_bundle(write_small_bundle(tmp_path)).manifest)
     assert list(profiles) == ["backbone.onnx", "coarse.onnx", "fine.onnx"]
     assert [_lengths(profile["patches"]) for profile in profiles["backbone.onnx"]] == [(1, 64, 256)]
@@ -337,7 +339,7 @@ def test_profiles_follow_what_each_stage_may_be_given(tmp_path: Path) -> None:
     ]
 
 
-def test_profiles_that_are_asked_for_are_those_of_every_stage(tmp_path: Path) -> None:
+def test_requested_profiles_apply_to_every_stage(tmp_path: Path) -> None:
     manifest = open_bundle(write_small_bundle(tmp_path)).manifest
     profiles = bundle_profiles(manifest, batch=Range(1, 2, 3), patches=(Range(1, 5, 9), Range(10, 20, 30)))
     assert _lengths(profiles["backbone.onnx"][0]["patches"]) == (1, 2, 3)
@@ -350,13 +352,13 @@ def test_profiles_that_are_asked_for_are_those_of_every_stage(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def with_engines(tmp_path_factory: pytest.TempPathFactory, report: ExportReport) -> tensorrt.EnginesReport:
-    """An exported cascade of two stages on the tiny backbone, with engines for two GPUs."""
+    """A bundle of two stages on the tiny backbone, with engines for two GPUs."""
     folder = tmp_path_factory.mktemp("engines") / "bundle"
     shutil.copytree(report.bundle.path, folder)
     return add_engines(folder, EngineOptions(capabilities=("8.9", "8.0"), patches=(Range(1, 100, 1_000),)))
 
 
-def test_engines_are_named_listed_and_digested(with_engines: tensorrt.EnginesReport, rtx: Flavour) -> None:
+def test_the_manifest_lists_engines_with_names_and_digests(with_engines: tensorrt.EnginesReport, rtx: Flavour) -> None:
     bundle = with_engines.bundle
     names = [entry.file for entry in bundle.manifest.engines]
     digest = bundle.manifest.files["coarse.onnx"].sha256[:12]
@@ -372,9 +374,7 @@ def test_engines_are_named_listed_and_digested(with_engines: tensorrt.EnginesRep
     jsonschema.validate(json.loads((bundle.path / "bundle.json").read_text()), json.loads(manifest_schema()))
 
 
-def test_the_build_log_holds_what_tensorrt_said_and_no_path_of_this_machine(
-    with_engines: tensorrt.EnginesReport, rtx: Flavour
-) -> None:
+def test_the_build_log_contains_messages_and_no_paths(with_engines: tensorrt.EnginesReport, rtx: Flavour) -> None:
     log = with_engines.bundle.file(BUILD_LOG_NAME).read_text()
     assert log.startswith(f"=== {rtx.title}, compute capability 8.0, 8.9\n")
     for graph in ("backbone.onnx", "coarse.onnx", "fine.onnx"):
@@ -385,7 +385,9 @@ def test_the_build_log_holds_what_tensorrt_said_and_no_path_of_this_machine(
 
 
 @pytest.mark.parametrize("kind", ["engine", "onnx"])
-def test_one_flipped_bit_closes_the_bundle(kind: str, with_engines: tensorrt.EnginesReport, tmp_path: Path) -> None:
+def test_a_bundle_with_one_flipped_bit_in_an_engine_cannot_be_opened(
+    kind: str, with_engines: tensorrt.EnginesReport, tmp_path: Path
+) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(with_engines.bundle.path, folder)
     assert open_bundle(folder).sha256 == with_engines.bundle.sha256
@@ -398,7 +400,7 @@ def test_one_flipped_bit_closes_the_bundle(kind: str, with_engines: tensorrt.Eng
     assert caught.value.exit_code == 4
 
 
-def test_engines_for_another_gpu_come_beside_the_first_and_the_same_are_replaced(tmp_path: Path) -> None:
+def test_engines_for_another_gpu_are_added_and_equal_ones_replaced(tmp_path: Path) -> None:
     folder = write_small_bundle(tmp_path / "bundle")
     first = add_engines(folder, EngineOptions(capabilities=("8.9",))).bundle
     second = add_engines(folder, EngineOptions(capabilities=("12.0",))).bundle
@@ -412,7 +414,7 @@ def test_engines_for_another_gpu_come_beside_the_first_and_the_same_are_replaced
     assert third.file(BUILD_LOG_NAME).read_text().count("=== TensorRT-RTX") == 3
 
 
-def test_engines_of_a_graph_that_is_no_longer_there_go(tmp_path: Path) -> None:
+def test_engines_of_a_changed_graph_are_removed(tmp_path: Path) -> None:
     folder = write_small_bundle(tmp_path / "bundle")
     before = add_engines(folder, EngineOptions(capabilities=("8.9",))).bundle.manifest
     write_small_bundle(tmp_path / "other", gain=2)
@@ -428,7 +430,7 @@ def test_engines_of_a_graph_that_is_no_longer_there_go(tmp_path: Path) -> None:
     assert after.files == file_entries(folder)
 
 
-def test_a_failed_build_leaves_the_bundle_and_a_log_beside_it(tmp_path: Path) -> None:
+def test_a_failed_build_keeps_the_bundle_and_writes_a_log_beside_it(tmp_path: Path) -> None:
     folder = write_small_bundle(tmp_path / "bundle")
     before = _contents(folder)
     with pytest.raises(BundleError, match=r"FP32 GEMM.*the complete log is \".*bundle\.build\.log\"") as caught:
@@ -439,7 +441,9 @@ def test_a_failed_build_leaves_the_bundle_and_a_log_beside_it(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.build.log"]
 
 
-def test_power_lost_at_any_moment_leaves_a_bundle_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundle_can_be_opened_after_an_interruption_at_any_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = EngineOptions(capabilities=("8.9",))
     before = write_small_bundle(tmp_path / "before")
     add_engines(before, options)
@@ -456,14 +460,14 @@ def test_power_lost_at_any_moment_leaves_a_bundle_that_opens(tmp_path: Path, mon
         assert len(add_engines(folder, options).bundle.manifest.engines) == 3
 
 
-def test_an_altered_bundle_gets_no_engines(tmp_path: Path) -> None:
+def test_engines_of_an_altered_bundle_are_not_built(tmp_path: Path) -> None:
     folder = write_small_bundle(tmp_path / "bundle")
     (folder / "fine.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match="was altered"):
         add_engines(folder)
 
 
-def test_progress_is_told_engine_by_engine(tmp_path: Path) -> None:
+def test_progress_is_reported_per_engine(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     add_engines(
         write_small_bundle(tmp_path / "bundle"),
@@ -473,7 +477,7 @@ def test_progress_is_told_engine_by_engine(tmp_path: Path) -> None:
     assert told == [("engines", done, 3) for done in range(4)]
 
 
-def test_a_manifest_that_lists_an_engine_and_not_its_file_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_with_an_engine_but_without_its_file_is_refused(tmp_path: Path) -> None:
     folder = write_small_bundle(tmp_path / "bundle")
     manifest = add_engines(folder, EngineOptions(capabilities=("8.9",))).bundle.manifest
     files = {name: entry for name, entry in manifest.files.items() if "fine.tensorrt" not in name}
@@ -483,7 +487,7 @@ def test_a_manifest_that_lists_an_engine_and_not_its_file_is_refused(tmp_path: P
 
 
 class Steps:
-    """The writes of a commit, and a power cut after some of them."""
+    """Counts the writes of a commit and interrupts it after some of them."""
 
     def __init__(self) -> None:
         self.taken = 0

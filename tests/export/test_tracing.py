@@ -1,4 +1,4 @@
-"""The exporter's own noise, and graphs held against the contract."""
+"""Messages of the exporter, captures, and checks of graphs against the contract."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Sum(nn.Module):
         return _Output(features.sum(dim=0))
 
 
-def test_an_export_says_and_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_export_logs_and_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
         trace(_Sum().eval(), (ROWS,), (SUM,), example={"patches": 5, "dim": 4})
@@ -52,7 +52,7 @@ class _Scaled(nn.Module):
         return _Output(self.times * self.linear(self.norm(features)).sum(dim=0))
 
 
-def test_modules_that_differ_in_their_weights_are_captured_once_and_get_their_own_graphs(
+def test_modules_that_differ_in_their_weights_only_share_a_capture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     captured, captures = list[nn.Module](), Captures()
@@ -71,7 +71,7 @@ def test_modules_that_differ_in_their_weights_are_captured_once_and_get_their_ow
     assert len({graph.SerializeToString(deterministic=True) for graph in shared}) == 4
 
 
-def test_a_structure_is_all_but_the_values_of_weights() -> None:
+def test_a_structure_contains_everything_but_the_values_of_weights() -> None:
     first = structure_of(_Scaled(2.0).eval())
     other_shape, held = _Scaled(2.0).eval(), _Scaled(2.0).eval()
     other_shape.linear = nn.Linear(4, 2)
@@ -106,18 +106,18 @@ def _graph(
         (_graph(axes=("batch", "width")), "has axis 'width' where the contract has 'dim'"),
     ],
 )
-def test_a_graph_that_breaks_the_contract_is_refused_with_how(graph: onnx.ModelProto, message: str) -> None:
+def test_a_graph_that_violates_the_contract_is_refused_with_the_reason(graph: onnx.ModelProto, message: str) -> None:
     with pytest.raises(BundleError, match=message) as caught:
         check_contract(graph, (PATCHES,), (BACKBONE_FEATURES,))
 
     assert caught.value.code == "contract"
 
 
-def test_a_graph_that_keeps_it_is_let_pass() -> None:
+def test_a_graph_that_follows_the_contract_passes() -> None:
     check_contract(_graph(), (PATCHES,), (BACKBONE_FEATURES,))
 
 
-def test_a_graph_that_is_no_graph_is_refused() -> None:
+def test_an_invalid_graph_is_refused() -> None:
     graph = _graph()
     del graph.graph.node[0]
 
@@ -125,7 +125,7 @@ def test_a_graph_that_is_no_graph_is_refused() -> None:
         check_contract(graph, (PATCHES,), (BACKBONE_FEATURES,))
 
 
-def test_axes_and_opset_are_read_as_they_stand() -> None:
+def test_axes_and_opset_are_read_from_the_graph() -> None:
     graph = _graph()
 
     assert axes_of(graph.graph.input[0]) == ("batch", "height", "width", 3)

@@ -1,6 +1,6 @@
-"""The few names of torchvision that timm imports, so that the real timm runs in tests without torchvision.
+"""Stand-in for the names of torchvision that timm imports, so that tests can use timm without torchvision.
 
-None of them is called by the models that are tested here; a test that called one would fail.
+The tested models call none of them; a call would fail.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class InterpolationMode(enum.Enum):
-    """The members that timm names."""
+    """The members that timm uses."""
 
     NEAREST = "nearest"
     NEAREST_EXACT = "nearest-exact"
@@ -28,14 +28,14 @@ class InterpolationMode(enum.Enum):
 
 
 class NotHere:
-    """Stands for a class that timm imports and these tests never make."""
+    """Stand-in for a class that timm imports and the tests do not use."""
 
     def __init__(self, *_: object, **__: object) -> None:
         raise NotImplementedError("torchvision is not installed; this is a stand-in for timm's imports")
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """A class of its own, so that timm's isinstance checks find nothing of this kind."""
+    """A separate class, so that no module passes timm's isinstance checks."""
 
 
 _DATASETS = ("CIFAR10", "CIFAR100", "MNIST", "KMNIST", "FashionMNIST", "ImageFolder")
@@ -57,7 +57,7 @@ _MODULES: dict[str, dict[str, object]] = {
 
 @contextmanager
 def torchvision_stand_in() -> Iterator[None]:
-    """Put the stand-in in torchvision's place; it, and timm that was imported over it, are gone afterwards."""
+    """Replace torchvision by the stand-in; afterwards remove it and the timm that imported it."""
     for name, contents in _MODULES.items():
         module = ModuleType(name)
         module.__dict__.update(contents)

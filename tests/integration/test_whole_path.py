@@ -20,7 +20,7 @@ def test_the_demonstration_runs_from_nothing_to_verdicts(tmp_path: Path) -> None
         out, DemoSize(train_slides=8, unseen_slides=4, size_px=1024), lambda step, _done, _total: steps.append(step)
     )
     assert list(dict.fromkeys(steps)) == [
-        "phantoms to learn from",
+        "training phantoms",
         "unseen phantoms",
         "features",
         "training",

@@ -1,4 +1,4 @@
-"""Which patches a backbone in int8 is calibrated on."""
+"""Choice of calibration patches for int8 backbones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WANTED = PatchRequirements((("coarse", 1.0), ("fine", 0.5)), 64, TissueParameter
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two phantoms in ``slides`` and nothing else of use."""
+    """A folder with two phantoms in ``slides``."""
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder, slides=2, size_px=1024, seed=3)
     return folder
@@ -59,7 +59,7 @@ def _rows(batches: object) -> set[bytes]:
     return {patch.tobytes() for batch in batches for patch in batch}  # type: ignore[attr-defined]
 
 
-def test_patches_are_the_same_every_time_and_none_is_both_calibrated_on_and_compared(cohort: Path) -> None:
+def test_patches_are_reproducible_and_calibration_and_comparison_share_none(cohort: Path) -> None:
     patches = _patches(cohort)
     calibrated, again = _rows(patches.calibration(WANTED)), _rows(_patches(cohort).calibration(WANTED))
     held_out = _rows(patches.held_out(WANTED))
@@ -70,7 +70,7 @@ def test_patches_are_the_same_every_time_and_none_is_both_calibrated_on_and_comp
     assert not calibrated & held_out
 
 
-def test_patches_come_in_small_batches_and_no_more_than_asked_for(
+def test_patches_come_in_small_batches_up_to_the_requested_number(
     cohort: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_patches, "CALIBRATION_PATCHES", 40)
@@ -81,7 +81,7 @@ def test_patches_come_in_small_batches_and_no_more_than_asked_for(
     assert {(batch.dtype, batch.shape[1:]) for batch in batches} == {(np.dtype(np.uint8), (64, 64, 3))}
 
 
-def test_a_slide_that_cannot_be_read_is_left_out_and_told_of(
+def test_a_slide_that_cannot_be_read_is_skipped_with_a_warning(
     cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_patches, "CALIBRATION_PATCHES", 40)
@@ -89,12 +89,12 @@ def test_a_slide_that_cannot_be_read_is_left_out_and_told_of(
     good = CalibrationSlide(SlideRequest("good", "good.tif", _slides(cohort)[0]))
 
     assert sum(map(len, SlidePatches((bad, good), lambda *_: None).calibration(WANTED))) == 40
-    assert 'slide "bad.tif" gives no calibration patches' in caplog.text
-    with pytest.raises(UsageError, match="no patch of tissue could be read from 1 calibration slide;"):
+    assert 'slide "bad.tif" is not used for calibration' in caplog.text
+    with pytest.raises(UsageError, match="no tissue patch could be read from 1 calibration slide;"):
         list(SlidePatches((bad,), lambda *_: None).calibration(WANTED))
 
 
-def test_features_lead_to_the_slides_in_the_folder_beside_them(cohort: Path) -> None:
+def test_slides_of_features_are_found_in_the_folder_beside_them(cohort: Path) -> None:
     for slide in _slides(cohort):
         _write_features(cohort / "features" / f"{slide.stem}.h5", slide, source="override")
     found = calibration_slides([str(cohort / "features")])
@@ -104,7 +104,7 @@ def test_features_lead_to_the_slides_in_the_folder_beside_them(cohort: Path) -> 
     assert {slide.tissue.threshold for slide in found if slide.tissue is not None} == {11}
 
 
-def test_features_lead_to_slides_that_are_given_too(cohort: Path, tmp_path: Path) -> None:
+def test_slides_of_features_are_found_among_the_given_slides(cohort: Path, tmp_path: Path) -> None:
     slide = _slides(cohort)[0]
     _write_features(tmp_path / "a" / "b" / "one.h5", slide) if (tmp_path / "a").mkdir() is None else None
     (found,) = calibration_slides([str(tmp_path / "a" / "b" / "one.h5"), str(slide)])
@@ -113,14 +113,14 @@ def test_features_lead_to_slides_that_are_given_too(cohort: Path, tmp_path: Path
     assert found.tissue is not None
 
 
-def test_features_without_their_slides_say_what_to_give(
+def test_features_without_their_slides_are_refused_with_advice(
     cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     slide = _slides(cohort)[0]
     shutil.copy(slide, tmp_path / slide.name)
     _write_features(tmp_path / "features" / "one.h5", slide, digest="1" * 64)  # another file of that name is there
     with pytest.raises(
-        UsageError, match=r'name slide ".*" \(sha256 1{12}\.\.\.\).*--calibration FEATURES --calibration'
+        UsageError, match=r'slide ".*" \(sha256 1{12}\.\.\.\) of feature file .*--calibration FEATURES --calibration'
     ):
         calibration_slides([str(tmp_path / "features")])
 
@@ -129,5 +129,5 @@ def test_features_without_their_slides_say_what_to_give(
         (found,) = calibration_slides([str(tmp_path / "features")])
     assert found.request.slide_id == "two"
     assert "one.h5" in caplog.text
-    with pytest.raises(UsageError, match="do not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         calibration_slides([str(tmp_path / "none.h5")])

@@ -1,4 +1,4 @@
-"""Slides in the proof of an export, through the real cascade."""
+"""Comparison of the verdicts of an export on slides, with the real cascade."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hagmil.export import pipeline
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.model_card import MODEL_CARD_NAME
 from hagmil.export.parity.compare import PARITY_NAME, ParityReport
-from hagmil.export.parity.stages import stage_graph
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.workflows import slide_runner as runner_module
 from hagmil.workflows.slide_runner import default_phantoms, open_slide_runner
 from tests.export.checkpoints import write_small_checkpoint
+from tests.export.shared import stage_graph
 
 pytestmark = pytest.mark.timeout(900)  # each test exports a cascade
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_phantoms() -> Iterator[None]:
-    """Small ones, on which the untrained model's scores do not happen to be nearly equal where it chooses."""
+    """Use small phantoms on which the scores of the untrained model are not nearly equal at the selection limit."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "PHANTOM_PX", 1024)
@@ -39,7 +39,7 @@ def _small_phantoms() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a backbone and a small checkpoint on it."""
+    """A folder with a backbone and a small checkpoint."""
     folder = tmp_path_factory.mktemp("source")
     export_backbone("tiny", None, folder / "backbone")
     write_small_checkpoint(folder / "checkpoint", open_backbone(folder / "backbone"))
@@ -52,19 +52,19 @@ def _export(folder: Path, out: Path, **options: Any) -> ExportReport:
 
 
 def _wrong_by(factor: float) -> Any:
-    """The export of a stage, with the first weight matrix of its attention scaled."""
+    """Return a ``stage_graph`` that scales the largest weight of each graph."""
 
-    def dishonest(*arguments: Any) -> onnx.ModelProto:
+    def wrong_graph(*arguments: Any) -> onnx.ModelProto:
         model = stage_graph(*arguments)
         weight = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
         values = numpy_helper.to_array(weight)
         weight.CopyFrom(numpy_helper.from_array((values * factor).astype(values.dtype), weight.name))
         return model
 
-    return dishonest
+    return wrong_graph
 
 
-def test_half_precision_is_proven_on_slides_and_the_bundle_says_so(folder: Path, tmp_path: Path) -> None:
+def test_the_verdicts_of_an_fp16_export_are_compared_and_recorded(folder: Path, tmp_path: Path) -> None:
     told: list[str] = []
     with open_slide_runner([], 2, progress=lambda step, *_: told.append(step)) as slides:
         report = export_bundle(
@@ -97,7 +97,7 @@ def test_float32_graphs_give_the_verdicts_of_their_models(folder: Path, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_scaled_weight_is_caught_by_slides_alone(
+def test_a_scaled_weight_is_detected_by_verdicts_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(pipeline, "stage_graph", _wrong_by(1.5))
@@ -112,7 +112,7 @@ def test_a_scaled_weight_is_caught_by_slides_alone(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_same_scaled_weight_is_caught_by_tensors_alone(
+def test_the_same_scaled_weight_is_detected_by_tensors_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
     monkeypatch.setattr(pipeline, "stage_graph", _wrong_by(1.5))
@@ -123,7 +123,7 @@ def test_the_same_scaled_weight_is_caught_by_tensors_alone(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_phantoms_are_tried_where_precision_is_reduced_and_nobody_gives_slides() -> None:
+def test_phantoms_are_used_by_default_for_fp16_without_slides() -> None:
     assert default_phantoms("fp32", None) == 0
     assert default_phantoms("fp16", ["slides"]) == 0
     assert default_phantoms("fp16", None) > 0

@@ -1,4 +1,4 @@
-"""Backbones as ONNX: the contract's form, proven against torch, for every kind of name."""
+"""Export of backbones: contract, comparison with torch, and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hagmil.runtime.sessions import open_session
 
 
 def _largest_difference(folder: Path, name: str, shape: tuple[int, int, int]) -> float:
-    """Between torch and ONNX Runtime, relative to the largest feature, on a batch of (batch, height, width)."""
+    """Difference between torch and ONNX Runtime relative to the largest feature, for shape (batch, height, width)."""
     patches = synthetic_patches("tissue", *shape, seed=11)
     backbone = find_backbone(name, "random")
     module = PatchEncoder(backbone.encoder, backbone.mean, backbone.std).eval()
@@ -37,11 +37,13 @@ def _largest_difference(folder: Path, name: str, shape: tuple[int, int, int]) ->
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 64), (7, 64, 64), (2, 16, 16), (3, 100, 52), (1, 256, 256)])
-def test_tiny_in_onnx_runtime_is_tiny_in_torch(backbone_dir: Path, shape: tuple[int, int, int]) -> None:
+def test_tiny_gives_the_same_features_in_onnx_runtime_and_torch(
+    backbone_dir: Path, shape: tuple[int, int, int]
+) -> None:
     assert _largest_difference(backbone_dir, "tiny", shape) < 1e-5
 
 
-def test_resnet50_trunc_in_onnx_runtime_is_resnet50_trunc_in_torch(tmp_path: Path) -> None:
+def test_resnet50_trunc_gives_the_same_features_in_onnx_runtime_and_torch(tmp_path: Path) -> None:
     card = export_backbone("resnet50-trunc", "random", tmp_path / "resnet")
 
     assert card.features == 1024
@@ -51,7 +53,7 @@ def test_resnet50_trunc_in_onnx_runtime_is_resnet50_trunc_in_torch(tmp_path: Pat
         assert _largest_difference(tmp_path / "resnet", "resnet50-trunc", shape) < 1e-5
 
 
-def test_normalisation_is_that_of_mean_and_deviation(backbone_dir: Path) -> None:
+def test_normalisation_uses_mean_and_standard_deviation(backbone_dir: Path) -> None:
     backbone = find_backbone("tiny", "random")
     patches = synthetic_patches("noise", 2, 64, 64)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
@@ -64,7 +66,7 @@ def test_normalisation_is_that_of_mean_and_deviation(backbone_dir: Path) -> None
     assert np.abs(features - expected).max() < 1e-5
 
 
-def test_the_card_says_what_the_graph_is(backbone_dir: Path) -> None:
+def test_the_card_describes_the_graph(backbone_dir: Path) -> None:
     card = open_backbone(backbone_dir)
 
     assert card.name == "tiny"
@@ -74,7 +76,7 @@ def test_the_card_says_what_the_graph_is(backbone_dir: Path) -> None:
     assert {"hagmil", "torch", "onnx", "onnxscript"} <= card.versions.keys()
 
 
-def test_the_graph_casts_before_it_transposes_and_keeps_its_axes_by_name(backbone_dir: Path) -> None:
+def test_the_graph_casts_before_it_transposes_and_has_named_axes(backbone_dir: Path) -> None:
     model = onnx.load(backbone_dir / BACKBONE_ONNX_NAME)
 
     assert [node.op_type for node in model.graph.node[:2]] == ["Cast", "Transpose"]
@@ -84,16 +86,14 @@ def test_the_graph_casts_before_it_transposes_and_keeps_its_axes_by_name(backbon
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
 
-def test_the_graph_holds_no_trace_of_the_machine_that_made_it(backbone_dir: Path) -> None:
+def test_the_graph_contains_nothing_about_the_machine(backbone_dir: Path) -> None:
     content = (backbone_dir / BACKBONE_ONNX_NAME).read_bytes()
 
     assert str(Path(backbones.__file__).parent).encode() not in content
     assert b"stack_trace" not in content
 
 
-def test_the_same_backbone_gives_the_same_bytes_and_progress_is_told_to_the_end(
-    backbone_dir: Path, tmp_path: Path
-) -> None:
+def test_exports_are_reproducible_and_progress_is_reported(backbone_dir: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     card = export_backbone("tiny", "random", tmp_path / "again", progress=lambda *step: told.append(step))
 
@@ -110,16 +110,16 @@ def test_the_report_covers_batches_sizes_and_kinds_of_patches(backbone_dir: Path
     assert all(row.passed and row.cosine is not None and row.cosine > 0.999999 for row in report.rows)
 
 
-def test_a_graph_with_one_weight_scaled_is_caught_and_nothing_is_written(
+def test_a_graph_with_one_scaled_weight_is_refused_and_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dishonest(*args: Any, **kwargs: Any) -> onnx.ModelProto:
+    def wrong_graph(*args: Any, **kwargs: Any) -> onnx.ModelProto:
         model = trace(*args, **kwargs)
         kernel = next(weight for weight in model.graph.initializer if len(weight.dims) == 4 and weight.dims[0] > 3)
         kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(1.01), kernel.name))
         return model
 
-    monkeypatch.setattr(backbones, "trace", dishonest)
+    monkeypatch.setattr(backbones, "trace", wrong_graph)
 
     with pytest.raises(ParityError, match=r"backbone: features is off by .* at batch \d, height \d+, width \d+"):
         export_backbone("tiny", "random", tmp_path / "wrong")
@@ -127,31 +127,31 @@ def test_a_graph_with_one_weight_scaled_is_caught_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_a_resnet_must_be_asked_for() -> None:
+def test_a_resnet_without_weights_option_is_refused() -> None:
     with pytest.raises(UsageError, match="--weights: a file, or random"):
         find_backbone("resnet50-trunc", None)
 
 
-def test_a_weights_file_that_is_called_random_is_not_meant_by_the_word(tmp_path: Path) -> None:
+def test_a_path_that_ends_in_random_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"weights file .* does not exist"):
         find_backbone("resnet50-trunc", str(tmp_path / "random"))
 
 
-def test_an_unknown_name_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_refused_with_the_known_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "timm_is_installed", lambda: False)
 
     with pytest.raises(UsageError, match=r"resnet50-trunc, tiny or a path that ends in \.onnx, or install timm"):
         find_backbone("resnet50-trnc", "random")
 
 
-def test_options_of_onnx_encoders_are_refused_elsewhere(tmp_path: Path) -> None:
+def test_options_of_onnx_encoders_are_refused_for_other_backbones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="apply to ONNX encoders only"):
         export_backbone("tiny", "random", tmp_path / "out", mean=(0.5, 0.5, 0.5))
     with pytest.raises(UsageError, match="--weights and --patch-px do not apply"):
         export_backbone("encoder.onnx", "random", tmp_path / "out")
 
 
-def test_a_folder_that_is_there_is_kept_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
+def test_an_existing_folder_is_kept_without_overwrite(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
 
     with pytest.raises(UsageError, match="--overwrite"):
@@ -160,15 +160,15 @@ def test_a_folder_that_is_there_is_kept_unless_overwriting_is_asked_for(tmp_path
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_another_graph_than_the_cards_is_no_backbone(backbone_dir: Path, tmp_path: Path) -> None:
+def test_a_graph_that_does_not_match_its_card_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
     (tmp_path / BACKBONE_CARD_NAME).write_bytes((backbone_dir / BACKBONE_CARD_NAME).read_bytes())
     (tmp_path / BACKBONE_ONNX_NAME).write_bytes((backbone_dir / BACKBONE_ONNX_NAME).read_bytes()[:-1])
 
-    with pytest.raises(BundleError, match="is not the file that"):
+    with pytest.raises(BundleError, match="does not match its digest in backbone"):
         open_backbone(tmp_path)
 
 
-def test_patches_of_a_batch_are_run_one_by_one() -> None:
+def test_patches_of_a_batch_run_one_by_one() -> None:
     def counting(arrays: dict[str, NDArray[Any]]) -> Arrays:
         patches = arrays["patches"]
         return {"features": np.full((len(patches), 1), len(patches))}

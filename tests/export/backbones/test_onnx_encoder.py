@@ -1,4 +1,4 @@
-"""Existing ONNX encoders: wrapped where they can be, refused with a reason where they cannot."""
+"""Existing ONNX encoders are wrapped, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ STD = (0.25, 0.2, 0.3)
 
 @pytest.mark.parametrize("pooled", [True, False], ids=["(batch, dim)", "(batch, dim, 1, 1)"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3)])
-def test_an_encoder_of_floats_gets_pixels_in_front(tmp_path: Path, dtype: str, tolerance: float, pooled: bool) -> None:
+def test_an_encoder_with_float_input_is_wrapped_to_take_pixels(
+    tmp_path: Path, dtype: str, tolerance: float, pooled: bool
+) -> None:
     source = write_encoder(tmp_path / "encoder.onnx", dtype=dtype, pooled=pooled)
 
     card = export_backbone(str(source), None, tmp_path / "out", mean=MEAN, std=STD)
@@ -39,13 +41,13 @@ def test_an_encoder_of_floats_gets_pixels_in_front(tmp_path: Path, dtype: str, t
         np.testing.assert_allclose(features.astype(np.float32), expected, atol=tolerance)
 
 
-def test_the_wrapping_casts_before_it_transposes(tmp_path: Path) -> None:
+def test_the_wrapper_casts_before_it_transposes(tmp_path: Path) -> None:
     encoder = load_onnx_encoder(write_encoder(tmp_path / "encoder.onnx"), mean=MEAN, std=STD)
 
     assert [node.op_type for node in encoder.model.graph.node[:2]] == ["Cast", "Transpose"]
 
 
-def test_an_encoder_of_pixels_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_an_encoder_with_pixel_input_is_used_unchanged(tmp_path: Path) -> None:
     source = write_encoder(tmp_path / "encoder.onnx", dtype="uint8", axes=("N", "H", "W", 3))
 
     card = export_backbone(str(source), None, tmp_path / "out")
@@ -56,7 +58,7 @@ def test_an_encoder_of_pixels_is_taken_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(features, open_session(source).run({"image": patches})["embedding"])
 
 
-def test_an_encoder_with_the_contracts_own_names_keeps_them(tmp_path: Path) -> None:
+def test_an_encoder_with_the_names_of_the_contract_keeps_them(tmp_path: Path) -> None:
     source = write_encoder(
         tmp_path / "encoder.onnx",
         dtype="uint8",
@@ -72,7 +74,7 @@ def test_an_encoder_with_the_contracts_own_names_keeps_them(tmp_path: Path) -> N
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["patches", "features"]
 
 
-def test_normalisation_is_never_guessed(tmp_path: Path) -> None:
+def test_normalisation_must_be_given_for_float_input(tmp_path: Path) -> None:
     source = write_encoder(tmp_path / "encoder.onnx")
 
     with pytest.raises(UsageError, match="pass --mean and --std"):
@@ -81,7 +83,7 @@ def test_normalisation_is_never_guessed(tmp_path: Path) -> None:
         load_onnx_encoder(source, mean=MEAN)
 
 
-def test_normalisation_in_vain_is_refused(tmp_path: Path) -> None:
+def test_normalisation_for_pixel_input_is_refused(tmp_path: Path) -> None:
     source = write_encoder(tmp_path / "encoder.onnx", dtype="uint8", axes=("N", "H", "W", 3))
 
     with pytest.raises(UsageError, match="and normalises them; remove --mean and --std"):
@@ -96,7 +98,7 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "batch_fixed"
 
 
-def test_an_encoder_that_mixes_the_patches_of_a_batch_is_found_out(tmp_path: Path) -> None:
+def test_an_encoder_that_mixes_the_patches_of_a_batch_is_refused(tmp_path: Path) -> None:
     source = write_encoder(tmp_path / "encoder.onnx", mixes_batch=True)
 
     with pytest.raises(ParityError, match="features is off by"):
@@ -114,7 +116,7 @@ def test_one_of_several_outputs_must_be_chosen(tmp_path: Path) -> None:
     assert load_onnx_encoder(source, mean=MEAN, std=STD, output="embedding").features == DIM
 
 
-def test_an_output_that_is_no_vector_is_refused(tmp_path: Path) -> None:
+def test_an_output_that_is_not_a_vector_is_refused(tmp_path: Path) -> None:
     source = write_encoder(tmp_path / "encoder.onnx", extra_output=True)
 
     with pytest.raises(BundleError, match="a backbone returns a vector per patch"):
@@ -126,7 +128,7 @@ def test_an_output_that_is_no_vector_is_refused(tmp_path: Path) -> None:
     [("N", "H", "W", 3), ("N", 4, "H", "W"), ("N", 3, 64), ("N", 3, 64, 32)],
     ids=["floats last", "four channels", "three axes", "not square"],
 )
-def test_an_input_that_is_no_patch_is_refused(tmp_path: Path, axes: tuple[str | int, ...]) -> None:
+def test_an_input_that_is_not_a_patch_is_refused(tmp_path: Path, axes: tuple[str | int, ...]) -> None:
     source = write_encoder(tmp_path / "encoder.onnx")
     model = onnx.load(source)
     model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, axes))
@@ -137,7 +139,7 @@ def test_an_input_that_is_no_patch_is_refused(tmp_path: Path, axes: tuple[str | 
     assert caught.value.code == "not_a_backbone"
 
 
-def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_bytes(b"\xff\xfe nothing of the kind")
 
     with pytest.raises(BundleError, match="cannot be read as ONNX"):

@@ -1,4 +1,4 @@
-"""The truncated ResNet-50: the published file's names, and its arithmetic."""
+"""The truncated ResNet-50: names of the published weights, and features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hagmil.export.backbones.resnet import TruncatedResNet50, resnet50_trunc
 
 
 def _published(seed: int = 0) -> dict[str, Tensor]:
-    """A state dict as the published ImageNet file has it: all of ResNet-50, without counters."""
+    """A state dict like the published ImageNet file: the complete ResNet-50, without counters."""
     torch.manual_seed(seed)
     state = {
         name: torch.rand(tensor.shape) * 0.1
@@ -29,7 +29,7 @@ def _published(seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_the_published_file_loads_and_its_last_stage_is_left_out(tmp_path: Path, zipped: bool) -> None:
+def test_the_published_file_is_loaded_without_its_last_stage(tmp_path: Path, zipped: bool) -> None:
     published = _published()
     path = tmp_path / "resnet50-19c8e357.pth"
     torch.save(published, path, _use_new_zipfile_serialization=zipped)
@@ -57,7 +57,7 @@ def test_a_file_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
     assert "layer4" not in caught.value.message
 
 
-def test_random_weights_are_the_same_every_time_and_are_called_random() -> None:
+def test_random_weights_are_reproducible_and_described_as_random() -> None:
     one, other = resnet50_trunc(None), resnet50_trunc(None)
 
     assert one.weights == "random, seed 0"
@@ -65,7 +65,7 @@ def test_random_weights_are_the_same_every_time_and_are_called_random() -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in one.encoder.state_dict().items())
 
 
-def test_random_weights_leave_features_that_half_precision_holds() -> None:
+def test_features_of_random_weights_are_in_the_range_of_fp16() -> None:
     torch.manual_seed(0)
     with torch.inference_mode():
         features = resnet50_trunc(None).encoder(torch.randn(2, 3, 64, 64))
@@ -76,7 +76,7 @@ def test_random_weights_leave_features_that_half_precision_holds() -> None:
 
 
 @pytest.mark.usefixtures("real_timm")
-def test_it_computes_what_the_whole_resnet_50_computes_through_its_third_stage() -> None:
+def test_features_equal_those_of_the_third_stage_of_resnet_50() -> None:
     import timm
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Models of timm as backbones; the real timm, over a stand-in for the few names that it imports from torchvision."""
+"""timm models as backbones, with the real timm and a stand-in for torchvision."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_convolutional_model_keeps_height_and_width_dynamic(tmp_path: Path) ->
         np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
-def test_a_convolutional_model_that_cannot_be_exported_for_every_size_is_exported_for_one(
+def test_a_convolutional_model_is_exported_for_one_size_if_not_for_all(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = export_backbone(CNN_OF_ONE_SIZE, "random", tmp_path / "cnn", patch_px=96)
@@ -55,7 +55,7 @@ def test_a_convolutional_model_that_cannot_be_exported_for_every_size_is_exporte
     assert _features(tmp_path / "cnn", (2, 96, 96))[1].shape == (2, card.features)
 
 
-def test_a_vision_transformer_takes_its_own_size_alone(tmp_path: Path) -> None:
+def test_a_vision_transformer_has_a_fixed_size(tmp_path: Path) -> None:
     card = export_backbone(VIT, "random", tmp_path / "vit")
 
     assert card.patch_px == 160
@@ -66,7 +66,7 @@ def test_a_vision_transformer_takes_its_own_size_alone(tmp_path: Path) -> None:
         _features(tmp_path / "vit", (1, 64, 64))
 
 
-def test_a_vision_transformer_is_brought_to_another_size(tmp_path: Path) -> None:
+def test_a_vision_transformer_can_be_exported_for_another_size(tmp_path: Path) -> None:
     card = export_backbone(VIT, "random", tmp_path / "vit", patch_px=64)
 
     assert card.patch_px == 64
@@ -78,7 +78,7 @@ def test_a_size_that_does_not_divide_into_tokens_is_refused() -> None:
         timm_backbone(VIT, "random", patch_px=50)
 
 
-def test_normalisation_is_the_models_own() -> None:
+def test_normalisation_comes_from_the_model() -> None:
     backbone = timm_backbone("vit_tiny_patch16_224.augreg_in21k", "random", patch_px=None)
 
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
@@ -105,7 +105,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         timm_backbone(CNN, str(tmp_path / "weights.pth"), patch_px=None)
 
 
-def test_random_weights_are_the_same_every_time_and_leave_torchs_seed_alone() -> None:
+def test_random_weights_are_reproducible_and_keep_the_seed_of_torch() -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     one, other = (timm_backbone(CNN, "random", patch_px=None).encoder.state_dict() for _ in range(2))
@@ -114,22 +114,22 @@ def test_random_weights_are_the_same_every_time_and_leave_torchs_seed_alone() ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_without_weights_on_the_hub_says_so() -> None:
+def test_a_model_without_weights_on_the_hub_is_reported() -> None:
     with pytest.raises(UsageError, match="timm cannot load weights"):
         timm_backbone("resnet10t.no_such_weights", "hub", patch_px=None)
 
 
-def test_a_name_that_timm_does_not_have_is_refused() -> None:
+def test_a_name_unknown_to_timm_is_refused() -> None:
     with pytest.raises(UsageError, match='timm has no model "resnet5000"'):
         timm_backbone("resnet5000", "random", patch_px=None)
 
 
-def test_weights_must_be_asked_for() -> None:
+def test_a_timm_model_without_weights_option_is_refused() -> None:
     with pytest.raises(UsageError, match="a file, hub, or random"):
         find_backbone(CNN, None)
 
 
-def test_timm_without_a_package_that_it_needs_is_something_that_the_environment_lacks(
+def test_a_missing_requirement_of_timm_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing(*_: object, **__: object) -> None:

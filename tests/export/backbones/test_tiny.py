@@ -1,4 +1,4 @@
-"""The weights of ``tiny`` that the package ships."""
+"""The weights of ``tiny`` in the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hagmil.export.backbones.export_backbone import find_backbone
 from hagmil.export.parity.synthetic_inputs import synthetic_patches
 
 
-def test_the_shipped_weights_are_small_and_are_taken_where_none_are_named() -> None:
+def test_the_shipped_weights_are_small_and_the_default() -> None:
     backbone = find_backbone("tiny", None)
 
     assert tiny_module.SHIPPED.stat().st_size < 1_000_000
@@ -26,7 +26,7 @@ def test_the_shipped_weights_are_not_the_random_ones() -> None:
     assert bool((shipped["layers.1.running_var"] != 1).any())
 
 
-def test_features_of_glass_and_of_tissue_lie_apart() -> None:
+def test_features_of_glass_and_tissue_differ() -> None:
     backbone = find_backbone("tiny", None)
     encoder = PatchEncoder(backbone.encoder, backbone.mean, backbone.std).eval()
     with torch.inference_mode():

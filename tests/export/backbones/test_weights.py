@@ -1,4 +1,4 @@
-"""Weights from files: read without executing anything, and loaded by name."""
+"""Reading weights without executing code, and loading them by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _module() -> nn.Module:
 
 
 class _Trap:
-    """Writes a file when it is unpickled."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class _Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_both_formats_of_torch_are_read(tmp_path: Path, zipped: bool) -> None:
+def test_both_file_formats_of_torch_are_read(tmp_path: Path, zipped: bool) -> None:
     state = _module().state_dict()
     path = tmp_path / "weights.pth"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
@@ -50,14 +50,14 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], state[name]) for name in state)
 
 
-def test_weights_below_the_key_state_dict_are_found(tmp_path: Path) -> None:
+def test_weights_under_the_key_state_dict_are_read(tmp_path: Path) -> None:
     torch.save({"state_dict": _module().state_dict()}, tmp_path / "weights.pt")
 
     assert "0.weight" in read_weights(tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_that_would_execute_something_is_refused_and_executes_nothing(tmp_path: Path, zipped: bool) -> None:
+def test_a_file_with_code_is_refused_and_not_executed(tmp_path: Path, zipped: bool) -> None:
     trace = tmp_path / "executed"
     path = tmp_path / "weights.pth"
     torch.save({"weight": _Trap(trace)}, path, _use_new_zipfile_serialization=zipped)
@@ -69,7 +69,7 @@ def test_a_file_that_would_execute_something_is_refused_and_executes_nothing(tmp
     assert not trace.exists()
 
 
-def test_a_plain_pickle_is_refused_and_executes_nothing(tmp_path: Path) -> None:
+def test_a_plain_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     path = tmp_path / "weights.bin"
     path.write_bytes(pickle.dumps(_Trap(trace)))
@@ -80,7 +80,7 @@ def test_a_plain_pickle_is_refused_and_executes_nothing(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_a_file_of_something_else_than_names_and_tensors_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_more_than_names_and_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": {"weight": torch.zeros(2)}}, tmp_path / "weights.pth")
 
     with pytest.raises(BundleError, match=r"\(names and tensors\) only"):
@@ -97,19 +97,19 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
     assert caught.value.code == "weights_unreadable"
 
 
-def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_type_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pkl").write_bytes(b"")
 
     with pytest.raises(BundleError, match=r'unknown type ".pkl"'):
         read_weights(tmp_path / "weights.pkl")
 
 
-def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"weights file .* does not exist"):
         read_weights(tmp_path / "weights.pth")
 
 
-def test_every_missing_unexpected_misshapen_and_broken_weight_is_named() -> None:
+def test_missing_unexpected_misshapen_and_infinite_weights_are_named() -> None:
     module = _module()
     weights = dict(module.state_dict())
     del weights["0.bias"]
@@ -126,7 +126,7 @@ def test_every_missing_unexpected_misshapen_and_broken_weight_is_named() -> None
     assert "not finite: 1.bias" in caught.value.message
 
 
-def test_only_what_is_named_is_ignored() -> None:
+def test_only_named_weights_are_ignored() -> None:
     module = _module()
     weights = {**module.state_dict(), "head.weight": torch.zeros(1), "headless.weight": torch.zeros(1)}
 
@@ -134,7 +134,7 @@ def test_only_what_is_named_is_ignored() -> None:
         load_exactly(module, weights, ignored=("head.",))
 
 
-def test_counters_of_batch_normalisation_may_be_absent_and_half_precision_is_widened() -> None:
+def test_batch_normalisation_counters_are_optional_and_fp16_is_widened() -> None:
     source, target = _module(), _module()
     weights = {name: tensor.half() for name, tensor in source.state_dict().items() if "num_batches" not in name}
 

@@ -1,4 +1,4 @@
-"""A backbone in int8: quantised for real, held against its float32 graph, and refused where it is off."""
+"""int8 backbones: quantisation, comparison with float32, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WANTED = PatchRequirements((("fine", 0.5),), PATCH_PX, TissueParameters())
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of one kind to calibrate on, of another to compare."""
+    """Calibration patches of one kind, and comparison patches of another."""
 
     calibrated: PatchKind = "phantom"
     compared: PatchKind = "phantom"
@@ -49,7 +49,7 @@ class Patches:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph of the tiny backbone as it is shipped."""
+    """The graph of the tiny backbone with its shipped weights."""
     folder = tmp_path_factory.mktemp("tiny") / "backbone"
     export_backbone("tiny", None, folder)
     return folder / "backbone.onnx"
@@ -68,7 +68,7 @@ def _weights(graph: Path) -> list[NDArray[np.int8]]:
     ]
 
 
-def test_the_graph_keeps_the_contract_and_holds_weights_of_seven_bits(tiny: Path, tmp_path: Path) -> None:
+def test_the_graph_follows_the_contract_and_has_weights_of_seven_bits(tiny: Path, tmp_path: Path) -> None:
     graph = tmp_path / "int8.onnx"
     assert write_quantised(tiny, graph, Patches().calibration(WANTED)) == 24
 
@@ -80,7 +80,7 @@ def test_the_graph_keeps_the_contract_and_holds_weights_of_seven_bits(tiny: Path
     assert all(int(np.abs(weight.astype(np.int16)).max()) <= 64 for weight in weights)  # 2 x 255 x 64 < 2**15
 
 
-def test_pixels_are_normalised_and_the_last_map_is_pooled_in_float32(tiny: Path, tmp_path: Path) -> None:
+def test_normalisation_and_pooling_stay_in_float32(tiny: Path, tmp_path: Path) -> None:
     write_quantised(tiny, tmp_path / "int8.onnx", Patches().calibration(WANTED))
     operators = _operators(tmp_path / "int8.onnx")
     first = operators.index("QuantizeLinear")
@@ -92,7 +92,7 @@ def test_pixels_are_normalised_and_the_last_map_is_pooled_in_float32(tiny: Path,
     assert {"ReduceMean", "Sqrt", "Concat"} <= set(operators[last:])
 
 
-def test_the_first_product_stays_float32_where_that_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+def test_the_first_product_stays_float32_on_request(tiny: Path, tmp_path: Path) -> None:
     write_quantised(tiny, tmp_path / "int8.onnx", Patches().calibration(WANTED), first_product_fp32=True)
     operators = _operators(tmp_path / "int8.onnx")
 
@@ -100,13 +100,13 @@ def test_the_first_product_stays_float32_where_that_is_asked_for(tiny: Path, tmp
     assert operators.index("Conv") < operators.index("QuantizeLinear")
 
 
-def test_the_same_patches_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+def test_quantisation_is_reproducible(tiny: Path, tmp_path: Path) -> None:
     for name in ("one.onnx", "other.onnx"):
         write_quantised(tiny, tmp_path / name, Patches().calibration(WANTED))
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
 
 
-def test_only_the_products_of_a_transformer_are_quantised(tmp_path: Path) -> None:
+def test_only_matrix_products_of_a_transformer_are_quantised(tmp_path: Path) -> None:
     onnx.save(example_graph("ViT, small", "fp32"), tmp_path / "vit.onnx")
     patches = synthetic_patches("phantom", 8, 32, 32)
     write_quantised(tmp_path / "vit.onnx", tmp_path / "int8.onnx", iter([patches]))
@@ -119,7 +119,7 @@ def test_only_the_products_of_a_transformer_are_quantised(tmp_path: Path) -> Non
     assert {"Conv", "MatMul"} <= reads <= {"Conv", "MatMul", "Gemm"}
 
 
-def test_a_backbone_is_proven_on_other_patches_than_it_is_calibrated_on(tiny: Path, tmp_path: Path) -> None:
+def test_a_backbone_is_compared_on_other_patches_than_the_calibration_patches(tiny: Path, tmp_path: Path) -> None:
     made = quantise_backbone(tiny, tmp_path / "int8.onnx", Patches(), WANTED)
 
     assert (made.calibration_patches, made.compared_patches, made.calibration) == (24, 20, "two slides")
@@ -131,7 +131,7 @@ def test_a_backbone_is_proven_on_other_patches_than_it_is_calibrated_on(tiny: Pa
     assert len(_weights(tmp_path / "int8.onnx")) == (3 if made.first_product == "fp32" else 4)
 
 
-def test_calibration_on_glass_alone_is_refused_with_the_figures(tiny: Path, tmp_path: Path) -> None:
+def test_calibration_on_glass_only_is_refused_with_the_measured_agreement(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ParityError, match=r"^backbone: features in int8 are off over 20 patches of two slides: .*cosine"
     ):
@@ -143,13 +143,13 @@ def test_too_few_patches_to_compare_is_an_error(tiny: Path, tmp_path: Path) -> N
         quantise_backbone(tiny, tmp_path / "int8.onnx", Patches(count=0), WANTED)
 
 
-def test_what_is_quantised_already_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_a_quantised_graph_is_refused(tiny: Path, tmp_path: Path) -> None:
     write_quantised(tiny, tmp_path / "int8.onnx", Patches().calibration(WANTED))
     with pytest.raises(BundleError, match="already quantised"):
         write_quantised(tmp_path / "int8.onnx", tmp_path / "again.onnx", Patches().calibration(WANTED))
 
 
-def test_an_opset_without_scales_for_channels_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_an_opset_without_scales_per_channel_is_refused(tiny: Path, tmp_path: Path) -> None:
     model = onnx.load(tiny)
     model.opset_import[0].version = 12
     onnx.save(model, tmp_path / "old.onnx")
@@ -157,7 +157,7 @@ def test_an_opset_without_scales_for_channels_is_refused(tiny: Path, tmp_path: P
         write_quantised(tmp_path / "old.onnx", tmp_path / "int8.onnx", Patches().calibration(WANTED))
 
 
-def test_an_int8_graph_is_still_an_encoder_that_anybody_can_take(tiny: Path, tmp_path: Path) -> None:
+def test_an_int8_graph_can_be_loaded_as_an_onnx_encoder(tiny: Path, tmp_path: Path) -> None:
     write_quantised(tiny, tmp_path / "int8.onnx", Patches().calibration(WANTED))
     shutil.copy(tmp_path / "int8.onnx", tmp_path / "taken.onnx")
     assert load_onnx_encoder(tmp_path / "taken.onnx").features == 128
@@ -173,7 +173,7 @@ def test_agreement_is_measured_by_cosine_and_norm() -> None:
     assert feature_agreement(np.array([[3.0, np.nan], [0.0, 0.0]], np.float32), wanted) == (-1.0, float("inf"))
 
 
-def test_sessions_are_timed_in_turns() -> None:
+def test_sessions_are_timed_alternately() -> None:
     turns: list[str] = []
 
     class Counted:

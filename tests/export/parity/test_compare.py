@@ -1,4 +1,4 @@
-"""Parity by itself: what passes, what does not, and what is said of it."""
+"""Comparison of graphs: tolerances, references and errors."""
 
 from __future__ import annotations
 
@@ -57,32 +57,32 @@ def test_an_error_within_the_stated_tolerance_passes() -> None:
     assert row.passed
 
 
-def test_an_error_beyond_it_does_not() -> None:
+def test_an_error_above_the_stated_tolerance_fails() -> None:
     assert not _row([10.0, -2.0], [10.0, -2.011]).passed
 
 
-def test_an_ill_conditioned_case_may_be_as_wrong_as_its_source_in_float32_times_four() -> None:
+def test_an_ill_conditioned_case_allows_four_times_the_float32_error() -> None:
     assert _row([1.0], [1.0035], own=[1.001]).passed
     assert not _row([1.0], [1.0045], own=[1.001]).passed
 
 
-def test_no_case_is_so_ill_conditioned_that_a_hundredth_is_allowed_to_be_wrong() -> None:
+def test_the_allowed_error_never_exceeds_a_hundredth_of_the_largest_value() -> None:
     assert not _row([1.0], [1.02], own=[1.5]).passed
 
 
 @pytest.mark.parametrize("given", [[np.nan, 1.0], [np.inf, 1.0], [1.0], [[1.0, 1.0]]])
-def test_values_that_are_not_finite_and_other_shapes_never_pass(given: object) -> None:
+def test_infinite_values_and_other_shapes_never_pass(given: object) -> None:
     row = _row([1.0, 1.0], given, own=[np.nan, 1.0])
 
     assert row.error is None
     assert not row.passed
 
 
-def test_a_reference_that_is_not_finite_itself_never_passes() -> None:
+def test_an_infinite_reference_never_passes() -> None:
     assert not _row([np.nan, 1.0], [np.nan, 1.0]).passed
 
 
-def test_rows_of_a_feature_matrix_are_compared_by_cosine_too() -> None:
+def test_rows_of_a_feature_matrix_are_also_compared_by_cosine() -> None:
     row = _row([[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]])
 
     assert row.cosine == pytest.approx(np.sqrt(0.5))
@@ -90,7 +90,7 @@ def test_rows_of_a_feature_matrix_are_compared_by_cosine_too() -> None:
     assert _row([1.0, 2.0], [1.0, 2.0]).cosine is None
 
 
-def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
+def test_the_error_names_the_worst_tensor_its_case_and_its_error() -> None:
     rows = [_row([1.0], [1.1]), _row([1.0], [1.5]), _row([1.0], [1.0])]
 
     with pytest.raises(ParityError) as caught:
@@ -103,17 +103,17 @@ def test_the_worst_tensor_is_named_with_where_and_by_how_much() -> None:
     assert caught.value.exit_code == 4
 
 
-def test_a_value_that_is_not_finite_is_worse_than_any_error() -> None:
+def test_an_infinite_value_is_worse_than_any_error() -> None:
     with pytest.raises(ParityError, match="is not finite or has another shape"):
         enforce_parity([_row([1.0], [99.0]), _row([1.0], [np.nan])])
 
 
-def test_nothing_is_said_where_all_passes() -> None:
+def test_no_error_is_raised_if_all_rows_pass() -> None:
     enforce_parity([_row([1.0], [1.0])])
     enforce_parity([])
 
 
-def test_a_report_survives_its_file() -> None:
+def test_a_report_is_unchanged_after_writing_and_reading() -> None:
     report = ParityReport(
         precision="fp32", tolerance=TOLERANCES["fp32"], rows=(_row([1.0], [np.nan]), _row([1.0], [1.0], own=[1.0]))
     )
@@ -128,27 +128,27 @@ def _held(given: object, own: object, wanted: object, *, exact: bool, rounded: o
     return [row for rows in compare("fine", [case], graph=graph, source=source, tolerance=STATED) for row in rows]
 
 
-def test_float32_is_reference_enough_where_the_graph_is_near_it() -> None:
+def test_float32_is_the_reference_if_the_graph_is_close_to_it() -> None:
     (row,) = _held([1.0004], [1.0], [7.0], exact=False)
 
     assert (row.reference, row.source_error, row.passed) == ("float32", None, True)
 
 
-def test_float64_decides_where_the_graph_is_not_near_float32() -> None:
+def test_float64_is_the_reference_if_the_graph_is_not_close_to_float32() -> None:
     (row,) = _held([1.0009], [1.0], [1.0009], exact=False)
 
     assert (row.reference, row.passed) == ("float64", True)
     assert row.source_error == pytest.approx(0.0009)
 
 
-def test_float64_decides_where_it_is_insisted_on() -> None:
+def test_float64_is_the_reference_of_exact_cases() -> None:
     (row,) = _held([1.0], [1.0], [1.0001], exact=True)
 
     assert row.reference == "float64"
     assert row.error == pytest.approx(0.0001)
 
 
-def test_a_rounded_graph_is_what_counts_and_as_it_is_only_where_float64_is_insisted_on() -> None:
+def test_a_rounded_graph_runs_on_every_case_and_the_unrounded_one_on_exact_cases() -> None:
     assert [(row.rounded, row.passed) for row in _held([1.0], [1.0], [1.0], exact=False, rounded=[2.0])] == [
         (True, False)
     ]
@@ -158,7 +158,7 @@ def test_a_rounded_graph_is_what_counts_and_as_it_is_only_where_float64_is_insis
     ]
 
 
-def test_shares_are_held_to_a_tolerance_of_their_size() -> None:
+def test_tensors_of_shares_have_a_relative_tolerance() -> None:
     case = ParityCase("clustered", {"patches": 10_000}, {})
     source = SourceModel(_gives(fine_attention=[[1e-4]]), None)
     graph = GraphUnderTest(_gives(fine_attention=[[0.0]]))
@@ -167,12 +167,12 @@ def test_shares_are_held_to_a_tolerance_of_their_size() -> None:
         assert [row.passed for rows in held for row in rows] == [passed]
 
 
-def test_the_comparison_nearest_to_its_tolerance_stands_for_a_tensor() -> None:
+def test_the_comparison_closest_to_its_tolerance_represents_a_tensor() -> None:
     rows = [_row([100.0], [100.05]), _row([1.0], [1.001]), _row([1.0], [1.0])]
 
     assert worst_by_tensor(rows) == [(rows[1], 3)]
 
 
-def test_an_error_of_a_rounded_graph_says_so() -> None:
+def test_an_error_of_a_rounded_graph_mentions_the_rounding() -> None:
     with pytest.raises(ParityError, match="clustered input, every operation rounded"):
         enforce_parity(_held([1.0], [1.0], [1.0], exact=True, rounded=[2.0]))

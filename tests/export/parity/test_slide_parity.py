@@ -1,4 +1,4 @@
-"""Verdicts held against verdicts: the arithmetic."""
+"""Comparison of verdicts, without slides."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _failed(code: str) -> SlideRecord:
     return SlideRecord("bad", None, {}, code, ())
 
 
-def test_equal_runs_agree_in_everything() -> None:
+def test_equal_runs_agree_completely() -> None:
     runs = [_slide(0.9, _stage([3, 1, 2, 0], 2)), _failed("no_tissue")]
     parity = compare_slides(runs, runs, what="two slides", rounded=True)
 
@@ -43,7 +43,7 @@ def test_equal_runs_agree_in_everything() -> None:
     enforce_slide_parity(parity)
 
 
-def test_kept_patches_are_compared_by_place_and_not_by_row() -> None:
+def test_kept_patches_are_compared_by_coordinates() -> None:
     source = [_slide(0.9, _stage([3, 2, 1, 0], 2, places=[10, 20, 30, 40]))]
     graphs = [_slide(0.9, _stage([0, 1, 2.5, 2], 2, places=[40, 30, 20, 10]))]
     (stage,) = compare_slides(source, graphs, what="", rounded=False).stages
@@ -52,7 +52,7 @@ def test_kept_patches_are_compared_by_place_and_not_by_row() -> None:
     assert stage.least_correlation == pytest.approx(0.8)  # 10 and 20 changed ranks
 
 
-def test_a_stage_that_keeps_others_is_refused_by_its_name() -> None:
+def test_a_stage_that_keeps_other_patches_is_named_in_the_error() -> None:
     source = [_slide(0.9, _stage([3, 2, 1, 0], 2)) for _ in range(2)]
     graphs = [_slide(0.9, _stage([3, 2, 1, 0], 2)), _slide(0.9, _stage([3, 0, 1, 2], 2))]
     parity = compare_slides(source, graphs, what="", rounded=False)
@@ -62,7 +62,7 @@ def test_a_stage_that_keeps_others_is_refused_by_its_name() -> None:
         enforce_slide_parity(parity)
 
 
-def test_patches_that_were_not_read_are_told_and_not_ranked() -> None:
+def test_patches_read_by_one_run_only_are_counted_but_not_ranked() -> None:
     source = [_slide(0.9, _stage([3, 2, 1], 0, places=[1, 2, 3], name="fine"))]
     graphs = [_slide(0.9, _stage([3, 2, 9], 0, places=[1, 2, 4], name="fine"))]
     parity = compare_slides(source, graphs, what="", rounded=False)
@@ -73,7 +73,7 @@ def test_patches_that_were_not_read_are_told_and_not_ranked() -> None:
     enforce_slide_parity(parity)
 
 
-def test_another_verdict_is_refused_with_the_slide_and_the_change() -> None:
+def test_a_different_verdict_is_refused_with_the_slide_and_the_change() -> None:
     source = [_slide(0.6, _stage([1, 0], 1), slide_id="a"), _slide(0.9, _stage([1, 0], 1), slide_id="b")]
     graphs = [_slide(0.4, _stage([1, 0], 1), slide_id="a"), _slide(0.8, _stage([1, 0], 1), slide_id="b")]
     parity = compare_slides(source, graphs, what="", rounded=False)
@@ -86,7 +86,7 @@ def test_another_verdict_is_refused_with_the_slide_and_the_change() -> None:
         enforce_slide_parity(parity)
 
 
-def test_a_slide_that_fails_only_with_the_graphs_is_another_verdict() -> None:
+def test_a_slide_that_fails_with_the_graphs_only_is_a_difference() -> None:
     source = [_slide(0.9, _stage([1, 0], 1)), _slide(0.9, _stage([1, 0], 1), slide_id="bad")]
     parity = compare_slides(source, [source[0], _failed("not_finite")], what="", rounded=False)
 
@@ -94,12 +94,12 @@ def test_a_slide_that_fails_only_with_the_graphs_is_another_verdict() -> None:
     assert parity.equal_verdicts == 1
 
 
-def test_without_any_verdict_nothing_is_proven() -> None:
+def test_a_comparison_without_any_verdict_is_an_error() -> None:
     with pytest.raises(ParityError, match=r"no slide of 2 phantoms has a verdict to compare \(no_tissue\)"):
         compare_slides([_failed("no_tissue")], [_failed("no_tissue")], what="2 phantoms", rounded=False)
 
 
-def test_ranks_share_their_mean_where_values_are_equal() -> None:
+def test_equal_values_get_their_mean_rank() -> None:
     def ranked(one: list[float], other: list[float]) -> float | None:
         return rank_correlation(np.array(one, np.float32), np.array(other, np.float32))
 

@@ -1,4 +1,4 @@
-"""Stage models as ONNX: right at every patch count, refused where a count would be built in."""
+"""Stage models as ONNX: correct at every bag size, refused if a size would be fixed."""
 
 from __future__ import annotations
 
@@ -49,14 +49,23 @@ def graph(model: IntegratedAttentionTransformer, tmp_path_factory: pytest.TempPa
     return path
 
 
-def test_counts_surround_every_landmark_count_once(model: IntegratedAttentionTransformer) -> None:
+@pytest.fixture(scope="module")
+def half_graph(model: IntegratedAttentionTransformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "half.onnx"
+    save(stage_graph(model, DIM, "hag-mil", "fp16"), path)
+    return path
+
+
+def test_bag_sizes_surround_every_number_of_landmarks(model: IntegratedAttentionTransformer) -> None:
     assert landmark_counts(model) == LANDMARKS == (8, 16)
     assert patch_counts(LANDMARKS) == (1, 2, 7, 8, 9, 15, 16, 17, 32, 3000)
     assert patch_counts((1,)) == (1, 2, 3000)
 
 
 @pytest.mark.parametrize("patches", [*patch_counts(LANDMARKS), 24, 48, 100])
-def test_onnx_runtime_gives_what_torch_gives(model: IntegratedAttentionTransformer, graph: Path, patches: int) -> None:
+def test_onnx_runtime_and_torch_give_the_same_outputs(
+    model: IntegratedAttentionTransformer, graph: Path, patches: int
+) -> None:
     features = np.random.default_rng(patches).standard_normal((patches, DIM)).astype(np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(features))
@@ -69,7 +78,7 @@ def test_onnx_runtime_gives_what_torch_gives(model: IntegratedAttentionTransform
     np.testing.assert_allclose(np.asarray(outputs["attention"], np.float32), expected.attention.numpy(), atol=1e-5)
 
 
-def test_the_graph_is_one_file_of_the_opset_with_patches_by_name(graph: Path) -> None:
+def test_the_graph_is_one_file_with_the_opset_and_a_named_patch_axis(graph: Path) -> None:
     loaded = onnx.load(graph, load_external_data=False)
 
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
@@ -79,7 +88,7 @@ def test_the_graph_is_one_file_of_the_opset_with_patches_by_name(graph: Path) ->
     assert b"stack_trace" not in graph.read_bytes()
 
 
-def test_every_count_is_held_and_every_tensor_passes(model: IntegratedAttentionTransformer, graph: Path) -> None:
+def test_every_bag_size_is_compared_and_every_tensor_passes(model: IntegratedAttentionTransformer, graph: Path) -> None:
     rows = [row for case in check_stage_parity("fine", model, graph, DIM, "hag-mil") for row in case]
 
     assert {row.lengths["patches"] for row in rows} == set(patch_counts(LANDMARKS))
@@ -91,7 +100,7 @@ def test_every_count_is_held_and_every_tensor_passes(model: IntegratedAttentionT
     enforce_parity(rows)
 
 
-def test_a_graph_of_known_nodes_is_held_at_three_counts_and_the_long_form_at_two_more(
+def test_known_nodes_are_compared_at_three_sizes_and_the_long_form_at_two_more(
     model: IntegratedAttentionTransformer,
 ) -> None:
     def counts(**how: Any) -> list[int]:
@@ -104,9 +113,7 @@ def test_a_graph_of_known_nodes_is_held_at_three_counts_and_the_long_form_at_two
     assert stage_case_count(model, every_count=False) == 3 + len(BAG_KINDS) - 1
 
 
-def test_graphs_of_other_weights_have_the_same_nodes_and_of_other_sizes_do_not(
-    model: IntegratedAttentionTransformer, graph: Path
-) -> None:
+def test_graphs_have_equal_structures_for_other_weights_but_not_for_other_sizes(graph: Path, half_graph: Path) -> None:
     torch.manual_seed(5)
     twin = stage_graph(IntegratedAttentionTransformer(DIM, 3, SMALL), DIM, "hag-mil")
     wider = SMALL.model_copy(update={"widths": (16, 48)})
@@ -114,19 +121,13 @@ def test_graphs_of_other_weights_have_the_same_nodes_and_of_other_sizes_do_not(
 
     assert structure_sha256(twin) == structure_sha256(onnx.load(graph))
     assert structure_sha256(other) != structure_sha256(twin)
-    assert structure_sha256(stage_graph(model, DIM, "hag-mil", "fp16")) != structure_sha256(twin)
+    assert structure_sha256(onnx.load(half_graph)) != structure_sha256(twin)
 
 
-def test_half_precision_is_held_with_every_operation_rounded(
-    model: IntegratedAttentionTransformer, tmp_path: Path
+def test_half_precision_is_compared_with_every_operation_rounded(
+    model: IntegratedAttentionTransformer, half_graph: Path
 ) -> None:
-    save(stage_graph(model, DIM, "hag-mil", "fp16"), tmp_path / "half.onnx")
-
-    rows = [
-        row
-        for case in check_stage_parity("fine", model, tmp_path / "half.onnx", DIM, "hag-mil", "fp16")
-        for row in case
-    ]
+    rows = [row for case in check_stage_parity("fine", model, half_graph, DIM, "hag-mil", "fp16") for row in case]
 
     assert {row.lengths["patches"] for row in rows if row.rounded} == set(patch_counts(LANDMARKS))
     assert {row.lengths["patches"] for row in rows if not row.rounded} == {15, 3000}
@@ -135,7 +136,7 @@ def test_half_precision_is_held_with_every_operation_rounded(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_hmil_is_held_too_and_its_attention_by_its_size(precision: Precision, tmp_path: Path) -> None:
+def test_hmil_is_compared_with_a_relative_tolerance_for_attention(precision: Precision, tmp_path: Path) -> None:
     torch.manual_seed(0)
     hmil = HierarchicalMil(DIM, 2, 3).eval()
     save(stage_graph(hmil, DIM, "hmil", precision), tmp_path / "hmil.onnx")
@@ -149,14 +150,14 @@ def test_hmil_is_held_too_and_its_attention_by_its_size(precision: Precision, tm
     assert attention.allowed < attention.largest
 
 
-def test_holding_leaves_the_model_as_it_was(model: IntegratedAttentionTransformer, graph: Path) -> None:
+def test_a_comparison_does_not_change_the_model(model: IntegratedAttentionTransformer, graph: Path) -> None:
     next(iter(check_stage_parity("fine", model, graph, DIM, "hag-mil")))
 
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("weight", ["to_qkv", "score", "classifier"])
-def test_a_scaled_weight_is_caught(
+def test_a_scaled_weight_is_detected(
     model: IntegratedAttentionTransformer, graph: Path, tmp_path: Path, weight: str
 ) -> None:
     wrong = onnx.load(graph)
@@ -170,7 +171,7 @@ def test_a_scaled_weight_is_caught(
 
 
 def _scale(graph: onnx.ModelProto, model: nn.Module, weight: str) -> None:
-    """Scale the first weight matrix whose name ends so, or what the graph has of its first rows, by a hundredth."""
+    """Increase the first weight matrix with this name, or the part of its rows in the graph, by one per cent."""
     name, tensor = next((n, t) for n, t in model.state_dict().items() if n.endswith(f"{weight}.weight"))
     values = tensor.numpy()
     for entry in graph.graph.initializer:
@@ -188,7 +189,7 @@ class _Output(NamedTuple):
 
 
 class _PadsNowAndThen(nn.Module):
-    """Pads only where rows are left over: the mistake that gives graphs that are wrong at multiples."""
+    """Pads only if the number of rows is not a multiple of 8; a graph would be wrong at the other sizes."""
 
     def forward(self, features: Tensor) -> _Output:
         rest = features.shape[0] % 8
@@ -199,7 +200,7 @@ class _PadsNowAndThen(nn.Module):
 
 
 class _HasItsPatchesBuiltIn(nn.Module):
-    """Has a number of patches built in."""
+    """Contains a fixed number of patches."""
 
     def forward(self, features: Tensor) -> _Output:
         return _Output(features.mean(dim=0)[:3], features.expand(1009, -1)[:, 0])
@@ -208,7 +209,7 @@ class _HasItsPatchesBuiltIn(nn.Module):
 @pytest.mark.parametrize(
     "broken", [_PadsNowAndThen(), _HasItsPatchesBuiltIn()], ids=lambda module: type(module).__name__
 )
-def test_a_model_that_would_fix_its_patches_is_refused(broken: nn.Module) -> None:
+def test_a_model_that_would_fix_its_bag_size_is_refused(broken: nn.Module) -> None:
     with pytest.raises(BundleError, match="cannot be exported with dynamic patches") as caught:
         stage_graph(broken, DIM, "hag-mil")
 

@@ -1,4 +1,4 @@
-"""Inputs for parity and self-test."""
+"""Synthetic inputs for parity checks and self-tests."""
 
 from __future__ import annotations
 

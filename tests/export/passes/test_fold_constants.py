@@ -1,4 +1,4 @@
-"""Constants are folded, also large ones, and numbers stay what they were."""
+"""Constant folding, including large constants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = 300  # with 64 columns above what an exporter folds by itself
 
 
 def sliced_weight() -> tuple[onnx_ir.Model, np.ndarray]:
-    """x times the transpose of a slice of a weight."""
+    """A graph that computes x times the transpose of a slice of a weight."""
     weight = np.random.default_rng(0).normal(size=(ROWS, 64)).astype(np.float32)
     bounds = {"start": [100], "stop": [200], "axis": [0]}
     graph = helper.make_graph(
@@ -35,7 +35,7 @@ def sliced_weight() -> tuple[onnx_ir.Model, np.ndarray]:
     return onnx_ir.from_proto(model), weight
 
 
-def test_a_slice_of_a_weight_becomes_a_weight_and_the_whole_one_is_gone() -> None:
+def test_a_slice_of_a_weight_replaces_the_weight() -> None:
     model, weight = sliced_weight()
     fold_constants(model)
     folded = onnx_ir.to_proto(model)
@@ -45,7 +45,7 @@ def test_a_slice_of_a_weight_becomes_a_weight_and_the_whole_one_is_gone() -> Non
     np.testing.assert_array_equal(numpy_helper.to_array(kept), weight[100:200].T)
 
 
-def test_the_outputs_are_equal() -> None:
+def test_folding_keeps_the_outputs() -> None:
     model, _ = sliced_weight()
     rows = np.random.default_rng(1).normal(size=(5, 64)).astype(np.float32)
     (expected,) = ReferenceEvaluator(onnx_ir.to_proto(model)).run(None, {"x": rows})

@@ -1,0 +1,5 @@
+"""Fixtures of the tests of the workflows."""
+
+from tests.export.shared import backbone_dir, checkpoint_dir, share_stage_graphs
+
+__all__ = ["backbone_dir", "checkpoint_dir", "share_stage_graphs"]
