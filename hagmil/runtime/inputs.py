@@ -14,7 +14,8 @@ from hagmil._tables import TableRow, read_table
 from hagmil.errors import UsageError
 
 SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm"}
+    {".svs", ".tif", ".tiff", ".btf", ".tf8", ".tf2", ".ptif", ".ptiff", ".qptiff"}
+    | {".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"}
 )
 """Suffixes of slides in a folder; a file that is given by its path may have any suffix."""
 
@@ -111,7 +112,7 @@ def _check_spacing(spacing_um: float | None) -> None:
 def _expand(argument: str) -> list[tuple[str, Path]]:
     path = Path(argument)
     if path.is_dir():
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SLIDE_SUFFIXES)
+        inside = sorted(entry for entry in path.iterdir() if _is_slide_name(entry))
         slides = _one_of_each_series(inside)
         if not slides:
             raise UsageError(
@@ -123,8 +124,19 @@ def _expand(argument: str) -> list[tuple[str, Path]]:
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - the pattern may be absolute
         if not matches:
             raise UsageError(f'no file matches "{argument}"')
-        return [(match, Path(match)) for match in matches if Path(match).is_file()]
+        files = {Path(match): match for match in matches if Path(match).is_file()}
+        slides = _one_of_each_series([path for path in files if not _is_finder_metadata(path)])
+        return [(files[slide], slide) for slide in slides]
     return [(argument, path)]
+
+
+def _is_slide_name(path: Path) -> bool:
+    return path.suffix.lower() in SLIDE_SUFFIXES and not _is_finder_metadata(path)
+
+
+def _is_finder_metadata(path: Path) -> bool:
+    """Whether a file is one of those that macOS stores beside each file on other file systems."""
+    return path.name.startswith("._")
 
 
 def _one_of_each_series(paths: list[Path]) -> list[Path]:

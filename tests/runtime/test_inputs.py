@@ -48,6 +48,21 @@ def test_a_glob_is_resolved_and_must_match_a_file(tmp_path: Path) -> None:
         slide_requests([str(tmp_path / "*.ndpi")])
 
 
+def test_metadata_of_macos_is_skipped_and_other_suffixes_are_tried(tmp_path: Path) -> None:
+    names = ("a.btf", "b.tf8", "c.ptif", "d.czi", "e.svs")
+    for name in (*names, "._e.svs", "notes.txt"):
+        (tmp_path / name).touch()
+    for argument in (str(tmp_path), str(tmp_path / "*.*")):
+        found = {request.path.name for request in slide_requests([argument])}
+        assert "._e.svs" not in found
+        assert set(names) <= found
+
+
+def test_a_glob_over_a_dicom_series_gives_one_slide(data_folder: Path) -> None:
+    found = slide_requests([str(data_folder / "slides" / "boxes_*.dcm")])
+    assert [request.path.name for request in found] == ["boxes_0.dcm"]
+
+
 def test_an_existing_file_with_brackets_in_its_name_is_not_a_glob(tmp_path: Path) -> None:
     _touch(tmp_path / "a[1].svs")
     assert slide_requests([str(tmp_path / "a[1].svs")])[0].slide_id == "a[1]"

@@ -119,7 +119,9 @@ def _directories(path: Path, vendor: str | None) -> tuple[TiffDirectory, ...]:
     except (TiffError, OSError) as error:
         if vendor is not None:
             return ()
-        if isinstance(error, NotTiffError):
+        if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+            problem = f'lacks the folder "{path.stem}" with its image data; copy this folder beside it'
+        elif isinstance(error, NotTiffError):
             problem = "is not in a known slide format; if it should be a slide, copy it again"
         elif isinstance(error, TiffError):
             problem = "cannot be opened: the file is cut off or damaged; copy it again"

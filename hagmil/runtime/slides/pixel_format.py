@@ -22,6 +22,7 @@ _PHOTOMETRICS = {
 }  # fmt: skip
 _CHANNELS = {"grey": (1,), "RGB": (3, 4), "YCbCr": (3,)}
 _SEPARATE = 2
+_OLD_JPEG = 6
 _COMPRESSIONS_WITH_YCBCR = frozenset({7, 33003, 33005, 34712})
 """JPEG and JPEG 2000 (two numbers of Aperio, one of others), whose decoders convert YCbCr to RGB."""
 
@@ -103,6 +104,8 @@ def _problem(level: TiffDirectory) -> str:
         bits = "/".join(str(bits) for bits in sorted(set(level.bits)))
         kind = _SAMPLE_FORMATS.get(level.sample_format, "")
         return f"{kind} {bits}-bit pixels".strip()
+    if level.compression == _OLD_JPEG:
+        return "old-style JPEG compression (6), which is not supported,"
     name = _name(level.photometric)
     if level.samples not in _CHANNELS.get(name, ()):
         return f"{level.samples}-channel {name} pixels (photometric {level.photometric}), neither grey nor RGB,"

@@ -27,8 +27,8 @@ _SHAPE_TOLERANCE = 0.01
 _RESOLUTION_TOLERANCE = 0.1
 _MICRONS_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
 _INTERLEAVED = 1
-_LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50000, 50001})
-"""None, LZW, JPEG, Deflate (two numbers), PackBits, Zstandard, WebP."""
+_LIBVIPS_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 50001})
+"""None, LZW, JPEG, Deflate (two numbers), PackBits, WebP. The binary package of libvips cannot decode Zstandard."""
 
 
 def pyramid_levels(directories: tuple[TiffDirectory, ...], vendor: str) -> tuple[TiffDirectory, ...]:

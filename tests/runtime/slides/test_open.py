@@ -13,8 +13,10 @@ from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader
 from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.slides.vips_reader import VipsReader
-from tests.runtime.slide_files import save_pyramid
+from tests.runtime.slide_files import TiffPage, save_pyramid, write_tiff
 from tests.runtime.slides.generated_slides import PIXELS, write_slide
+
+ZSTANDARD = 50000
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,15 @@ def test_a_missing_file_fails_with_the_code_not_found(tmp_path: Path) -> None:
     with pytest.raises(SlideFailed, match=r"nowhere\.svs.* does not exist") as caught:
         open_slide(tmp_path / "nowhere.svs")
     assert caught.value.code == "not_found"
+
+
+def test_an_mrxs_file_without_its_folder_is_reported_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.mrxs"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(SlideFailed, match=r'"a\.mrxs" lacks the folder "a" with its image data'):
+        open_slide(path)
+
+
+def test_zstandard_is_given_to_openslide(tmp_path: Path) -> None:
+    with open_slide(write_tiff(tmp_path / "a.tif", [TiffPage(PIXELS, compression=ZSTANDARD)])) as slide:
+        assert type(slide) is OpenSlideReader

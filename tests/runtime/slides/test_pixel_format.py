@@ -21,6 +21,7 @@ UNSUPPORTED = {
     "int8": (TiffPage(HALF, sample_format=2), "signed 8-bit pixels"),
     "CMYK": (TiffPage(np.dstack([HALF, HALF[..., :1]]), photometric=5), r"4-channel CMYK pixels \(photometric 5\)"),
     "two channels": (TiffPage(HALF[..., :2]), "2-channel grey pixels"),
+    "old JPEG": (TiffPage(HALF, compression=6, photometric=2), r"old-style JPEG compression \(6\), which is not supp"),
     "palette": (TiffPage(HALF[..., :1], photometric=3), "1-channel palette pixels"),
     "YCbCr without JPEG": (TiffPage(HALF, photometric=6), r"YCbCr pixels \(photometric 6\) that are not JPEG"),
 }
