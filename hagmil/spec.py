@@ -13,6 +13,9 @@ from typing import Literal
 Kind = Literal["hag-mil", "hmil"]
 """The families of models: a transformer for each stage, or one spacing with a hierarchy of labels."""
 
+Readout = Literal["pooled", "additive"]
+"""How a stage model of HAG-MIL computes logits; see :mod:`hagmil.trainer.models.additive` for the additive form."""
+
 DYNAMIC_AXES = frozenset({"batch", "height", "width", "patches"})
 """Axes whose length may differ from run to run."""
 

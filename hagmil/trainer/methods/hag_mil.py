@@ -27,8 +27,8 @@ from hagmil.trainer.losses.hierarchy import membership
 from hagmil.trainer.losses.instance import bag_loss, instance_loss
 from hagmil.trainer.methods.base import SlideScore, check_finite
 from hagmil.trainer.methods.selection import child_rows, keep_highest
-from hagmil.trainer.models.build import cascade_models
-from hagmil.trainer.models.iat import IntegratedAttentionTransformer, TrainingOutput
+from hagmil.trainer.models.build import CascadeModel, cascade_models
+from hagmil.trainer.models.iat import TrainingOutput
 
 
 class HagMil:
@@ -134,7 +134,7 @@ class HagMil:
         rows: Tensor | None = None
         for index, model in enumerate(self.models):
             model.eval()
-            logits, attention = model(self._bag(bag, index, rows))
+            logits, attention = model(self._bag(bag, index, rows))[:2]
             losses.append(bag_loss(logits, self._stage_label(bag.label, index)).item())
             self._check_finite(losses[-1], bag, index)
             probabilities.append(tuple(torch.softmax(logits.double(), dim=0).tolist()))
@@ -148,7 +148,7 @@ class HagMil:
         chosen = features if rows is None else features[rows]
         return chosen.to(self.device, torch.float32, copy=True)
 
-    def _forward(self, model: IntegratedAttentionTransformer, features: Tensor) -> TrainingOutput:
+    def _forward(self, model: CascadeModel, features: Tensor) -> TrainingOutput:
         """Run the forward pass of a training step; the outputs are float32."""
         above = self.config.checkpoint_blocks_above
         checkpoint_blocks = above is not None and len(features) > above
@@ -160,7 +160,7 @@ class HagMil:
         coarse = self.hierarchy is not None and index < len(self.stages) - 1
         return self.hierarchy.fine_to_coarse[label] if self.hierarchy is not None and coarse else label
 
-    def _loss(self, model: IntegratedAttentionTransformer, output: TrainingOutput, label: int, index: int) -> Tensor:
+    def _loss(self, model: CascadeModel, output: TrainingOutput, label: int, index: int) -> Tensor:
         settings = self.config.loss
         finest = index == len(self.stages) - 1
         stage_label = self._stage_label(label, index)

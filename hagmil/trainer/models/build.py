@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from hagmil.bundle import Hierarchy
+from hagmil.trainer.models.additive import AdditiveStageModel
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 
 ModelConfig = IatConfig | HmilConfig
 """Sizes of a stage model of either method."""
+
+CascadeModel = IntegratedAttentionTransformer | AdditiveStageModel
+"""A stage model of HAG-MIL, with either read-out."""
 
 
 def class_counts(classes: int, hierarchy: Hierarchy | None, stages: int) -> tuple[int, ...]:
@@ -24,18 +28,19 @@ def class_counts(classes: int, hierarchy: Hierarchy | None, stages: int) -> tupl
 
 def cascade_models(
     config: IatConfig, *, feature_dim: int, classes: int, hierarchy: Hierarchy | None, stages: int
-) -> list[IntegratedAttentionTransformer]:
+) -> list[CascadeModel]:
     """Create the stage models of HAG-MIL, coarse to fine.
 
     Args:
-        config: sizes of every stage model.
+        config: form and sizes of every stage model.
         feature_dim: length of a feature vector.
         classes: number of classes of the verdict.
         hierarchy: hierarchy of the labels; None for one layer.
         stages: number of stages.
     """
     counts = class_counts(classes, hierarchy, stages)
-    return [IntegratedAttentionTransformer(feature_dim, count, config) for count in counts]
+    model = AdditiveStageModel if config.readout == "additive" else IntegratedAttentionTransformer
+    return [model(feature_dim, count, config) for count in counts]
 
 
 def hmil_model(config: HmilConfig, *, feature_dim: int, hierarchy: Hierarchy) -> HierarchicalMil:

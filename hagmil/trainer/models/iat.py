@@ -18,7 +18,7 @@ The raw scores of the last block are the attention that selects the patches of t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hagmil._models import FrozenModel
+from hagmil.spec import Readout
 from hagmil.trainer.models.nystrom import NystromAttention
 
 RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
@@ -33,8 +34,18 @@ RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
 
 
 class IatConfig(FrozenModel):
-    """Sizes of the transformer; the defaults are the published sizes."""
+    """Form and sizes of the stage models; the defaults are the published transformer."""
 
+    readout: Readout = Field(
+        default="pooled",
+        description="how logits are computed; pooled: from the attention-weighted mean of the rows, as published; "
+        "additive: the attention-weighted mean of the logits of each row",
+    )
+    rows: Literal["transformer", "independent"] = Field(
+        default="transformer",
+        description="transformer: rows attend to one another, as published; independent: each row depends on its patch "
+        "only, which requires readout: additive",
+    )
     widths: tuple[int, ...] = Field(
         default=(1024, 1536, 512, 1024),
         min_length=1,
@@ -49,7 +60,11 @@ class IatConfig(FrozenModel):
     value_kernel: int = Field(default=33, ge=1, description="taps of the convolution over values; odd")
 
     @model_validator(mode="after")
-    def _widths_divide(self) -> IatConfig:
+    def _check_form(self) -> IatConfig:
+        if self.rows == "independent":
+            if self.readout != "additive":
+                raise ValueError("rows: independent requires readout: additive")
+            return self
         for width in self.widths:
             if width < 2 or width % 2 or width % self.heads:
                 raise ValueError(f"width {width} must be even and divide into {self.heads} heads")
@@ -123,19 +138,23 @@ class GatedAttention(nn.Module):
         return scores, hidden
 
 
-class IatBlock(nn.Module):
-    """One block of the transformer.
+def projection(width_in: int, width: int) -> nn.Sequential:
+    """Return the projection of rows to another width (step 1)."""
+    return nn.Sequential(nn.Linear(width_in, width), nn.LayerNorm(width), nn.GELU())
+
+
+class AttentionBlock(nn.Module):
+    """Steps 1 and 2 of a block: map rows (n, width_in) to rows (n, width) that attend to one another.
 
     Args:
         width_in: width of an input row.
         width: width d of the block, which has d/2 landmarks.
-        width_out: length of the slide embedding.
         config: the other sizes.
     """
 
-    def __init__(self, width_in: int, width: int, width_out: int, config: IatConfig) -> None:
+    def __init__(self, width_in: int, width: int, config: IatConfig) -> None:
         super().__init__()
-        self.project = nn.Sequential(nn.Linear(width_in, width), nn.LayerNorm(width), nn.GELU())
+        self.project = projection(width_in, width)
         self.attention_norm = nn.LayerNorm(width)
         self.attention = NystromAttention(
             width,
@@ -147,14 +166,33 @@ class IatBlock(nn.Module):
         )
         self.residual_scale: Tensor
         self.register_buffer("residual_scale", torch.tensor([RESIDUAL_SCALE]))
+
+    def attend(self, rows: Tensor) -> Tensor:
+        """Project rows (n, width_in), and let them attend to one another: (n, width)."""
+        rows = self.project(rows)  # step 1: (n, width)
+        attended: Tensor = rows * self.residual_scale + self.attention(self.attention_norm(rows))  # step 2
+        return attended
+
+
+class IatBlock(AttentionBlock):
+    """One block of the transformer.
+
+    Args:
+        width_in: width of an input row.
+        width: width d of the block, which has d/2 landmarks.
+        width_out: length of the slide embedding.
+        config: the other sizes.
+    """
+
+    def __init__(self, width_in: int, width: int, width_out: int, config: IatConfig) -> None:
+        super().__init__(width_in, width, config)
         self.norm = nn.LayerNorm(width)
         self.gates = GatedAttention(width, config.hidden_width, config.gate_width, config.gate_dropout)
-        self.embed = nn.Sequential(nn.Linear(width, width_out), nn.LayerNorm(width_out), nn.GELU())
+        self.embed = projection(width, width_out)
 
     def forward(self, rows: Tensor) -> _BlockOutput:
         """Run the block on rows (n, width_in)."""
-        rows = self.project(rows)  # step 1: (n, width)
-        rows = rows * self.residual_scale + self.attention(self.attention_norm(rows))  # step 2
+        rows = self.attend(rows)  # steps 1 and 2
         scores, hidden = self.gates(self.norm(rows))  # step 3
         weights = torch.softmax(scores.unsqueeze(0), dim=1)  # (1, n): TensorRT has no softmax over a single axis
         embedding = self.embed(self.norm(torch.mm(weights, rows))).flatten()  # step 4: (1, width_out) -> (width_out,)

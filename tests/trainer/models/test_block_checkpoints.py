@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from hagmil.trainer.checkpoints.checkpoint import LAST, load_checkpoint
 from hagmil.trainer.compute.mixed_precision import TrainingPrecision, autocast
+from hagmil.trainer.models.additive import AdditiveStageModel
+from hagmil.trainer.models.build import CascadeModel
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 from hagmil.trainer.training.loop import train
 from tests.trainer.cohorts import configured, write_cohort
@@ -19,10 +20,13 @@ from tests.trainer.cohorts import configured, write_cohort
 CONFIG = IatConfig(widths=(16, 24, 8), heads=4, hidden_width=12, gate_width=6, value_kernel=5)
 
 
-@pytest.fixture
-def model() -> IntegratedAttentionTransformer:
+@pytest.fixture(params=[None, "transformer", "independent"])
+def model(request: pytest.FixtureRequest) -> CascadeModel:
     torch.manual_seed(1)
-    return IntegratedAttentionTransformer(10, 3, CONFIG).train()
+    if request.param is None:
+        return IntegratedAttentionTransformer(10, 3, CONFIG).train()
+    additive = CONFIG.model_copy(update={"readout": "additive", "rows": request.param})
+    return AdditiveStageModel(10, 3, additive).train()
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,7 @@ def _own_random_numbers() -> Iterator[None]:
 @pytest.mark.parametrize("patches", [1, 7, 40])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_with_dropout_are_bitwise_equal(
-    model: IntegratedAttentionTransformer, patches: int, precision: TrainingPrecision
+    model: CascadeModel, patches: int, precision: TrainingPrecision
 ) -> None:
     assert CONFIG.gate_dropout > 0
     assert CONFIG.attention_dropout > 0
@@ -45,7 +49,7 @@ def test_gradients_with_dropout_are_bitwise_equal(
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
-def test_the_random_state_after_a_step_is_the_same(model: IntegratedAttentionTransformer) -> None:
+def test_the_random_state_after_a_step_is_the_same(model: CascadeModel) -> None:
     after = []
     for checkpoint_blocks in (False, True):
         _gradients(model, torch.ones(5, 10), "fp32", checkpoint_blocks=checkpoint_blocks)
@@ -53,10 +57,13 @@ def test_the_random_state_after_a_step_is_the_same(model: IntegratedAttentionTra
     assert torch.equal(after[0], after[1])
 
 
-def test_a_checkpointed_block_keeps_only_its_input(model: IntegratedAttentionTransformer) -> None:
+def test_a_checkpointed_block_keeps_only_its_input(model: CascadeModel) -> None:
     bag = torch.randn(300, 10)
     plain, checkpointed = (_kept_numbers(model, bag, checkpoint_blocks=way) for way in (False, True))
-    assert checkpointed < plain / 5
+    if isinstance(model, AdditiveStageModel):
+        assert checkpointed == 300 * (10 + sum(CONFIG.widths)) < plain / 3
+    else:
+        assert checkpointed < plain / 5
 
 
 @pytest.mark.parametrize(("above", "expected"), [(None, 0), (4, 1), (3, 2), (0, 4)])
@@ -89,7 +96,7 @@ def test_training_with_checkpoints_gives_the_same_weights(tmp_path: Path) -> Non
 
 
 def _gradients(
-    model: nn.Module, bag: torch.Tensor, precision: TrainingPrecision, *, checkpoint_blocks: bool
+    model: CascadeModel, bag: torch.Tensor, precision: TrainingPrecision, *, checkpoint_blocks: bool
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     model.zero_grad(set_to_none=True)
@@ -99,7 +106,7 @@ def _gradients(
     return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
 
 
-def _kept_numbers(model: IntegratedAttentionTransformer, bag: torch.Tensor, *, checkpoint_blocks: bool) -> int:
+def _kept_numbers(model: CascadeModel, bag: torch.Tensor, *, checkpoint_blocks: bool) -> int:
     """Number of values, without weights, that autograd saves for the backward pass."""
     kept: dict[int, int] = {}
     weights = {weight.data_ptr() for weight in model.parameters()}
