@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 from hagmil._files import sha256_of, write_text
 from hagmil._models import FrozenModel
 from hagmil.errors import BundleError, UsageError
-from hagmil.spec import Kind
+from hagmil.spec import Kind, Readout
 from hagmil.tissue_parameters import TissueParameters
 
 MANIFEST_NAME = "bundle.json"
@@ -192,6 +192,9 @@ class Manifest(FrozenModel):
     format: Literal["hagmil-bundle"] = "hagmil-bundle"
     format_version: Literal[1] = 1
     kind: Kind
+    readout: Readout = Field(
+        default="pooled", description="read-out of the stage models; additive models also give the evidence of patches"
+    )
     classes: tuple[str, ...] = Field(min_length=2, description="classes of the verdict, in the order of the logits")
     hierarchy: Hierarchy | None = None
     patch_px: int = Field(ge=8, description="side of a patch in pixels, at every stage")
@@ -230,6 +233,8 @@ class Manifest(FrozenModel):
             raise ValueError("classes must be the hierarchy's fine classes")
         if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
             raise ValueError("kind hmil requires a hierarchy and exactly one stage")
+        if self.readout == "additive" and self.kind != "hag-mil":
+            raise ValueError("readout additive requires kind hag-mil")
         if self.quantization is not None and self.precision != "int8":
             raise ValueError("quantization requires precision int8")
         if self.coarse_temperature is not None and self.hierarchy is None:

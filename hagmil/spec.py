@@ -64,6 +64,7 @@ BAG = TensorSpec("features", "float32", ("patches", "dim"))
 
 LOGITS = TensorSpec("logits", "float32", ("classes",))
 ATTENTION = TensorSpec("attention", "float32", ("patches",))
+EVIDENCE = TensorSpec("evidence", "float32", ("classes", "patches"))
 
 COARSE_LOGITS = TensorSpec("coarse_logits", "float32", ("coarse",))
 FINE_LOGITS = TensorSpec("fine_logits", "float32", ("fine",))
@@ -78,3 +79,14 @@ STAGE_OUTPUTS: dict[Kind, tuple[TensorSpec, ...]] = {
     "hmil": (COARSE_LOGITS, FINE_LOGITS, COARSE_ATTENTION, FINE_ATTENTION),
 }
 """Outputs of a stage model by kind. The attention of HAG-MIL is the raw score of the last block."""
+
+
+def stage_outputs(kind: Kind, readout: Readout = "pooled") -> tuple[TensorSpec, ...]:
+    """Outputs of a stage model.
+
+    Args:
+        kind: kind of the model.
+        readout: read-out of the model. An additive model also gives ``evidence``; its sum over patches, plus a bias for
+            each class that does not depend on the bag, equals the logits.
+    """
+    return (*STAGE_OUTPUTS[kind], EVIDENCE) if readout == "additive" else STAGE_OUTPUTS[kind]

@@ -14,7 +14,8 @@ from hagmil.export.parity.synthetic_inputs import synthetic_bag, synthetic_patch
 from hagmil.export.parity.torch_reference import torch_run
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import BACKBONE, SelfTestCase
-from hagmil.spec import BAG, PATCHES, STAGE_INPUTS, STAGE_OUTPUTS, Kind
+from hagmil.spec import BAG, PATCHES, STAGE_INPUTS, Kind
+from hagmil.trainer.models.build import output_specs
 
 SELFTEST_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(absolute=1e-3, relative=1e-3),
@@ -60,6 +61,6 @@ def stage_case(name: str, model: nn.Module, feature_dim: int, kind: Kind, precis
         precision: of the stage's graph; selects the tolerance.
     """
     inputs = {BAG.name: synthetic_bag("clustered", _BAG_PATCHES, feature_dim, seed=_SEED)}
-    outputs = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)(dict(inputs))
+    outputs = torch_run(model, STAGE_INPUTS, output_specs(model, kind), dtype=torch.float32)(dict(inputs))
     tolerance = SELFTEST_TOLERANCES[precision]
     return SelfTestCase(name, inputs, outputs, tolerance.absolute, tolerance.relative)

@@ -4,6 +4,7 @@
 2. Files: each file of the manifest has the recorded size and digest. If one was altered, the later steps are skipped.
 3. Graphs: ONNX Runtime loads each graph, and its tensors are those of the contract in the sizes of the manifest.
 4. Self-test: the provider gives the stored outputs for the stored inputs of each graph, within the stored tolerance.
+   Where a stage gives evidence, the logits minus its sum over patches are the same vector, the bias, for two bags.
 5. Engines: each was built from a graph of the bundle, and either fits this machine or not.
 
 Neither torch nor the onnx package is needed.
@@ -11,9 +12,9 @@ Neither torch nor the onnx package is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,7 +27,17 @@ from hagmil.runtime.sessions import Session
 from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
 from hagmil.selftest import BACKBONE, SelfTestCase, read_selftest
-from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, DYNAMIC_AXES, STAGE_INPUTS, STAGE_OUTPUTS, TensorSpec
+from hagmil.spec import (
+    BACKBONE_INPUTS,
+    BACKBONE_OUTPUTS,
+    BAG,
+    DYNAMIC_AXES,
+    EVIDENCE,
+    LOGITS,
+    STAGE_INPUTS,
+    TensorSpec,
+    stage_outputs,
+)
 
 CheckState = Literal["ok", "failed", "skipped", "note"]
 BundlePart = Literal["manifest", "file", "graph", "self-test", "engine"]
@@ -141,7 +152,7 @@ def _check_graphs(bundle: Bundle, threads: int | None) -> Iterator[Check]:
         bundle, manifest.backbone.onnx, BACKBONE_INPUTS, BACKBONE_OUTPUTS, _axis_lengths(manifest, 0), threads
     )
     for index, stage in enumerate(manifest.stages):
-        outputs = STAGE_OUTPUTS[manifest.kind]
+        outputs = stage_outputs(manifest.kind, manifest.readout)
         yield _check_graph(bundle, stage.onnx, STAGE_INPUTS, outputs, _axis_lengths(manifest, index), threads)
 
 
@@ -241,6 +252,26 @@ def _check_case(case: SelfTestCase, session: Session) -> Iterator[Check]:
             difference = float(np.abs(given - expected).max(initial=0.0))
             passed, detail = difference <= allowed, f"off by {difference:.1e}, {allowed:.1e} allowed"
         yield Check(part="self-test", subject=f"{case.model} {name}", state="ok" if passed else "failed", detail=detail)
+    if EVIDENCE.name in outputs:
+        yield _check_evidence(case, session, outputs)
+
+
+def _check_evidence(case: SelfTestCase, session: Session, outputs: Mapping[str, Any]) -> Check:
+    """Compare the logits minus the sum of the evidence for the stored bag and for its first half."""
+    bag = case.inputs[BAG.name]
+    half = session.run({BAG.name: bag[: (len(bag) + 1) // 2]})
+    biases = [
+        np.asarray(each[LOGITS.name], np.float64) - np.asarray(each[EVIDENCE.name], np.float64).sum(axis=1)
+        for each in (outputs, half)
+    ]
+    allowed = case.absolute + case.relative * float(np.abs(case.outputs[LOGITS.name]).max(initial=0.0))
+    difference = float(np.abs(biases[0] - biases[1]).max(initial=0.0))
+    return Check(
+        part="self-test",
+        subject=f"{case.model} sum of {EVIDENCE.name}",
+        state="ok" if difference <= allowed else "failed",
+        detail=f"logits minus the sum differ by {difference:.1e} between two bags, {allowed:.1e} allowed",
+    )
 
 
 def _check_engines(bundle: Bundle) -> Iterator[Check]:

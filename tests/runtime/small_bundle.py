@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hagmil.bundle import Backbone, Manifest, Provenance, Stage, file_entries, write_manifest
+from hagmil.spec import Readout
 from hagmil.tissue_parameters import TissueParameters
 
 CLASSES = ("pale", "dark")
@@ -61,6 +62,37 @@ def stage_graph(sign: float = -1.0) -> onnx.ModelProto:
     return _model(nodes, [features], outputs, constants)
 
 
+def additive_stage_graph(reduce: str = "ReduceSum") -> onnx.ModelProto:
+    """Make the graph of an additive stage model.
+
+    Attention is the negative green of each patch, its evidence (green, -green); the logits are the sum of the evidence,
+    plus (0, 1).
+
+    Args:
+        reduce: operator that reduces the evidence to logits; any but ``ReduceSum`` breaks the contract.
+    """
+    nodes = [
+        helper.make_node("MatMul", ["features", "pick"], ["attention"]),
+        helper.make_node("MatMul", ["features", "weights"], ["of_rows"]),
+        helper.make_node("Transpose", ["of_rows"], ["evidence"]),
+        helper.make_node(reduce, ["evidence", "axes"], ["sums"], keepdims=0),
+        helper.make_node("Add", ["sums", "bias"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([0, -1, 0], np.float32), "pick"),
+        numpy_helper.from_array(np.array([1], np.int64), "axes"),
+        numpy_helper.from_array(np.array([[0, 0], [1, -1], [0, 0]], np.float32), "weights"),
+        numpy_helper.from_array(np.array([0, 1], np.float32), "bias"),
+    ]
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["patches", 3])
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2]),
+        helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["patches"]),
+        helper.make_tensor_value_info("evidence", TensorProto.FLOAT, [2, "patches"]),
+    ]
+    return _model(nodes, [features], outputs, constants)
+
+
 def write_small_bundle(
     folder: Path,
     *,
@@ -68,6 +100,7 @@ def write_small_bundle(
     spacings_um: Sequence[float] = (2.0, 1.0, 0.5),
     keep: int = 2,
     tissue: TissueParameters | None = None,
+    readout: Readout = "pooled",
 ) -> Path:
     """Write the bundle. The stages are named ``<spacing>um``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,11 +108,12 @@ def write_small_bundle(
     stages = []
     for index, spacing_um in enumerate(spacings_um):
         name = f"{spacing_um:g}um"
-        onnx.save(stage_graph(), folder / f"{name}.onnx")
+        onnx.save(stage_graph() if readout == "pooled" else additive_stage_graph(), folder / f"{name}.onnx")
         last = index == len(spacings_um) - 1
         stages.append(Stage(name=name, spacing_um=spacing_um, keep=None if last else keep, onnx=f"{name}.onnx"))
     manifest = Manifest(
         kind="hag-mil",
+        readout=readout,
         classes=CLASSES,
         patch_px=patch_px,
         stages=tuple(stages),

@@ -16,7 +16,7 @@ from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.onnx import available_providers
 from hagmil.runtime.verify import Check, VerifyReport, verify_bundle
 from hagmil.selftest import SelfTestCase, write_selftest
-from tests.runtime.small_bundle import write_small_bundle
+from tests.runtime.small_bundle import additive_stage_graph, write_small_bundle
 
 STAGES = ("2um", "1um", "0.5um")
 
@@ -134,6 +134,27 @@ def test_a_graph_that_breaks_the_contract_fails(bundle: Path, change: Any, words
 
     assert checks[0].subject in ("1um.onnx", "all")
     assert any(words in check.detail for check in checks) or "cannot be loaded" in checks[0].detail
+
+
+def test_evidence_must_sum_to_the_logits_up_to_a_constant(tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", readout="additive")
+    _write_selftest(bundle)
+    report = verify_bundle(bundle, threads=1)
+    assert report.passed
+    assert [check.subject for check in report.checks if "sum of" in check.subject] == [
+        f"{stage} sum of evidence" for stage in STAGES
+    ]
+    onnx.save(additive_stage_graph("ReduceMean"), bundle / "1um.onnx")
+    _write_selftest(bundle)
+    (check,) = _failed(verify_bundle(bundle, threads=1))
+    assert check.subject == "1um sum of evidence"
+    assert "between two bags, 1.0e-03 allowed" in check.detail
+
+
+def test_a_bundle_with_the_additive_read_out_must_give_evidence(bundle: Path) -> None:
+    _sign(bundle, readout="additive")
+    checks = _failed(verify_bundle(bundle, threads=1))
+    assert checks[0].detail == "outputs logits, attention, not logits, attention, evidence"
 
 
 def test_a_number_of_classes_that_differs_from_the_manifest_fails(bundle: Path) -> None:

@@ -29,6 +29,8 @@ from hagmil._models import FrozenModel
 from hagmil.bundle import Precision, Quantization
 from hagmil.errors import ParityError
 from hagmil.export.parity.slide_parity import SlideParity
+from hagmil.softmax import softmax
+from hagmil.spec import ATTENTION, EVIDENCE
 
 PARITY_NAME = "parity.json"
 Arrays = Mapping[str, NDArray[Any]]
@@ -57,6 +59,17 @@ class Tolerance(FrozenModel):
         An absolute error of a score is a relative error of its share.
         """
         return Tolerance(absolute=0, relative=self.absolute + self.relative)
+
+    def of_evidence(self, largest_weight: float) -> Tolerance:
+        """Return the tolerance of the evidence of patches: their share of the attention times their logits.
+
+        The error of a share is that of :meth:`of_shares`; the error of a logit, which has this tolerance, is multiplied
+        by the share.
+
+        Args:
+            largest_weight: largest share of the attention.
+        """
+        return Tolerance(absolute=self.absolute * largest_weight, relative=self.absolute + 2 * self.relative)
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
@@ -190,6 +203,9 @@ def compare(
             runs.append((graph.run, False))
         actual = [(run(case.inputs), is_rounded) for run, is_rounded in runs]
         tolerances = {name: tolerance.of_shares() if name in shares else tolerance for name in actual[0][0]}
+        if EVIDENCE.name in tolerances:
+            weights = softmax(actual[0][0][ATTENTION.name])
+            tolerances[EVIDENCE.name] = tolerance.of_evidence(float(weights.max(initial=0.0)))
         expected = _expected(case, source, [outputs for outputs, _ in actual], tolerances)
         yield tuple(
             _row(model, tensor, case, expected, outputs, tolerances[tensor], is_rounded=is_rounded)

@@ -27,7 +27,8 @@ from hagmil.export.parity.synthetic_inputs import BAG_KINDS, synthetic_bag
 from hagmil.export.parity.torch_reference import torch_run
 from hagmil.export.stage_half_precision import with_precision
 from hagmil.export.tracing import Captures, trace
-from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, STAGE_OUTPUTS, Kind
+from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, Kind
+from hagmil.trainer.models.build import output_specs
 from hagmil.trainer.models.nystrom import NystromAttention
 
 ParityForm = Literal["default", "long"]
@@ -76,7 +77,7 @@ def stage_graph(
     example = {"patches": _EXAMPLE_PATCHES, "dim": feature_dim}
     reduced = with_precision(model.eval(), precision)
     captures = {} if captures is None else captures
-    return trace(reduced, STAGE_INPUTS, STAGE_OUTPUTS[kind], example=example, captures=captures)
+    return trace(reduced, STAGE_INPUTS, output_specs(model, kind), example=example, captures=captures)
 
 
 def structure_sha256(model: onnx.ModelProto) -> str:
@@ -157,7 +158,7 @@ def check_stage_parity(
     Returns:
         An iterator over cases: the rows of each, one per tensor and run.
     """
-    outputs = STAGE_OUTPUTS[kind]
+    outputs = output_specs(model, kind)
     source = SourceModel(
         reference=torch_run(model, STAGE_INPUTS, outputs, dtype=torch.float64),
         float32=torch_run(model, STAGE_INPUTS, outputs, dtype=torch.float32),

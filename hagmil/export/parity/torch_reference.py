@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hagmil.export.parity.compare import Run
-from hagmil.spec import STAGE_INPUTS, STAGE_OUTPUTS, Kind, TensorSpec
+from hagmil.spec import STAGE_INPUTS, Kind, TensorSpec
+from hagmil.trainer.models.build import output_specs
 
 
 def torch_run(
@@ -47,7 +48,7 @@ class TorchStage:
     on_device = False
 
     def __init__(self, model: nn.Module, kind: Kind) -> None:
-        self._run = torch_run(model, STAGE_INPUTS, STAGE_OUTPUTS[kind], dtype=torch.float32)
+        self._run = torch_run(model, STAGE_INPUTS, output_specs(model, kind), dtype=torch.float32)
 
     @property
     def input_shapes(self) -> dict[str, tuple[str | int, ...]]:

@@ -11,6 +11,7 @@ from hagmil.errors import UsageError
 from hagmil.runtime.inference.cascade import run_stage
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.verdict import patch_attention, stage_logits
+from hagmil.spec import EVIDENCE
 
 
 class BagOutput(NamedTuple):
@@ -19,10 +20,13 @@ class BagOutput(NamedTuple):
     Args:
         logits: float32 (classes,); for HMIL those of the fine classes.
         attention: float32 (patches,), one score for each patch; for HMIL the attention of the predicted fine class.
+        evidence: float32 (classes, patches), what each patch adds to each logit; its sum over patches, plus a constant
+            for each class, equals the logits. None except for additive models.
     """
 
     logits: NDArray[np.float32]
     attention: NDArray[np.float32]
+    evidence: NDArray[np.float32] | None = None
 
 
 def run_bag(model: LoadedModel, features: ArrayLike, stage: str | int | None = None) -> BagOutput:
@@ -35,7 +39,7 @@ def run_bag(model: LoadedModel, features: ArrayLike, stage: str | int | None = N
         stage: name or index of the stage; None uses the last, which gives the verdict.
 
     Returns:
-        Logits, to which the bundle's temperature is not applied, and attention.
+        Logits, to which the bundle's temperature is not applied, attention, and evidence if the model gives it.
 
     Raises:
         UsageError: no such stage, or features of another shape.
@@ -56,4 +60,4 @@ def run_bag(model: LoadedModel, features: ArrayLike, stage: str | int | None = N
     if bag.ndim != 2 or bag.shape[1] != dim or len(bag) == 0:
         raise UsageError(f"the features of a bag have shape (patches, {dim}) with at least one row, not {bag.shape}")
     outputs = run_stage(model.stages[stage], bag, names[stage])
-    return BagOutput(stage_logits(outputs), patch_attention(outputs))
+    return BagOutput(stage_logits(outputs), patch_attention(outputs), outputs.get(EVIDENCE.name))

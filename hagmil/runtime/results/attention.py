@@ -12,7 +12,7 @@ from hagmil.bundle import Hierarchy
 from hagmil.errors import DataError, one_line
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.results.result import ATTENTION_NAME, StageAttention
-from hagmil.spec import COARSE_ATTENTION, FINE_ATTENTION
+from hagmil.spec import COARSE_ATTENTION, EVIDENCE, FINE_ATTENTION
 
 
 def stage_attention(stage: StageOutcome) -> StageAttention:
@@ -27,6 +27,7 @@ def stage_attention(stage: StageOutcome) -> StageAttention:
         kept=stage.kept,
         coarse_attention=stage.outputs.get(COARSE_ATTENTION.name),
         fine_attention=stage.outputs.get(FINE_ATTENTION.name),
+        evidence=stage.outputs.get(EVIDENCE.name),
     )
 
 
@@ -37,6 +38,8 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: H
     int64 (kept,), row numbers of ``coords``, highest attention first; and the attributes ``patch_size``,
     ``patch_size_level0`` and ``spacing_um``. For HMIL it also contains ``coarse_attention`` and ``fine_attention``,
     float32 (classes, patches), with the attribute ``classes``; ``attention`` is then that of the predicted fine class.
+    For additive models it also contains ``evidence``, float32 (classes, patches), what each patch adds to each logit of
+    the stage.
 
     Args:
         folder: the folder of the file.
@@ -55,6 +58,8 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: H
             group.create_dataset("coords", data=stage.coords)
             group.create_dataset("attention", data=stage.attention)
             group.create_dataset("kept", data=stage.kept)
+            if stage.evidence is not None:
+                group.create_dataset(EVIDENCE.name, data=stage.evidence)
             if hierarchy is not None and stage.coarse_attention is not None and stage.fine_attention is not None:
                 coarse = group.create_dataset(COARSE_ATTENTION.name, data=stage.coarse_attention)
                 fine = group.create_dataset(FINE_ATTENTION.name, data=stage.fine_attention)
@@ -97,4 +102,5 @@ def _read_stage(name: str, group: h5py.Group) -> StageAttention:
         kept=group["kept"][...],
         coarse_attention=group[COARSE_ATTENTION.name][...] if COARSE_ATTENTION.name in group else None,
         fine_attention=group[FINE_ATTENTION.name][...] if FINE_ATTENTION.name in group else None,
+        evidence=group[EVIDENCE.name][...] if EVIDENCE.name in group else None,
     )

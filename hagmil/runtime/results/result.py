@@ -38,6 +38,8 @@ class StageAttention:
             empty for the last stage.
         coarse_attention: float32 (classes, patches), the attention of each coarse class; None except for HMIL.
         fine_attention: float32 (classes, patches), the attention of each fine class; None except for HMIL.
+        evidence: float32 (classes, patches), what each patch adds to each logit of the stage; None except for additive
+            models.
     """
 
     name: str
@@ -49,6 +51,7 @@ class StageAttention:
     kept: NDArray[np.int64]
     coarse_attention: NDArray[np.float32] | None = None
     fine_attention: NDArray[np.float32] | None = None
+    evidence: NDArray[np.float32] | None = None
 
 
 class StageResult(FrozenModel):

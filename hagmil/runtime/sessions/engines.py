@@ -30,7 +30,7 @@ from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.sessions.onnx import OnnxSession, available_providers
 from hagmil.runtime.sessions.trt import TensorRtSession
-from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, STAGE_OUTPUTS
+from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, stage_outputs
 
 Opener = Callable[[str], Session]
 """Opens the session of one of a bundle's graphs, by the graph's file name."""
@@ -242,7 +242,7 @@ def _engine_session(bundle: Bundle, engines: EngineSet, graph: str) -> TensorRtS
         engines.paths[graph],
         engines.flavour,
         BACKBONE_INPUTS if is_backbone else STAGE_INPUTS,
-        BACKBONE_OUTPUTS if is_backbone else STAGE_OUTPUTS[manifest.kind],
+        BACKBONE_OUTPUTS if is_backbone else stage_outputs(manifest.kind, manifest.readout),
         version_compatible=engines.entries[graph].version_compatible,
     )
 

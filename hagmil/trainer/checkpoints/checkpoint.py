@@ -27,7 +27,7 @@ from hagmil._files import atomic_path, write_text
 from hagmil._models import FrozenModel
 from hagmil.bundle import Hierarchy
 from hagmil.errors import BundleError
-from hagmil.spec import Kind
+from hagmil.spec import Kind, Readout
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.metrics.classification import ClassificationMetrics
 from hagmil.trainer.models.build import ModelConfig, cascade_models, hmil_model
@@ -115,6 +115,11 @@ class CheckpointCard(FrozenModel):
         if (self.training is None) == (self.imported is None):
             raise ValueError("exactly one of training and imported must be given")
         return self
+
+    @property
+    def readout(self) -> Readout:
+        """Read-out of the stage models."""
+        return "pooled" if isinstance(self.model, HmilConfig) else self.model.readout
 
     def origin(self) -> dict[str, Any]:
         """The training record or the import record, as JSON values."""

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from hagmil.errors import BundleError, DataError
 from hagmil.softmax import softmax
-from hagmil.spec import ATTENTION, COARSE_LOGITS, FINE_LOGITS, LOGITS, STAGE_OUTPUTS
+from hagmil.spec import ATTENTION, COARSE_LOGITS, FINE_LOGITS, LOGITS
 from hagmil.trainer.checkpoints.checkpoint import Checkpoint, build_models
 from hagmil.trainer.data.cohort import CohortSlide, CohortStage, read_bag
 from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluationPart
 from hagmil.trainer.methods.selection import child_rows, keep_highest
 from hagmil.trainer.metrics.bootstrap import ScoredSlide, probability_table
 from hagmil.trainer.metrics.temperature_scaling import at_temperature
+from hagmil.trainer.models.build import output_specs
 
 StageOutputs = Mapping[str, NDArray[np.float32]]
 """Outputs of a stage model, by the names of the contract's tensors."""
@@ -70,12 +71,12 @@ def checkpoint_runner(checkpoint: Checkpoint, *, device: str = "cpu") -> StageRu
         BundleError: the weights are unusable.
     """
     models = [model.to(device) for model in build_models(checkpoint)]
-    names = [spec.name for spec in STAGE_OUTPUTS[checkpoint.card.kind]]
+    names = [[spec.name for spec in output_specs(model, checkpoint.card.kind)] for model in models]
 
     def run(index: int, features: NDArray[np.float32]) -> StageOutputs:
         with torch.inference_mode():
             values = models[index](torch.from_numpy(features).to(device))
-        return {name: value.float().cpu().numpy() for name, value in zip(names, values, strict=True)}
+        return {name: value.float().cpu().numpy() for name, value in zip(names[index], values, strict=True)}
 
     return run
 

@@ -12,6 +12,7 @@ from hagmil.runtime.extract import extract
 from hagmil.runtime.inference.bag import run_bag
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.predict import predict_slide
+from tests.runtime.small_bundle import write_small_bundle
 
 BAG = np.random.default_rng(0).random((5, 3)).astype(np.float32)
 
@@ -22,11 +23,20 @@ def model(small_bundle: Path) -> LoadedModel:
 
 
 def test_run_bag_gives_logits_and_attention(model: LoadedModel) -> None:
-    logits, attention = run_bag(model, BAG)
+    logits, attention, evidence = run_bag(model, BAG)
+    assert evidence is None
     green = BAG[:, 1]
     np.testing.assert_allclose(logits, [green.mean(), 1 - green.mean()], atol=1e-6)
     np.testing.assert_allclose(attention, -green, atol=1e-6)
     assert (logits.dtype, attention.dtype) == (np.float32, np.float32)
+
+
+def test_run_bag_gives_the_evidence_of_an_additive_model(tmp_path: Path) -> None:
+    model = load_model(write_small_bundle(tmp_path / "bundle", readout="additive"), threads=1)
+    output = run_bag(model, BAG)
+    np.testing.assert_allclose(output.evidence, [BAG[:, 1], -BAG[:, 1]], atol=1e-6)
+    assert output.evidence is not None
+    np.testing.assert_allclose(output.evidence.sum(axis=1) + np.array([0, 1]), output.logits, atol=1e-5)
 
 
 def test_run_bag_accepts_other_float_types(model: LoadedModel) -> None:
@@ -40,7 +50,7 @@ def test_run_bag_on_extracted_features_repeats_the_first_stage_of_predict_slide(
 ) -> None:
     result = predict_slide(tissue_path, model=model)
     bag = extract(tissue_path, backbone=model).stages[0].features
-    logits, attention = run_bag(model, bag, stage)
+    logits, attention, _ = run_bag(model, bag, stage)
     np.testing.assert_allclose(logits, result.stages[0].logits, atol=1e-6)
     np.testing.assert_allclose(attention, result.attention[0].attention, atol=1e-6)
 

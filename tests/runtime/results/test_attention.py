@@ -36,6 +36,17 @@ def test_the_attention_of_each_class_of_two_layers_is_stored(tmp_path: Path) -> 
         assert list(file["only/fine_attention"].attrs["classes"]) == ["a", "b", "c"]
 
 
+def test_the_evidence_of_additive_models_is_stored(tmp_path: Path) -> None:
+    evidence = np.arange(6, dtype=np.float32).reshape(2, 3)
+    outputs = {"attention": np.ones(3, np.float32), "evidence": evidence}
+    geometry = StageGeometry("only", 0.5, 64, 64, 0, 1.0, False)
+    stage = StageOutcome(geometry, np.zeros((3, 2), np.int64), outputs, outputs["attention"], np.empty(0, np.int64))
+    write_attention(tmp_path, [stage])
+
+    (read,) = read_attention(tmp_path)
+    np.testing.assert_array_equal(read.evidence, evidence)
+
+
 def test_another_hdf5_file_is_rejected(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["array"] = [1, 2]
