@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, write_features
 from hagmil.tissue_parameters import TissueParameters
-from hagmil.trainer.config.training import TrainingConfig, parse_config
+from hagmil.trainer.config.training import HagMilConfig, TrainingConfig, parse_config
+from hagmil.trainer.data.cohort import Bag, open_training_cohort, read_bag
+from hagmil.trainer.methods.hag_mil import HagMil
+from hagmil.trainer.methods.registry import new_method
 
 FEATURE_DIM = 6
 STAGES = (("low", 1.0), ("high", 0.5))
@@ -109,3 +113,15 @@ def write_split(path: Path, names: Mapping[str, Sequence[str]]) -> None:
 def configured(tree: Mapping[str, Any], **changes: Any) -> TrainingConfig:
     """The configuration of a tree with some keys replaced."""
     return parse_config({**tree, **changes}, source="test")
+
+
+def hag_mil_and_bag(tree: Mapping[str, Any], **changes: Any) -> tuple[HagMil, Bag]:
+    """HAG-MIL without dropout and with initial weights, and the last training slide."""
+    model = {**tree["model"], "gate_dropout": 0.0, "attention_dropout": 0.0}
+    config = configured(tree, **{"model": model, **changes})
+    assert isinstance(config, HagMilConfig)
+    cohort = open_training_cohort(config)
+    torch.manual_seed(0)
+    method = new_method(config, cohort)
+    assert isinstance(method, HagMil)
+    return method, read_bag(cohort.train[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -154,7 +154,24 @@ class CascadeConfig(FrozenModel):
     """Number of patches with the highest attention that a stage keeps for the next."""
 
     keep_train: int = Field(default=7000, ge=1, description="kept patches in training")
+    keep_random: bool = Field(
+        default=False,
+        description="true: in place of keep_train, at each step and stage, n^u of n patches, with u uniform on 0..1",
+    )
     keep_validation: int = Field(default=10000, ge=1, description="kept patches in validation, test and deployment")
+    validation_keeps: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="numbers of kept patches, or all, over which the validation loss of the verdict is averaged, such "
+        "as [4, 16, all]; null: keep_validation alone",
+    )
+    teach: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the loss by which the finest stage teaches coarser stages which patches to keep; 0: off",
+    )
+    teach_from: int = Field(default=5, ge=1, description="first epoch with teaching, counted from 1")
 
 
 class PlateauConfig(FrozenModel):

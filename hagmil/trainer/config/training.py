@@ -39,6 +39,11 @@ TEMPLATE_PATHS = {"features": "features", "labels": "labels.csv", "split": "spli
 _RECIPE_PREFIX = "recipe:"
 _PATH_KEYS = (("out",), ("data", "features"), ("data", "labels"), ("data", "split"))
 _NOT_IN_DIGEST = {"out": True, "data": True, "device": True, "threads": True, "checkpoint_blocks_above": True}
+_ADDED_LATER: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
+    "cascade": (CascadeConfig, ("keep_random", "validation_keeps", "teach", "teach_from")),
+    "model": (IatConfig, ("readout", "rows")),
+}
+"""Keys that did not exist when the first recipes were digested, by section."""
 _SIMILAR = 0.75  # ratio of difflib from which a name is suggested
 _KIND = "kind of model: hag-mil or hmil"
 _OUT = "run folder"
@@ -54,8 +59,16 @@ class _Training(FrozenModel):
     """Methods of both kinds of configuration."""
 
     def recipe_sha256(self) -> str:
-        """Digest of all settings that determine the weights, given the data: without paths, device and threads."""
+        """Digest of all settings that determine the weights, given the data: without paths, device and threads.
+
+        Keys that were added later count only if they differ from their defaults, so that digests stay the same.
+        """
         recipe = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST)
+        for section, (model, keys) in _ADDED_LATER.items():
+            values = recipe.get(section, {})
+            for key in keys:
+                if key in values and values[key] == model.model_fields[key].default:
+                    del values[key]
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

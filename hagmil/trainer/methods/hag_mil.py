@@ -4,6 +4,8 @@
 2. Compute the losses of the stage, and take a step of its optimiser with the mean gradient of all processes.
 3. Keep the patches with the highest attention; their children are the bag of the next stage.
 4. The finest stage gives the verdict.
+5. With ``cascade.teach`` (an addition of this package, docs/training.md), every coarser stage then takes one more step,
+   towards the attention of the finest stage.
 
 With a hierarchy of labels (an addition of this package, docs/hierarchy.md), the finest stage is trained on the fine
 label and all other stages on the coarse label, and the losses of :mod:`hagmil.trainer.losses.alignment` are added.
@@ -11,7 +13,9 @@ label and all other stages on the coarse label, and the losses of :mod:`hagmil.t
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +29,18 @@ from hagmil.trainer.data.cohort import Bag, CohortStage
 from hagmil.trainer.losses.alignment import stage_alignment_loss, verdict_alignment_loss
 from hagmil.trainer.losses.hierarchy import membership
 from hagmil.trainer.losses.instance import bag_loss, instance_loss
+from hagmil.trainer.losses.teaching import teaching_loss
 from hagmil.trainer.methods.base import SlideScore, check_finite
-from hagmil.trainer.methods.selection import child_rows, keep_highest
+from hagmil.trainer.methods.selection import child_rows, keep_highest, random_keep
+from hagmil.trainer.methods.teaching import teaching_targets
 from hagmil.trainer.models.build import CascadeModel, cascade_models
 from hagmil.trainer.models.iat import TrainingOutput
+
+
+class _Classified(NamedTuple):
+    logits: Tensor  # (classes,)
+    attention: Tensor  # (patches,)
+    loss: float
 
 
 class HagMil:
@@ -77,46 +89,54 @@ class HagMil:
             Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
             for model in self.models
         ]
-        self.loss_names = tuple(stage.name for stage in stages)
-        self.validation_loss_names = self.loss_names
+        names = tuple(stage.name for stage in stages)
+        self._teaches = bool(config.cascade.teach) and len(stages) > 1
+        self.loss_names = (*(f"{name}_teaching" for name in names[:-1]), *names) if self._teaches else names
+        self.validation_loss_names = names if config.cascade.validation_keeps is None else (*names, "validation_keeps")
 
-    def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:  # noqa: ARG002 - used by HMIL
+    def train_bags(self, bags: Sequence[Bag], *, epoch: int) -> tuple[float, ...]:
         """Train every stage on one slide; see :class:`~hagmil.trainer.methods.base.Method`."""
         (bag,) = bags
-        return self.train_slide(bag)
+        return self.train_slide(bag, epoch=epoch)
 
-    def train_slide(self, bag: Bag) -> tuple[float, ...]:
+    def train_slide(self, bag: Bag, *, epoch: int = 0) -> tuple[float, ...]:
         """Train every stage on one slide.
 
         Args:
             bag: features and label of the slide.
+            epoch: number of finished epochs.
 
         Returns:
-            The loss of each stage, coarse to fine.
+            The losses, named by ``loss_names``: with teaching, first the teaching loss of each coarser stage (0 before
+            the epoch ``cascade.teach_from``); then the loss of each stage, coarse to fine.
 
         Raises:
             DataError: the features contain values that are not finite.
             UsageError: a loss is not finite although the features are; the training has diverged.
         """
         losses: list[float] = []
-        rows: Tensor | None = None
-        parents: Tensor | None = None
-        for index, (model, optimiser) in enumerate(zip(self.models, self.optimisers, strict=True)):
+        rows: list[Tensor | None] = [None]
+        kept: list[Tensor] = []
+        attention: list[Tensor] = []
+        for index, model in enumerate(self.models):
             model.train()
-            output = self._forward(model, self._bag(bag, index, rows))  # step 1
+            output = self._forward(model, self._bag(bag, index, rows[index]))  # step 1
             loss = self._loss(model, output, bag.label, index)
             if self._members is not None:
+                parents = attention[-1][kept[-1].to(self.device)] if kept else None
                 loss = loss + self._alignment(output, parents, bag.label, index)
-            losses.append(loss.item())
-            self._check_finite(losses[-1], bag, index)
-            optimiser.zero_grad(set_to_none=True)  # step 2
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.group.average_gradients(model)
-            optimiser.step()
-            attention = output.attention.detach()
-            parents = attention[keep_highest(attention, self.config.cascade.keep_train)]
-            rows = self._next_rows(attention, rows, index, self.config.cascade.keep_train)
-        return tuple(losses)
+            losses.append(self._step(loss, bag, index))  # step 2
+            attention.append(output.attention.detach())
+            if self.stages[index].factor is not None:
+                kept.append(keep_highest(attention[-1].cpu(), self._keep_in_training(len(attention[-1]))))  # step 3
+                rows.append(self._next_rows(kept[-1], rows[index], index))
+        if not self._teaches:
+            return tuple(losses)
+        taught = [0.0] * len(kept)
+        if epoch + 1 >= self.config.cascade.teach_from:
+            targets = teaching_targets(attention[-1], kept, [len(scores) for scores in attention[:-1]])
+            taught = [self._teach(bag, index, rows[index], kept[index], target) for index, target in enumerate(targets)]
+        return (*taught, *losses)
 
     @torch.inference_mode()
     def classify_slide(self, bag: Bag) -> SlideScore:
@@ -129,18 +149,56 @@ class HagMil:
             DataError: the features contain values that are not finite.
             UsageError: a loss is not finite although the features are.
         """
-        losses: list[float] = []
-        probabilities: list[tuple[float, ...]] = []
-        rows: Tensor | None = None
-        for index, model in enumerate(self.models):
-            model.eval()
-            logits, attention = model(self._bag(bag, index, rows))[:2]
-            losses.append(bag_loss(logits, self._stage_label(bag.label, index)).item())
-            self._check_finite(losses[-1], bag, index)
-            probabilities.append(tuple(torch.softmax(logits.double(), dim=0).tolist()))
-            rows = self._next_rows(attention, rows, index, self.config.cascade.keep_validation)
+        cascade = self.config.cascade
+        coarsest = self._classify(bag, 0, None)
+        found = self._cascade(bag, coarsest, cascade.keep_validation)
+        losses = [loss for _, _, loss in found]
+        if cascade.validation_keeps is not None:
+            keeps = [len(bag.features[-1]) if keep == "all" else keep for keep in cascade.validation_keeps]
+            losses.append(statistics.fmean(self._cascade(bag, coarsest, keep)[-1].loss for keep in keeps))
+        probabilities = [tuple(torch.softmax(logits.double(), dim=0).tolist()) for logits, _, _ in found]
         coarse = probabilities[-2] if self.hierarchy is not None else None
         return SlideScore(probabilities[-1], tuple(losses), coarse)  # step 4
+
+    def _classify(self, bag: Bag, index: int, rows: Tensor | None) -> _Classified:
+        """Run the model of one stage as in deployment."""
+        model = self.models[index].eval()
+        logits, attention = model(self._bag(bag, index, rows))[:2]
+        loss = bag_loss(logits, self._stage_label(bag.label, index)).item()
+        self._check_finite(loss, bag, index)
+        return _Classified(logits, attention, loss)
+
+    def _cascade(self, bag: Bag, coarsest: _Classified, keep: int) -> list[_Classified]:
+        """The outputs of all stages as in deployment, from those of the coarsest stage, which do not depend on K."""
+        found = [coarsest]
+        rows: Tensor | None = None
+        for index in range(1, len(self.stages)):
+            kept = keep_highest(found[-1].attention.cpu(), keep)
+            rows = self._next_rows(kept, rows, index - 1)
+            found.append(self._classify(bag, index, rows))
+        return found
+
+    def _step(self, loss: Tensor, bag: Bag, index: int) -> float:
+        """Take an optimiser step of a stage with the mean gradient of all processes; return the loss."""
+        value = loss.item()
+        self._check_finite(value, bag, index)
+        model, optimiser = self.models[index], self.optimisers[index]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.group.average_gradients(model)
+        optimiser.step()
+        return value
+
+    def _teach(self, bag: Bag, index: int, rows: Tensor | None, kept: Tensor, target: Tensor) -> float:
+        """Step 5 for one stage, with the bag and the kept patches of its first step; return the weighted loss."""
+        output = self._forward(self.models[index], self._bag(bag, index, rows))
+        loss = teaching_loss(target, output.attention[kept.to(self.device)])
+        return self._step(self.config.cascade.teach * loss, bag, index)
+
+    def _keep_in_training(self, patches: int) -> int:
+        """K of one stage in one step; draws a random number only with ``keep_random``."""
+        cascade = self.config.cascade
+        return random_keep(patches) if cascade.keep_random else cascade.keep_train
 
     def _bag(self, bag: Bag, index: int, rows: Tensor | None) -> Tensor:
         """Step 1: float32 (patches, feature_dim); always a new copy, whose alignment gives the same bits every time."""
@@ -187,12 +245,16 @@ class HagMil:
             loss = loss + weights.bag * verdict_alignment_loss(output.logits, coarse_label, self._members)
         return loss
 
-    def _next_rows(self, attention: Tensor, rows: Tensor | None, index: int, keep: int) -> Tensor | None:
-        """Step 3: rows of the next stage's full feature table, on the CPU; None after the finest stage."""
+    def _next_rows(self, kept: Tensor, rows: Tensor | None, index: int) -> Tensor:
+        """Step 3: the children of kept patches, as rows of the next stage's full feature table, on the CPU.
+
+        Args:
+            kept: int64 (kept,), rows of the bag of this stage.
+            rows: int64 (patches,), rows of the bag in the full feature table of this stage; None: all of them.
+            index: number of this stage, which is not the finest.
+        """
         factor = self.stages[index].factor
-        if factor is None:
-            return None
-        kept = keep_highest(attention.cpu(), keep)
+        assert factor is not None
         return child_rows(kept if rows is None else rows[kept], factor)
 
     def _check_finite(self, loss: float, bag: Bag, index: int) -> None:

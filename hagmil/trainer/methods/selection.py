@@ -6,6 +6,8 @@ starts with the children of the patch with the highest attention. The order matt
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,16 @@ def child_rows(rows: Tensor, factor: int) -> Tensor:
     """
     children = factor * factor
     return (rows[:, None] * children + torch.arange(children, device=rows.device)).flatten()  # (n, f²) -> (n·f²,)
+
+
+def random_keep(patches: int) -> int:
+    """Draw the number of kept patches of a training step from torch's global generator.
+
+    Args:
+        patches: n, the number of patches of the bag, at least 1.
+
+    Returns:
+        n^u, rounded, with u uniform on 0..1: from 1 to n, with all orders of magnitude equally frequent.
+    """
+    exponent = torch.rand((), dtype=torch.float64).item()
+    return round(math.pow(patches, exponent))

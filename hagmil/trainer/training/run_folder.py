@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from hagmil._files import write_text
 from hagmil._models import FrozenModel
@@ -68,7 +68,7 @@ def check_folder(config: TrainingConfig, *, resume: bool) -> None:
             code="run_exists",
         )
     may_change = _MAY_CHANGE - _FIXED_FOR_HMIL if config.kind == "hmil" else _MAY_CHANGE
-    changed = sorted(_differences(_stored(path), config.model_dump(mode="json")) - may_change)
+    changed = sorted(_differences(_stored(path, type(config)), config.model_dump(mode="json")) - may_change)
     if changed:
         raise UsageError(
             f'the run in "{config.out}" was started with a different {", ".join(changed)}; '
@@ -99,7 +99,8 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _stored(path: Path) -> dict[str, Any]:
+def _stored(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """The stored configuration, with the defaults of keys that did not exist when it was written."""
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -108,7 +109,10 @@ def _stored(path: Path) -> dict[str, Any]:
         raise UsageError(
             f'"{path}" is not a mapping of configuration keys; resume with the original file, or choose another out'
         )
-    return stored
+    try:
+        return model.model_validate(stored).model_dump(mode="json")
+    except ValidationError:  # of another kind, or edited; the comparison names the keys
+        return stored
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> set[str]:

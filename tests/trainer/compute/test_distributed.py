@@ -78,7 +78,9 @@ def forked() -> Iterator[Forked]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return write_cohort(tmp_path_factory.mktemp("cohort"), parts=ODD)
+    tree = write_cohort(tmp_path_factory.mktemp("cohort"), parts=ODD)
+    added = {"keep_random": True, "validation_keeps": [2, "all"], "teach": 0.3, "teach_from": 2}
+    return {**tree, "cascade": {**tree["cascade"], **added}}
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,16 @@ def test_published_recipes_have_the_published_values_and_every_key() -> None:
             assert set(written) == set(getattr(config, section).model_dump())
 
 
+def test_keys_added_later_do_not_change_the_digest_of_a_recipe() -> None:
+    expected = "f48f8824a766ff495da2c82c3091473dfef0d684c9ed9b5720835a13b78c7a45"
+    assert load_config("recipe:hag-mil-camelyon16").recipe_sha256() == expected
+    cascade = [
+        f"cascade.{one}" for one in ("keep_random=true", "validation_keeps=[4, all]", "teach=0.3", "teach_from=2")
+    ]
+    for override in (*cascade, "model.readout=additive"):
+        assert load_config("recipe:hag-mil-camelyon16", [override]).recipe_sha256() != expected
+
+
 def test_published_recipes_give_the_defaults_of_precision_and_memory() -> None:
     keys = {"hag-mil-camelyon16": ("precision", "checkpoint_blocks_above"), "hmil-bracs": ("precision",)}
     for recipe, names in keys.items():

@@ -103,6 +103,19 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
         assert _equal(_everything(broken.out / checkpoint), _everything(whole.out / checkpoint))
 
 
+def test_a_run_with_random_keep_and_teaching_resumes_with_the_same_weights(tmp_path: Path) -> None:
+    tree = write_cohort(tmp_path, stages=THREE_STAGES)
+    cascade = {"keep_random": True, "validation_keeps": [1, "all"], "teach": 0.3, "teach_from": 2}
+    changes = {"cascade": cascade, "schedule": {"max_epochs": 2}}
+    whole, broken = (configured(tree, out=str(tmp_path / name), **changes) for name in ("whole", "broken"))
+    expected = train(whole)
+    with pytest.raises(Killed):
+        train(broken, progress=_at(("train", 2, 3), _die))
+    assert train(broken, resume=True) == expected
+    for checkpoint in (BEST, LAST):
+        assert _equal(_everything(broken.out / checkpoint), _everything(whole.out / checkpoint))
+
+
 @pytest.mark.parametrize("stops_at", [("train", 1, 3), ("train", 2, 4), ("validation", 2, 1), ("test", 3, 1)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_run_between_two_slides_and_it_can_be_resumed(
@@ -160,6 +173,17 @@ def test_a_folder_with_a_run_is_not_overwritten(whole: Whole) -> None:
         train(configured(whole.tree))
     assert caught.value.code == "run_exists"
     assert (whole.out / LAST / WEIGHTS_NAME).read_bytes() == before
+
+
+def test_a_run_whose_configuration_lacks_newer_keys_can_be_resumed(whole: Whole, tmp_path: Path) -> None:
+    run = configured(whole.tree, out=str(tmp_path / "run"), schedule={"max_epochs": 2})
+    train(run)
+    stored = yaml.safe_load((run.out / "config.yaml").read_text())
+    stored["cascade"] = {key: stored["cascade"][key] for key in ("keep_train", "keep_validation")}
+    (run.out / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert train(configured(whole.tree, out=str(run.out), schedule={"max_epochs": 3}), resume=True).epochs == 3
+    with pytest.raises(UsageError, match=r"started with a different cascade\.teach;"):
+        train(configured(whole.tree, out=str(run.out), cascade={**whole.tree["cascade"], "teach": 0.3}), resume=True)
 
 
 def test_resuming_with_a_different_recipe_is_an_error(whole: Whole) -> None:
