@@ -1,0 +1,39 @@
+"""The benchmark on pyramids of digits: images, fields, and the order of patches."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.digit_pyramid import EVERYTHING, KEY, image_pools, make_fields, patches_read, slide_features
+
+
+def test_the_images_of_training_validation_and_test_are_disjoint() -> None:
+    train, val, test = image_pools(np.random.default_rng(0))
+    assert sum(len(images) for pool in (train, val, test) for images in pool.values()) == 1797
+    assert 0.55 < sum(map(len, train.values())) / 1797 < 0.65
+
+
+def test_only_positive_slides_contain_the_key_digit() -> None:
+    pool = {digit: np.full((1, 8, 8), digit / 10, np.float32) for digit in range(10)}
+    shares = [
+        np.isclose(make_fields(pool, 100, positive, np.random.default_rng(1)), KEY / 10).mean()
+        for positive in (False, True)
+    ]
+    assert shares[0] == 0.0
+    assert 0.01 < shares[1] < 0.25
+
+
+def test_the_patch_of_a_stage_is_the_mean_of_its_children() -> None:
+    fields = np.random.default_rng(2).random((3, 32, 32), dtype=np.float32)
+    coarse, middle, fine = (stage.features for stage in slide_features("s", fields).stages)
+    assert [len(coarse), len(middle), len(fine)] == [3, 12, 48]
+    np.testing.assert_array_equal(fine[0].reshape(8, 8), fields[0, :8, :8])
+    for parents, table in ((coarse, middle), (middle, fine)):
+        expected = table.reshape(len(parents), 4, -1).mean(axis=(1, 2))
+        np.testing.assert_allclose(parents.mean(axis=1), expected, rtol=1e-5)
+    np.testing.assert_array_equal(fine[1].reshape(8, 8), fields[0, 8:16, :8])  # children are in column order
+
+
+def test_the_number_of_patches_read_depends_on_the_kept_patches() -> None:
+    assert patches_read(60, 4) == 60 + 16 + 16
+    assert patches_read(60, EVERYTHING) == 60 * 21
