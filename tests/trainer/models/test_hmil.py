@@ -65,11 +65,11 @@ def test_outputs_agree_with_the_published_model(
 def test_every_published_weight_maps_to_one_weight_of_the_same_shape(official: PublishedReference) -> None:
     with torch.device("meta"):
         ours = HierarchicalMil(1024, 3, 7).state_dict()
-    said = official.settings["hmil"]["state"]
-    assert {our_hmil_name(name): tuple(shape) for name, shape in said.items()} == {
+    published = official.settings["hmil"]["state"]
+    assert {our_hmil_name(name): tuple(shape) for name, shape in published.items()} == {
         name: tuple(weight.shape) for name, weight in ours.items()
     }
-    assert {published_hmil_name(name) for name in ours} == said.keys()
+    assert {published_hmil_name(name) for name in ours} == published.keys()
 
 
 @pytest.mark.parametrize("patches", [1, 2, 9])
