@@ -1,6 +1,6 @@
 """Accuracy over the number of kept patches, on pyramids of handwritten digits: real images, without a backbone.
 
-    nice -n 10 python -m benchmarks.digit_pyramid --recipe teach --seeds 0 1 2 --out pyramid.json
+    nice -n 10 python -m benchmarks.digit_pyramid --recipe additive-teach --seeds 0 1 2 --out pyramid.json
 
 The images are part of scikit-learn: 1797 real digits of 8 x 8 pixels (Alpaydin and Kaynak 1998).
 
@@ -55,12 +55,18 @@ STAGES = (("coarse", 2.0), ("middle", 1.0), ("fine", 0.5))
 SLIDES = {"train": 64, "val": 32, "test": 40, "large": 20}
 KEEPS = (4, 8, 16, 32, 64, 128)
 EVERYTHING = 10**9
-RECIPES: dict[str, dict[str, Any]] = {
+CASCADES: dict[str, dict[str, Any]] = {
     "keep8": {"keep_train": 8, "keep_validation": 8},
     "random": {"keep_random": True, "keep_validation": 8, "validation_keeps": [4, 16, "all"]},
     "teach": {"keep_random": True, "keep_validation": 8, "validation_keeps": [4, 16, "all"], "teach": 0.3},
 }
-"""The section ``cascade`` of each recipe."""
+MODELS: dict[str, dict[str, str]] = {
+    "pooled": {},
+    "additive": {"readout": "additive", "rows": "independent"},
+    "additive-transformer": {"readout": "additive", "rows": "transformer"},
+}
+RECIPES = {f"{model}-{cascade}": (MODELS[model], CASCADES[cascade]) for model in MODELS for cascade in CASCADES}
+"""Read-out and rows of the stage models, and the section ``cascade``."""
 _SHARES = (0.6, 0.2, 0.2)
 _PX = 8
 
@@ -146,7 +152,8 @@ def write_cohort(folder: Path, seed: int, slides: dict[str, int]) -> None:
 
 
 def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilConfig:
-    """The configuration of one training: the model of the demonstration, with the section ``cascade`` of a recipe."""
+    """The configuration of one training: the sizes of the demonstration's model, with the settings of a recipe."""
+    model, cascade = RECIPES[recipe]
     tree = {
         "out": str(folder / f"run-{recipe}"),
         "data": {
@@ -156,6 +163,7 @@ def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilCo
         },
         "classes": list(CLASSES),
         "model": {
+            **model,
             "widths": [64],
             "hidden_width": 64,
             "gate_width": 32,
@@ -163,7 +171,7 @@ def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilCo
             "attention_dropout": 0.0,
         },
         "loss": {"k_sample": 4},
-        "cascade": RECIPES[recipe],
+        "cascade": cascade,
         "optimiser": {"learning_rate": 1e-3},
         "schedule": {"max_epochs": epochs, "patience": None},
         "seed": seed,
@@ -222,7 +230,7 @@ def measure(recipe: str, seeds: Sequence[int], keeps: Sequence[int], epochs: int
             }
         )
         print(f"seed {seed}: {summary(runs[-1])}")
-    return {"machine": machine(), "recipe": recipe, "cascade": RECIPES[recipe], "epochs": epochs, "runs": runs}
+    return {"machine": machine(), "recipe": recipe, "cascade": RECIPES[recipe][1], "epochs": epochs, "runs": runs}
 
 
 def summary(run: dict[str, Any]) -> str:
@@ -233,7 +241,7 @@ def summary(run: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", choices=RECIPES, default="teach")
+    parser.add_argument("--recipe", choices=RECIPES, default="additive-teach")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--keeps", type=int, nargs="+", default=list(KEEPS))
     parser.add_argument("--epochs", type=int, default=20)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from benchmarks.digit_pyramid import EVERYTHING, KEY, image_pools, make_fields, patches_read, slide_features
+import numpy as np
+import pytest
+
+from benchmarks.digit_pyramid import (
+    EVERYTHING,
+    KEY,
+    RECIPES,
+    configuration,
+    image_pools,
+    make_fields,
+    patches_read,
+    slide_features,
+)
 
 
 def test_the_images_of_training_validation_and_test_are_disjoint() -> None:
@@ -37,3 +49,11 @@ def test_the_patch_of_a_stage_is_the_mean_of_its_children() -> None:
 def test_the_number_of_patches_read_depends_on_the_kept_patches() -> None:
     assert patches_read(60, 4) == 60 + 16 + 16
     assert patches_read(60, EVERYTHING) == 60 * 21
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_gives_a_configuration(recipe: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, recipe, seed=3, epochs=2)
+    assert config.model.readout == ("pooled" if recipe.startswith("pooled") else "additive")
+    assert config.cascade.teach == (0.3 if recipe.endswith("teach") else 0.0)
+    assert config.cascade.keep_random != recipe.endswith("keep8")
