@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil._names import storable
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import BundleError, UsageError
 from hagmil.features import (
@@ -27,6 +26,7 @@ from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest, slide_request
+from hagmil.runtime.names import storable
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.plan import lay_out, stage_specs
 from hagmil.runtime.patches.quadtree import children

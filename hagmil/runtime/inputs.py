@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hagmil._names import LONGEST_BYTES, path_digest, safe_name
 from hagmil._tables import TableRow, read_table
 from hagmil.errors import UsageError
+from hagmil.runtime.names import LONGEST_BYTES, path_digest, safe_name
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".btf", ".tf8", ".tf2", ".ptif", ".ptiff", ".qptiff"}

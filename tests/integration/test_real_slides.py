@@ -39,7 +39,7 @@ def test_slides_that_cannot_be_judged_each_say_why_and_the_good_one_is_done(data
     slides = data_folder / "slides"
     wanted = {
         "fluorescence.ndpi": ("rejected", "not_brightfield", "transmitted light"),
-        "broken.svs": ("failed", "unreadable", "no slide format"),
+        "broken.svs": ("failed", "unreadable", "known slide format"),
         "unreadable.svs": ("failed", "unreadable", "damaged"),
         "unopenable.tiff": ("failed", "unreadable", "compression"),
         "boxes.tiff": ("rejected", "spacing_missing", "--spacing-um"),

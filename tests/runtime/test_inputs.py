@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hagmil._names import safe_name
 from hagmil.errors import UsageError
 from hagmil.runtime.inputs import slide_requests
+from hagmil.runtime.names import safe_name
 
 
 def _touch(*paths: Path) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hagmil._names import storable
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideFailed, SlideRejected, one_line
+from hagmil.runtime.names import storable
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

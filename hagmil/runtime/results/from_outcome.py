@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hagmil._names import storable
 from hagmil.errors import SlideFailed
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.one_slide import SlideOutcome
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import Verdict, stage_logits
 from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.names import storable
 from hagmil.runtime.results.failures import Failure
 from hagmil.runtime.results.result import LayerResult, Result, StageResult
 from hagmil.runtime.slides.slide_files import slide_sha256

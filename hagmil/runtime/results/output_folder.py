@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hagmil._names import storable
 from hagmil.errors import UsageError
 from hagmil.runtime.inputs import SlideRequest, unique_id
+from hagmil.runtime.names import storable
 from hagmil.runtime.results.result import RESULT_NAME, Result, read_result
 from hagmil.runtime.results.results_table import TABLE_NAME
 

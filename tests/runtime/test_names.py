@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hagmil._names import LONGEST_BYTES, path_digest, safe_name, storable
+from hagmil.runtime.names import LONGEST_BYTES, path_digest, safe_name, storable
 
 
 @pytest.mark.parametrize(
