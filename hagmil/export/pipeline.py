@@ -54,7 +54,6 @@ from hagmil.export.parity.compare import (
     TOLERANCES,
     ParityReport,
     ParityRow,
-    Tolerance,
     enforce_parity,
     with_model_name,
 )
@@ -308,7 +307,7 @@ def _compare_graphs(
         progress("parity", done, total)
     enforce_parity(rows)
     tolerance = TOLERANCES[inputs.stage_precision]
-    _warn_of_ill_conditioned(rows, tolerance)
+    _warn_of_ill_conditioned(rows)
     return ParityReport(precision=inputs.precision, tolerance=tolerance, rows=tuple(rows))
 
 
@@ -335,10 +334,10 @@ def _compare_verdicts(inputs: _ExportInputs, folder: Path, slides: SlideRunner, 
     return report.model_copy(update={"slides": parity, "quantization": quantization})
 
 
-def _warn_of_ill_conditioned(rows: list[ParityRow], tolerance: Tolerance) -> None:
+def _warn_of_ill_conditioned(rows: list[ParityRow]) -> None:
     """Log a warning for each comparison whose allowed error was raised because of the float32 error of the model."""
     for row in rows:
-        if row.allowed > tolerance.at(row.largest):
+        if row.is_raised:
             _log.warning(
                 'stage "%s" is ill-conditioned at %s patches: the torch model in float32 has an error of %.1e on %s',
                 row.model,

@@ -18,10 +18,23 @@ from hagmil.trainer.checkpoints.checkpoint import (
     write_checkpoint,
 )
 from hagmil.trainer.metrics.classification import ClassificationMetrics
-from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
+from hagmil.trainer.models.additive import AdditiveStageModel
+from hagmil.trainer.models.build import cascade_models
+from hagmil.trainer.models.iat import IatConfig
 
 WIDTHS = (16, 32)
 SMALL = IatConfig(widths=WIDTHS, heads=4, hidden_width=16, gate_width=8, value_kernel=5)
+
+
+def additive_config(rows: str) -> IatConfig:
+    """Return the sizes of ``SMALL`` with the additive read-out over ``transformer`` or ``independent`` rows."""
+    return IatConfig.model_validate({**SMALL.model_dump(), "readout": "additive", "rows": rows})
+
+
+def additive_model(rows: str, feature_dim: int) -> AdditiveStageModel:
+    """Make an untrained additive stage model with three classes."""
+    torch.manual_seed(0)
+    return AdditiveStageModel(feature_dim, 3, additive_config(rows)).eval()
 
 
 def write_small_checkpoint(
@@ -31,6 +44,7 @@ def write_small_checkpoint(
     stages: tuple[str, ...] = ("coarse", "fine"),
     patch_px: int = 64,
     gain: float = 1.0,
+    config: IatConfig = SMALL,
 ) -> CheckpointCard:
     """Write a checkpoint of untrained models.
 
@@ -40,13 +54,14 @@ def write_small_checkpoint(
         stages: names, coarse to fine; the finest has 0.5 um/px, and each coarser one twice the spacing.
         patch_px: side of a patch in pixels.
         gain: factor for the weights of queries, keys and values; a large one makes attention nearly one-hot.
+        config: form and sizes of the models.
     """
     torch.manual_seed(1)
-    models = [IntegratedAttentionTransformer(backbone.features, 2, SMALL) for _ in stages]
+    models = cascade_models(config, feature_dim=backbone.features, classes=2, hierarchy=None, stages=len(stages))
     with torch.no_grad():
-        for model in models:
-            for block in model.blocks:
-                block.get_submodule("attention.to_qkv").get_parameter("weight").mul_(gain)
+        for name, weight in (named for model in models for named in model.named_parameters()):
+            if name.endswith("to_qkv.weight"):
+                weight.mul_(gain)
     last = len(stages) - 1
     card = CheckpointCard(
         hagmil=__version__,
@@ -58,7 +73,7 @@ def write_small_checkpoint(
             for index, name in enumerate(stages)
         ),
         feature_dim=backbone.features,
-        model=SMALL,
+        model=config,
         backbone=CheckpointBackbone(name=backbone.name, sha256=backbone.sha256),
         tissue=TissueParameters(),
         weights_sha256=weights_sha256(models),

@@ -18,9 +18,10 @@ from hagmil.export.model_card import MODEL_CARD_NAME
 from hagmil.export.parity.compare import PARITY_NAME, ParityReport
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.runtime.sessions import open_session
+from hagmil.runtime.verify import verify_bundle
 from hagmil.selftest import read_selftest
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
-from tests.export.checkpoints import write_small_checkpoint
+from tests.export.checkpoints import additive_config, write_small_checkpoint
 from tests.export.shared import stage_graph
 
 
@@ -176,3 +177,14 @@ def test_an_ill_conditioned_checkpoint_is_exported_with_a_warning(
     assert open_bundle(tmp_path / "bundle").manifest.intended_use == "Nothing at all."
     assert told[:2] == [("export", 0, 1), ("export", 1, 1)]
     assert told[-1] == ("parity", 14, 14)
+
+
+def test_an_additive_checkpoint_gives_a_bundle_whose_evidence_is_verified(backbone_dir: Path, tmp_path: Path) -> None:
+    backbone = open_backbone(backbone_dir)
+    write_small_checkpoint(tmp_path / "checkpoint", backbone, stages=("fine",), config=additive_config("independent"))
+    report = export_bundle(tmp_path / "checkpoint", backbone_dir, tmp_path / "bundle")
+    assert report.bundle.manifest.readout == "additive"
+    assert {row.tensor for row in report.parity.rows} == {"logits", "attention", "evidence"}
+    verified = verify_bundle(report.bundle.path, threads=1)
+    assert verified.passed
+    assert {"fine evidence", "fine sum of evidence"} < {check.subject for check in verified.checks}

@@ -31,7 +31,9 @@ from hagmil.export.parity.stages import stage_graph
 from hagmil.export.pipeline import ExportReport
 from hagmil.export.stage_half_precision import ReducedPrecision
 from hagmil.export.tensorrt import BUILD_LOG_NAME, EngineOptions, add_engines, engine_target
-from tests.export.graphs import EXAMPLES, example, example_graph
+from tests.export import shared
+from tests.export.checkpoints import additive_model
+from tests.export.graphs import BAGS, EXAMPLES, example, example_graph
 from tests.fakes.bundles import FEATURES, write_small_bundle
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
@@ -106,6 +108,15 @@ def test_an_engine_is_built_without_a_gpu(
     assert len(engine.data) > weights_bytes  # they are all in it
     assert engine.memory_bytes is not None
     assert engine.memory_bytes / 1e6 == pytest.approx(MEMORY_MB[name][precision], rel=0.1)
+
+
+@pytest.mark.parametrize(("rows", "megabytes"), [("transformer", 29.3), ("independent", 10.2)])
+def test_an_engine_of_an_additive_stage_is_built(rows: str, megabytes: float, tmp_path: Path, rtx: Flavour) -> None:
+    save(shared.stage_graph(additive_model(rows, 24), 24, "hag-mil", "fp16"), tmp_path / "fine.onnx")
+    engine = build_engine(rtx, BuildRequest(tmp_path / "fine.onnx", bag_profiles(24, BAGS), ("8.9",)))
+    assert engine.precision == "fp16"
+    assert engine.memory_bytes is not None
+    assert engine.memory_bytes / 1e6 == pytest.approx(megabytes, rel=0.1)
 
 
 def test_a_bf16_graph_is_built(graph_of: GraphOf, rtx: Flavour) -> None:

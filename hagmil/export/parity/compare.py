@@ -109,6 +109,11 @@ class ParityRow(FrozenModel):
     rounded: bool = Field(default=False, description="every operation of the graph was rounded to 16 bits")
     passed: bool
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether the allowed error was raised because of the float32 error of the source (step 4)."""
+        return self.source_error is not None and 0 < self.allowed <= _SOURCE_ERROR_FACTOR * self.source_error
+
 
 class ParityReport(FrozenModel):
     """``parity.json``: every comparison of an export."""

@@ -7,38 +7,30 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from hagmil.bundle import Precision
 from hagmil.export.graph import axes_of, save
 from hagmil.export.parity.compare import enforce_parity
-from hagmil.export.parity.stages import check_stage_parity, landmark_counts, stage_graph
+from hagmil.export.parity.stages import check_stage_parity, landmark_counts
 from hagmil.export.selftest_cases import stage_case
 from hagmil.runtime.sessions import open_session
-from hagmil.trainer.models.additive import AdditiveStageModel
-from tests.export.checkpoints import SMALL, WIDTHS
+from tests.export.checkpoints import WIDTHS, additive_model
+from tests.export.shared import stage_graph
 
 DIM = 24
-
-
-def _model(rows: str) -> AdditiveStageModel:
-    torch.manual_seed(0)
-    config = SMALL.model_copy(update={"readout": "additive", "rows": rows})
-    return AdditiveStageModel(DIM, 3, config).eval()
 
 
 @pytest.mark.parametrize(
     ("rows", "precision", "landmarks"),
     [
         ("transformer", "fp16", tuple(width // 2 for width in WIDTHS)),
-        ("independent", "fp32", ()),
         ("independent", "fp16", ()),
     ],
 )
 def test_parity_includes_evidence_relative_to_its_size(
     rows: str, precision: Precision, landmarks: tuple[int, ...], tmp_path: Path
 ) -> None:
-    model, path = _model(rows), tmp_path / "fine.onnx"
+    model, path = additive_model(rows, DIM), tmp_path / "fine.onnx"
     assert landmark_counts(model) == landmarks
     save(stage_graph(model, DIM, "hag-mil", precision), path)
     outputs = onnx.load(path).graph.output
@@ -60,5 +52,5 @@ def test_parity_includes_evidence_relative_to_its_size(
 
 
 def test_the_self_test_of_an_additive_stage_has_its_evidence() -> None:
-    case = stage_case("fine", _model("independent"), DIM, "hag-mil", "fp32")
+    case = stage_case("fine", additive_model("independent", DIM), DIM, "hag-mil", "fp32")
     assert case.outputs["evidence"].shape == (3, 37)

@@ -66,6 +66,24 @@ def test_an_ill_conditioned_case_allows_four_times_the_float32_error() -> None:
     assert not _row([1.0], [1.0045], own=[1.001]).passed
 
 
+def test_a_row_states_whether_its_allowed_error_was_raised() -> None:
+    assert _row([1.0], [1.0], own=[1.001]).is_raised
+    assert not _row([1.0], [1.0], own=[1.0001]).is_raised
+    assert not _row([1.0], [1.0]).is_raised
+    assert not _row([0.0], [0.0], own=[0.0], tolerance=Tolerance(absolute=0, relative=1)).is_raised
+
+
+def test_the_tolerance_of_evidence_follows_the_largest_share_of_the_attention() -> None:
+    outputs = _gives(attention=[0.0, 0.0, 0.0, 0.0], evidence=[[0.5, 0.25, 0.25, 0.0]])
+    case = ParityCase("clustered", {"patches": 4}, {})
+    (rows,) = compare(
+        "fine", [case], graph=GraphUnderTest(outputs), source=SourceModel(outputs, None), tolerance=STATED
+    )
+    (evidence,) = (row for row in rows if row.tensor == "evidence")
+    expected = STATED.absolute * 0.25 + (STATED.absolute + 2 * STATED.relative) * 0.5
+    assert evidence.allowed == pytest.approx(expected)
+
+
 def test_the_allowed_error_never_exceeds_a_hundredth_of_the_largest_value() -> None:
     assert not _row([1.0], [1.02], own=[1.5]).passed
 
