@@ -61,7 +61,7 @@ Features are extracted with the same backbone, and a stage model runs on feature
 ```python
 features = hagmil.extract("slide.tif", backbone=model, out="features")
 bag = hagmil.read_features("features/slide.h5").stages[0]
-logits, attention = hagmil.run_bag(model, bag.features, bag.name)
+logits, attention, _ = hagmil.run_bag(model, bag.features, bag.name)
 print(logits.shape, attention.shape)
 ```
 
