@@ -148,7 +148,7 @@ def test_pixels_are_normalised_in_float32(backbone_dir: Path, tmp_path: Path) ->
 
 def test_unknown_precisions_are_refused_with_the_reason() -> None:
     assert (parse_precision("fp16"), parse_precision("int8")) == ("fp16", "int8")
-    with pytest.raises(UsageError, match=r"bf16.*computes nothing in bf16.*choose one of fp32, fp16"):
+    with pytest.raises(UsageError, match=r"bf16.*does not support bf16.*choose one of fp32, fp16"):
         parse_precision("bf16")
     with pytest.raises(UsageError, match='precision "int4" cannot be exported; choose'):
         parse_precision("int4")
