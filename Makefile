@@ -10,7 +10,7 @@ DEMO_DIR ?= hagmil-demo
 demo: $(READY)
 	$(BIN)/hagmil demo --out $(DEMO_DIR)
 
-# Two at a time, a file of tests to each; torch with several threads in each would have them wait for one another.
+# Two processes, which take one test file at a time; one thread each, since more threads would compete for the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -15,9 +15,9 @@ setup(
                 "hagmil/runtime/tiles/_tile_types.h",
                 "hagmil/runtime/tiles/_tile_work.h",
             ],
-            libraries=["dl"],  # libjpeg-turbo itself is opened at run time
+            libraries=["dl"],  # libjpeg-turbo is loaded at run time
             py_limited_api=True,
-            optional=True,  # without a compiler or libjpeg-turbo's headers its plain twin is used
+            optional=True,  # without a compiler or libjpeg-turbo's headers the NumPy equivalent is used
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -162,7 +162,7 @@ def test_an_ill_conditioned_checkpoint_is_exported_with_a_warning(
     backbone_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_small_checkpoint(tmp_path / "checkpoint", open_backbone(backbone_dir), stages=("fine",), gain=12.0)
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
 
     with caplog.at_level(logging.WARNING, "hagmil"):
         export_bundle(
@@ -170,13 +170,13 @@ def test_an_ill_conditioned_checkpoint_is_exported_with_a_warning(
             backbone_dir,
             tmp_path / "bundle",
             intended_use="Nothing at all.",
-            progress=lambda *step: told.append(step),
+            progress=lambda *step: reported.append(step),
         )
 
     assert 'stage "fine" is ill-conditioned at' in caplog.text
     assert open_bundle(tmp_path / "bundle").manifest.intended_use == "Nothing at all."
-    assert told[:2] == [("export", 0, 1), ("export", 1, 1)]
-    assert told[-1] == ("parity", 14, 14)
+    assert reported[:2] == [("export", 0, 1), ("export", 1, 1)]
+    assert reported[-1] == ("parity", 14, 14)
 
 
 def test_an_additive_checkpoint_gives_a_bundle_whose_evidence_is_verified(backbone_dir: Path, tmp_path: Path) -> None:

@@ -479,13 +479,13 @@ def test_engines_of_an_altered_bundle_are_not_built(tmp_path: Path) -> None:
 
 
 def test_progress_is_reported_per_engine(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     add_engines(
         write_small_bundle(tmp_path / "bundle"),
         EngineOptions(capabilities=("8.9",)),
-        progress=lambda *step: told.append(step),
+        progress=lambda *step: reported.append(step),
     )
-    assert told == [("engines", done, 3) for done in range(4)]
+    assert reported == [("engines", done, 3) for done in range(4)]
 
 
 def test_a_manifest_with_an_engine_but_without_its_file_is_refused(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def _wrong_by(factor: float) -> Any:
 
 
 def test_the_verdicts_of_an_fp16_export_are_compared_and_recorded(folder: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    with open_slide_runner([], 2, progress=lambda step, *_: told.append(step)) as slides:
+    reported: list[str] = []
+    with open_slide_runner([], 2, progress=lambda step, *_: reported.append(step)) as slides:
         report = export_bundle(
             folder / "checkpoint", folder / "backbone", tmp_path / "bundle", slides=slides, precision="fp16"
         )
@@ -78,7 +78,7 @@ def test_the_verdicts_of_an_fp16_export_are_compared_and_recorded(folder: Path, 
     assert 0 < found.largest_change < 0.01
     assert [stage.name for stage in found.stages] == ["coarse", "fine"]
     assert found.stages[0].chosen_on == 2
-    assert {"phantoms", "slides with the source models", "slides with the exported graphs"} <= set(told)
+    assert {"phantoms", "slides with the source models", "slides with the exported graphs"} <= set(reported)
     card = report.bundle.file(MODEL_CARD_NAME).read_text()
     assert "Verdicts of the torch models and of the graphs on 2 phantoms of 1024 px: 2 of 2 are equal" in card
     manifest = report.bundle.manifest

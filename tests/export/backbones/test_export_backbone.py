@@ -94,11 +94,11 @@ def test_the_graph_contains_nothing_about_the_machine(backbone_dir: Path) -> Non
 
 
 def test_exports_are_reproducible_and_progress_is_reported(backbone_dir: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    card = export_backbone("tiny", "random", tmp_path / "again", progress=lambda *step: told.append(step))
+    reported: list[tuple[str, int, int]] = []
+    card = export_backbone("tiny", "random", tmp_path / "again", progress=lambda *step: reported.append(step))
 
     assert card.sha256 == open_backbone(backbone_dir).sha256
-    assert told[-1] == ("parity", len(told), len(told))
+    assert reported[-1] == ("parity", len(reported), len(reported))
 
 
 def test_the_report_covers_batches_sizes_and_kinds_of_patches(backbone_dir: Path) -> None:
