@@ -132,6 +132,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "ViT-S/16, 4 blocks": lambda: _transformer(224, 16, 384, 6, 4),
     "ViT-S/16": lambda: _transformer(224, 16, 384, 6, 12),
     "IAT, small": lambda: _iat(10, SMALL),
+    "IAT, 2 blocks": lambda: _iat(1024, IatConfig(widths=(1024, 1536))),
     "IAT, full": lambda: _iat(1024, IatConfig()),
     "HMIL": lambda: _stage(HierarchicalMil(1024, 3, 7), 1024, "hmil"),
 }
