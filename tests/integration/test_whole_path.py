@@ -30,7 +30,7 @@ def test_the_demonstration_runs_from_nothing_to_verdicts(tmp_path: Path) -> None
     assert [result.status for result in report.results] == ["ok"] * 4
     assert report.lesion_ratio >= 0
     manifest = open_bundle(report.bundle).manifest
-    assert "phantoms only" in manifest.intended_use
+    assert "synthetic slides" in manifest.intended_use
     for slide, result in zip(report.truths, report.results, strict=True):
         assert read_result(report.out / slide.slide_id) == result
         stages = result.stages

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.runtime.slides.overview import read_overview
-from hagmil.runtime.slides.slide import Slide
+from hagmil.runtime.slides.slide import Slide, SlideMetadata
 from hagmil.runtime.tissue.kernels.protocol import MaskKernels
 from hagmil.runtime.tissue.segment import TissueMask, find_tissue
 from hagmil.tissue_parameters import TissueParameters
@@ -36,6 +36,11 @@ class ArraySlide:
     objective_power: float | None = None
     vendor: str = "array"
     reads: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+
+    @property
+    def metadata(self) -> SlideMetadata:
+        spacing_xy_um = None if self.spacing_um is None else (self.spacing_um, self.spacing_um)
+        return SlideMetadata(self.vendor, self.levels, spacing_xy_um, self.objective_power)
 
     @property
     def size(self) -> Size:

@@ -450,7 +450,7 @@ def test_engine_fitness_gives_one_entry_for_each_engine(
     bundle = add_engines(bundle_dir, EngineOptions(capabilities=("8.9",))).bundle
 
     problems = [fitness.problem for fitness in engine_fitness(bundle)]
-    assert problems[:3] == ["it was built for compute capability 12.0, and the GPU here has 8.9"] * 3
+    assert problems[:3] == ["it was built for compute capability 12.0, but this GPU has 8.9"] * 3
     assert problems[3:] == [None] * 3
     remove(monkeypatch, "tensorrt-rtx")
     assert all("not installed" in str(fitness.problem) for fitness in engine_fitness(bundle))
@@ -502,7 +502,7 @@ def test_the_use_of_onnx_runtime_instead_of_engines_that_do_not_fit_is_logged(
     with caplog.at_level(logging.WARNING):
         model = load_model(bundle_dir, provider="tensorrt")
     assert model.stages[1].provider == "TensorrtExecutionProvider"
-    assert "the GPU here has 12.0" in caplog.text
+    assert "this GPU has 12.0" in caplog.text
 
 
 @pytest.mark.usefixtures("gpu")
@@ -532,7 +532,7 @@ def test_a_version_compatible_engine_runs_on_another_version(
     install(monkeypatch, gpu, "tensorrt", version="11.9.0.1")
     assert load_model(bundle_dir, provider="tensorrt").backbone.provider == "TensorRT 11.9.0.1 engine"
     install(monkeypatch, gpu, "tensorrt", version="12.0.0.1")
-    with pytest.raises(EnvironmentLacks, match="built by version 11"):
+    with pytest.raises(EnvironmentLacks, match="built with version 11"):
         load_model(bundle_dir, provider="tensorrt")
 
 
@@ -544,7 +544,7 @@ def test_an_engine_for_ampere_and_later_runs_on_other_gpus(
     gpu.capability = "90"
     assert load_model(bundle_dir, provider="tensorrt").backbone.provider.startswith("TensorRT")
     gpu.capability = "75"
-    with pytest.raises(EnvironmentLacks, match=r"the GPU here has 7\.5"):
+    with pytest.raises(EnvironmentLacks, match=r"this GPU has 7\.5"):
         load_model(bundle_dir, provider="tensorrt")
 
 
