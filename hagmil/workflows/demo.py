@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from hagmil._files import write_text
 from hagmil.bundle import RESEARCH_USE_ONLY
-from hagmil.errors import SlideFailed, UsageError
+from hagmil.errors import Interrupted, SlideFailed, UsageError
 from hagmil.export.backbones.export_backbone import export_backbone
 from hagmil.export.pipeline import export_bundle
 from hagmil.phantom import MASK_STEP_PX, PhantomSlide, write_cohort
@@ -240,4 +240,7 @@ def _infer(unseen: Sequence[PhantomSlide], bundle: Path, out: Path, progress: Pr
     """Step 5."""
     requests = slide_requests([str(slide.slide_path) for slide in unseen])
     count = _each_must_be_ok("inference", len(requests), progress)
-    return predict_requests(requests, load_model(bundle), out, PredictOptions(), on_result=count)
+    try:
+        return predict_requests(requests, load_model(bundle), out, PredictOptions(), on_result=count)
+    except Interrupted as error:
+        raise Interrupted("the demonstration was stopped; run it again to start from the beginning") from error

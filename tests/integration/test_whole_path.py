@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from hagmil.bundle import open_bundle
-from hagmil.errors import UsageError
+from hagmil.errors import Interrupted, UsageError
 from hagmil.runtime.results.result import read_result
+from hagmil.workflows import demo
 from hagmil.workflows.demo import DemoSize, run_demo
 
 
@@ -43,3 +44,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="choose another --out"):
         run_demo(tmp_path, DemoSize(), lambda *_: None)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_interrupted_demonstration_names_no_option_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _stop(*_: object, **__: object) -> None:
+        raise Interrupted("stopped; run the same command with --resume to continue")
+
+    monkeypatch.setattr(demo, "slide_requests", lambda _: ())
+    monkeypatch.setattr(demo, "load_model", lambda _: None)
+    monkeypatch.setattr(demo, "predict_requests", _stop)
+    with pytest.raises(Interrupted, match="run it again to start from the beginning"):
+        demo._infer([], tmp_path, tmp_path, lambda *_: None)
