@@ -1,0 +1,132 @@
+"""The folder of a bundle: reading, checking and writing its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from hagmil._files import sha256_of, write_text
+from hagmil.bundle.entries import MANIFEST_NAME, FileEntry
+from hagmil.bundle.manifest import Manifest, first_problem
+from hagmil.errors import BundleError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An open bundle.
+
+    Args:
+        path: folder of the bundle.
+        manifest: contents of ``bundle.json``.
+        sha256: digest of the manifest, which identifies the whole bundle.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the bundle."""
+        return self.path / name
+
+
+def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+    """Read the manifest of a bundle and check the digests of its files.
+
+    Args:
+        path: folder of the bundle.
+        verify: check sizes and digests of all files.
+
+    Returns:
+        The bundle. Its graphs are not loaded; ``load_model`` does that.
+
+    Raises:
+        BundleError: there is no bundle, the manifest is invalid, or a file is missing or altered.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST_NAME
+    if not manifest_path.is_file():
+        raise BundleError(f'"{path}" is not a bundle: it has no {MANIFEST_NAME}', code="bundle_missing")
+    text = manifest_path.read_bytes()
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(
+            f'bundle "{path}": {MANIFEST_NAME} is not valid: {first_problem(error)}', code="bundle_invalid"
+        ) from error
+    bundle = Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
+    if verify:
+        for name in manifest.files:
+            check_file(bundle, name)
+    return bundle
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``target`` that is renamed to ``target`` when the block succeeds.
+
+    Args:
+        target: the folder to write.
+        overwrite: replace ``target`` if it exists; otherwise a non-empty ``target`` is an error.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        UsageError: ``target`` exists and is not empty.
+    """
+    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f'"{target}" exists; choose another folder or pass --overwrite', code="exists")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.{uuid4().hex}.part"
+    staging.mkdir()
+    try:
+        yield staging
+        if target.exists():
+            replaced = target.parent / f".{target.name}.{uuid4().hex}.old"
+            target.rename(replaced)
+            staging.rename(target)
+            rmtree(replaced)
+        else:
+            staging.rename(target)
+    except BaseException:
+        rmtree(staging, ignore_errors=True)
+        raise
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Return size and digest of every file in a folder except the manifest, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in paths
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``bundle.json``; all other files of the folder must be complete."""
+    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+
+
+def check_file(bundle: Bundle, name: str) -> None:
+    """Check size and digest of one file of a bundle.
+
+    Raises:
+        BundleError: the file is missing or altered.
+    """
+    path, entry = bundle.file(name), bundle.manifest.files[name]
+    if not path.is_file():
+        raise BundleError(f'bundle "{bundle.path}": file {name} is missing', code="file_missing")
+    if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+        raise BundleError(
+            f'bundle "{bundle.path}": file {name} was altered (it does not match its digest in the manifest); '
+            "copy or export the bundle again",
+            code="digest_mismatch",
+        )
