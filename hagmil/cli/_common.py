@@ -32,6 +32,7 @@ SpacingUm = Annotated[
     ),
 ]
 Provider = Annotated[str, typer.Option("--provider", help="Execution provider: cpu, cuda or tensorrt.")]
+BackboneProvider = Annotated[str, typer.Option("--provider", help="Execution provider: cpu or cuda.")]
 BatchSize = Annotated[
     int | None,
     typer.Option(

@@ -31,7 +31,7 @@ def extract(
         ),
     ] = None,
     spacing_um: common.SpacingUm = None,
-    provider: common.Provider = "cpu",
+    provider: common.BackboneProvider = "cpu",
     batch_size: common.BatchSize = None,
     readers: common.Readers = None,
     threads: common.Threads = None,

@@ -105,17 +105,9 @@ def _onnxruntime() -> tuple[Finding, ...]:
             )
         )
     findings.append(Finding("provider cpu", "ok" if "cpu" in providers else "missing", "ONNX Runtime on the CPU"))
-    for name in ("cuda", "tensorrt"):
-        if name in providers:
-            findings.append(
-                Finding(
-                    f"provider {name}",
-                    "ok",
-                    "available in this ONNX Runtime; the device is tested when a model is loaded",
-                )
-            )
-        else:
-            findings.append(
-                Finding(f"provider {name}", "optional", 'needs an NVIDIA GPU and: pip install "hagmil[gpu]"')
-            )
+    if "cuda" in providers:
+        detail = "available in this ONNX Runtime; the device is tested when a model is loaded"
+        findings.append(Finding("provider cuda", "ok", detail))
+    else:
+        findings.append(Finding("provider cuda", "optional", 'needs an NVIDIA GPU and: pip install "hagmil[gpu]"'))
     return tuple(findings)

@@ -116,7 +116,7 @@ class Extractor:
         Args:
             backbone: a folder that ``hagmil export-backbone`` wrote.
             options: what to extract.
-            provider: ``cpu``, ``cuda`` or ``tensorrt``.
+            provider: ``cpu`` or ``cuda``.
             threads: threads of one run on the CPU; None uses all cores.
 
         Raises:
@@ -225,7 +225,7 @@ def extract(
         stages: spacings in micrometres per pixel, coarse to fine; used with a backbone's folder only.
         patch_px: side of a patch in pixels; None uses the backbone's; used with a backbone's folder only.
         spacing_um: micrometres per level-0 pixel, which overrides the file's.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``; used with a backbone's folder only.
+        provider: ``cpu`` or ``cuda``; used with a backbone's folder only.
         half: store features as float16; not used with an extractor, whose options say so.
         overwrite: replace a feature file of another slide with the same file name.
 

@@ -99,8 +99,8 @@ def fake_onnxruntime(gpu: Gpu) -> ModuleType:
     class InferenceSession:
         """A session that runs on the CPU and may report the GPU."""
 
-        def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
-            self._providers = [providers[0][0], "CPUExecutionProvider"]
+        def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+            self._providers = [providers[0], "CPUExecutionProvider"]
             self._real = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
         def get_providers(self) -> list[str]:

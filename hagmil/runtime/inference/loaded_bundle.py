@@ -62,7 +62,7 @@ def load_model(
             )
         from hagmil.runtime.sessions.engines import open_tensorrt  # imports TensorRT
 
-        open_graph = open_tensorrt(bundle, threads=threads, rebuild=rebuild, flavour=trt_flavour)
+        open_graph = open_tensorrt(bundle, rebuild=rebuild, flavour=trt_flavour)
     else:
         open_graph = partial(_open_graph, bundle, provider, threads)
     backbone = open_graph(manifest.backbone.onnx)

@@ -49,23 +49,25 @@ class Session(Protocol):
 
 
 def open_session(onnx: Path, *, provider: str = "cpu", threads: int | None = None, many_runs: bool = False) -> Session:
-    """Load a graph on the requested provider.
+    """Load a graph on ONNX Runtime; :mod:`hagmil.runtime.sessions.engines` runs a bundle's TensorRT engines.
 
     Args:
         onnx: the graph's file.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: ``cpu`` or ``cuda``.
         threads: threads of one run on the CPU; None uses all cores.
         many_runs: whether the graph runs many times on inputs of one shape while other threads prepare the next inputs.
             The session then keeps memory between runs, until a run with ``last``, and its threads do not spin while
             they wait.
 
     Raises:
-        UsageError: no such provider.
+        UsageError: no such provider, or one that runs the engines of a bundle only.
         EnvironmentLacks: the provider or ONNX Runtime is missing on this machine.
         BundleError: the graph cannot be loaded.
     """
     if provider not in PROVIDERS:
         raise UsageError(f'no provider "{provider}"; choose one of {", ".join(PROVIDERS)}')
+    if provider == "tensorrt":
+        raise UsageError('provider "tensorrt" runs the engines of a bundle, not a single graph; choose cpu or cuda')
     from hagmil.runtime.sessions.onnx import OnnxSession  # imports onnxruntime
 
     return OnnxSession(onnx, provider=provider, threads=threads, many_runs=many_runs)

@@ -3,10 +3,10 @@
 1. Use the engines of the bundle if there is one for every graph that fits this machine: flavour, version, compute
    capability, and digest of the graph.
 2. Otherwise, with ``--rebuild``, build engines and keep them in the cache.
-3. Otherwise, use the TensorRT provider of ONNX Runtime with its cache, and log why the bundle's engines are not used.
-4. Otherwise, raise an error with the reasons.
+3. Otherwise, raise an error with the reasons.
 
-All graphs of a bundle run in the same way, and the result names it.
+All graphs of a bundle run in the same way, and the result names it. docs/decisions/0015-one-tensorrt.md says why ONNX
+Runtime's own TensorRT provider is not used.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from hagmil._tensorrt.cache import default_cache, timing_cache
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, device_capability, installed_flavours
 from hagmil._tensorrt.identity import DIGEST_LETTERS, engine_mismatch, engine_name
 from hagmil._tensorrt.profiles import bundle_profiles
-from hagmil.bundle import Bundle, EngineEntry, FileEntry, Precision, Profile
+from hagmil.bundle import Bundle, EngineEntry, FileEntry, Profile
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.sessions import Session
-from hagmil.runtime.sessions.onnx import OnnxSession, available_providers
 from hagmil.runtime.sessions.trt import TensorRtSession
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, stage_outputs
 
@@ -62,11 +61,11 @@ class CachedEngine(FrozenModel):
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engines for ``--provider tensorrt``.
+    """The engines of a bundle for one flavour.
 
     Args:
         engines: an engine for every graph; None if no engines fit.
-        reasons: why the bundle's engines do not fit; empty if it has none.
+        reasons: why engines do not fit.
     """
 
     engines: EngineSet | None
@@ -116,7 +115,6 @@ def engine_fitness(bundle: Bundle) -> tuple[EngineFitness, ...]:
 def open_tensorrt(
     bundle: Bundle,
     *,
-    threads: int | None = None,
     rebuild: bool = False,
     flavour: str | None = None,
     cache: Path | None = None,
@@ -125,7 +123,6 @@ def open_tensorrt(
 
     Args:
         bundle: an open bundle with verified files.
-        threads: threads of ONNX Runtime on the CPU.
         rebuild: build engines if the bundle's do not fit; engines that were built before come from the cache.
         flavour: ``tensorrt`` or ``tensorrt-rtx``; None uses the installed one.
         cache: folder of the engines that are built; None uses the default folder.
@@ -134,46 +131,33 @@ def open_tensorrt(
         A function that opens the session of a graph, by the graph's file name.
 
     Raises:
-        EnvironmentLacks: no engines fit and ONNX Runtime has no TensorRT provider; the message gives the reasons.
+        EnvironmentLacks: there is no TensorRT, no GPU, or no engines that fit; the message gives the reasons.
         UsageError: no such flavour, or both are installed and ``rebuild`` needs a choice.
         BundleError: an engine cannot be built.
     """
-    cache = cache or default_cache()
-    choice = choose_engines(bundle, rebuild=rebuild, flavour=flavour, cache=cache)
-    if choice.engines is not None:
-        engines = choice.engines
-        return lambda graph: _engine_session(bundle, engines, graph)
-    misfit_reason = f"the bundle's TensorRT engines do not fit: {'; '.join(choice.reasons)}" if choice.reasons else ""
-    if "tensorrt" not in available_providers():  # step 4
-        raise EnvironmentLacks(
-            f'provider "tensorrt" cannot be used: {misfit_reason or "the bundle has no TensorRT engines"}, and this '
-            "machine's ONNX Runtime has no TensorRT provider; pass --rebuild, or export the bundle with --trt",
-            code="provider_missing",
-        )
-    if misfit_reason:
-        _log.warning(
-            "%s; using ONNX Runtime's TensorRT provider instead; --rebuild builds engines that fit", misfit_reason
-        )
-    return lambda graph: _onnx_session(bundle, graph, threads, cache)
+    chosen = _choose_engines(bundle, rebuild=rebuild, flavour=flavour, cache=cache or default_cache())
+    return lambda graph: _engine_session(bundle, chosen, graph)
 
 
-def choose_engines(bundle: Bundle, *, rebuild: bool, flavour: str | None, cache: Path) -> EngineChoice:
-    """Steps 1 and 2; the arguments are those of :func:`open_tensorrt`."""
+def _choose_engines(bundle: Bundle, *, rebuild: bool, flavour: str | None, cache: Path) -> EngineSet:
+    """Steps 1 to 3; the arguments are those of :func:`open_tensorrt`."""
+    flavours = (choose_flavour(flavour),) if rebuild or flavour else installed_flavours()
+    if not flavours:
+        choose_flavour()  # raises the error that names the packages
+    capability = device_capability()
+    fits = [fitting_engines(bundle, each, capability) for each in flavours]
+    for each in fits:
+        if each.engines is not None:
+            return each.engines
     if rebuild:
-        builder, capability = choose_flavour(flavour), device_capability()
-        fitting = fitting_engines(bundle, builder, capability)
-        return fitting if fitting.engines else EngineChoice(_rebuild(bundle, builder, capability, cache))
-    if not bundle.manifest.engines:
-        return EngineChoice(None)
-    try:
-        flavours = (choose_flavour(flavour),) if flavour else installed_flavours()
-        capability = device_capability()
-    except EnvironmentLacks as error:
-        return EngineChoice(None, (error.message,))
-    choices = [fitting_engines(bundle, each, capability) for each in flavours]
-    reasons = tuple(reason for choice in choices for reason in choice.reasons)
-    fits = next((choice for choice in choices if choice.engines is not None), None)
-    return fits or EngineChoice(None, reasons or ("no TensorRT is installed",))
+        return _rebuild(bundle, flavours[0], capability, cache)
+    reasons = "; ".join(reason for each in fits for reason in each.reasons)
+    problem = f"the bundle's engines do not fit: {reasons}" if bundle.manifest.engines else "the bundle has no engines"
+    raise EnvironmentLacks(
+        f'provider "tensorrt" cannot be used: {problem}; pass --rebuild to build engines on this machine, or export '
+        "the bundle with --trt",
+        code="engines_missing",
+    )
 
 
 def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> EngineChoice:
@@ -200,39 +184,6 @@ def fitting_engines(bundle: Bundle, flavour: Flavour, capability: str) -> Engine
     return EngineChoice(
         EngineSet(flavour, entries, {graph: bundle.file(entry.file) for graph, entry in entries.items()})
     )
-
-
-def _onnx_session(bundle: Bundle, graph: str, threads: int | None, cache: Path) -> OnnxSession:
-    """Step 3."""
-    folder = cache / "onnxruntime" / bundle.manifest.files[graph].sha256
-    folder.mkdir(parents=True, exist_ok=True)
-    options = provider_options(folder, bundle.manifest.precision, bundle_profiles(bundle.manifest)[graph])
-    return OnnxSession(bundle.file(graph), provider="tensorrt", threads=threads, options=options)
-
-
-def provider_options(folder: Path, precision: Precision, profiles: tuple[Profile, ...]) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider.
-
-    Args:
-        folder: cache of engines and timings for one graph.
-        precision: precision of the graph; the provider uses half precision only with an option.
-        profiles: profiles of the input shapes; the provider gets a single profile that spans them all.
-    """
-    first, last = profiles[0], profiles[-1]
-    return {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder),
-        "trt_fp16_enable": "1" if precision == "fp16" else "0",
-        "trt_profile_min_shapes": ",".join(f"{name}:{_dimensions(shapes.minimum)}" for name, shapes in first.items()),
-        "trt_profile_opt_shapes": ",".join(f"{name}:{_dimensions(shapes.optimum)}" for name, shapes in first.items()),
-        "trt_profile_max_shapes": ",".join(f"{name}:{_dimensions(shapes.maximum)}" for name, shapes in last.items()),
-    }
-
-
-def _dimensions(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _engine_session(bundle: Bundle, engines: EngineSet, graph: str) -> TensorRtSession:

@@ -31,13 +31,9 @@ from hagmil._optional import require
 from hagmil.errors import BundleError, EnvironmentLacks
 from hagmil.runtime.memory.heap import configure_malloc
 
-_PROVIDER_NAMES = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
+_PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
-_DEVICE = "cuda"  # the name that I/O binding uses
+_DEVICE, _DEVICE_ID = "cuda", 0  # the name that I/O binding uses
 _SHORT_RUN_S = 0.2  # acceptable delay of Ctrl-C
 _NO_SPINNING = ("session.intra_op.allow_spinning", "0")
 _RELEASE_MEMORY = ("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -77,7 +73,6 @@ class OnnxSession:
         *,
         provider: str = "cpu",
         threads: int | None = None,
-        options: Mapping[str, str] | None = None,
         many_runs: bool = False,
     ) -> None:
         self._onnxruntime = _onnxruntime()
@@ -94,7 +89,7 @@ class OnnxSession:
         self._many_runs = many_runs
         self._seconds_a_row = math.inf
         self._keeps_memory = many_runs and provider == "cpu"
-        self._session = self._load(name, threads, options or {})
+        self._session = self._load(name, threads)
         if self._session.get_providers()[0] != name:
             raise EnvironmentLacks(
                 f'provider "{provider}" is installed but did not start on this machine; '
@@ -102,7 +97,6 @@ class OnnxSession:
                 code="provider_failed",
             )
         self._session.disable_fallback()
-        self._device_id = int((options or {}).get("device_id", 0))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -167,9 +161,9 @@ class OnnxSession:
         arrays = {name: cupy.ascontiguousarray(cupy.asarray(array)) for name, array in inputs.items()}
         binding = self._session.io_binding()
         for name, array in arrays.items():
-            binding.bind_input(name, _DEVICE, self._device_id, array.dtype.type, array.shape, array.data.ptr)
+            binding.bind_input(name, _DEVICE, _DEVICE_ID, array.dtype.type, array.shape, array.data.ptr)
         for name in self._outputs:
-            binding.bind_output(name, _DEVICE, self._device_id)
+            binding.bind_output(name, _DEVICE, _DEVICE_ID)
         cupy.cuda.get_current_stream().synchronize()  # here, because each thread has its own current stream
         self._run_interruptibly(lambda options: self._session.run_with_iobinding(binding, options), _rows(inputs))
         return {
@@ -181,7 +175,7 @@ class OnnxSession:
         """Make a cupy array of an output's memory, which is freed with the array."""
         shape, dtype = tuple(value.shape()), np.dtype(_dtype(value.data_type()))
         size_bytes = math.prod(shape) * dtype.itemsize
-        memory = cupy.cuda.UnownedMemory(value.data_ptr(), size_bytes, (binding, value), self._device_id)
+        memory = cupy.cuda.UnownedMemory(value.data_ptr(), size_bytes, (binding, value), _DEVICE_ID)
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
 
     def _run_interruptibly(self, work: Callable[[Any], Result], rows: int) -> Result:
@@ -215,7 +209,7 @@ class OnnxSession:
             if worker.is_alive():
                 worker.join()
 
-    def _load(self, provider_name: str, threads: int | None, provider_options: Mapping[str, str]) -> Any:
+    def _load(self, provider_name: str, threads: int | None) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -233,8 +227,7 @@ class OnnxSession:
         options.enable_mem_pattern = False
         options.enable_mem_reuse = False
         try:
-            providers = [(provider_name, dict(provider_options))]
-            return self._onnxruntime.InferenceSession(str(self._path), options, providers=providers)
+            return self._onnxruntime.InferenceSession(str(self._path), options, providers=[provider_name])
         except Exception as error:
             raise BundleError(f'"{self._path}" cannot be loaded: {error}', code="graph_invalid") from error
 

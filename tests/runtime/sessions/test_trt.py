@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import threading
 from pathlib import Path
@@ -21,7 +20,7 @@ from hagmil.bundle import open_bundle, write_manifest
 from hagmil.errors import BundleError, EnvironmentLacks, UsageError
 from hagmil.export.tensorrt import EngineOptions, add_engines
 from hagmil.runtime.inference.loaded_bundle import load_model
-from hagmil.runtime.sessions import engines, open_session
+from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.trt import TensorRtSession
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, STAGE_OUTPUTS
@@ -381,7 +380,7 @@ def test_the_error_of_engines_that_do_not_fit_gives_the_reason(
     with pytest.raises(EnvironmentLacks, match=why) as caught:
         load_model(bundle_dir, provider="tensorrt")
     assert caught.value.exit_code == 5
-    assert "--rebuild" in caught.value.message
+    assert ("--rebuild" in caught.value.message) == (change not in (no_flavour, no_gpu))
 
 
 @pytest.mark.parametrize("change", [other_version, other_gpu, other_flavour, other_graph])
@@ -435,10 +434,16 @@ def test_the_error_of_rebuilding_without_tensorrt_names_the_package(gpu: Gpu, bu
         load_model(bundle_dir, provider="tensorrt", rebuild=True)
 
 
-def test_a_bundle_without_engines_needs_the_provider_of_onnx_runtime(gpu: Gpu, bundle_dir: Path) -> None:
-    assert gpu.capability
-    with pytest.raises(EnvironmentLacks, match=r"the bundle has no TensorRT engines, and this machine's ONNX Runtime"):
+def test_a_bundle_without_engines_needs_rebuild(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path) -> None:
+    install(monkeypatch, gpu, "tensorrt")
+    with pytest.raises(EnvironmentLacks, match=r"the bundle has no engines; pass --rebuild .* with --trt") as caught:
         load_model(bundle_dir, provider="tensorrt")
+    assert caught.value.code == "engines_missing"
+
+
+def test_a_single_graph_has_no_engines(bundle_dir: Path) -> None:
+    with pytest.raises(UsageError, match="the engines of a bundle, not a single graph; choose cpu or cuda"):
+        open_session(bundle_dir / "fine.onnx", provider="tensorrt")
 
 
 def test_engine_fitness_gives_one_entry_for_each_engine(
@@ -456,61 +461,6 @@ def test_engine_fitness_gives_one_entry_for_each_engine(
     assert all("not installed" in str(fitness.problem) for fitness in engine_fitness(bundle))
     gpu.capability = ""
     assert all("no NVIDIA GPU" in str(fitness.problem) for fitness in engine_fitness(bundle))
-
-
-class OnnxStandIn:
-    """A session of ONNX Runtime's TensorRT provider that records its arguments."""
-
-    provider = "TensorrtExecutionProvider"
-    input_shapes: dict[str, tuple[str | int, ...]] = {"patches": ("batch", "height", "width", 3)}  # noqa: RUF012
-
-    def __init__(self, onnx: Path, *, provider: str, threads: int | None, options: dict[str, str]) -> None:
-        self.onnx, self.requested, self.threads, self.options = onnx, provider, threads, options
-
-
-@pytest.fixture
-def onnx_runtime_with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ONNX Runtime with the TensorRT provider."""
-    monkeypatch.setattr(engines, "available_providers", lambda: ["cpu", "tensorrt"])
-    monkeypatch.setattr(engines, "OnnxSession", OnnxStandIn)
-
-
-@pytest.mark.usefixtures("onnx_runtime_with_tensorrt", "gpu")
-def test_a_bundle_without_engines_runs_on_onnx_runtime_with_a_cache(bundle_dir: Path, tmp_path: Path) -> None:
-    model: Any = load_model(bundle_dir, provider="tensorrt", threads=3)
-
-    assert [session.provider for session in model.stages] == ["TensorrtExecutionProvider"] * 2
-    fine = model.stages[1]
-    assert (fine.onnx, fine.requested, fine.threads) == (bundle_dir / "fine.onnx", "tensorrt", 3)
-    assert fine.options["trt_engine_cache_enable"] == "1"
-    assert Path(fine.options["trt_engine_cache_path"]).is_relative_to(tmp_path / "cache" / "hagmil")
-    assert Path(fine.options["trt_engine_cache_path"]).is_dir()
-    assert fine.options["trt_fp16_enable"] == "0"
-    assert fine.options["trt_profile_min_shapes"] == f"features:1x{FEATURES}"
-    assert fine.options["trt_profile_opt_shapes"] == f"features:3000x{FEATURES}"
-    assert fine.options["trt_profile_max_shapes"] == f"features:20000x{FEATURES}"
-    assert model.backbone.options["trt_profile_max_shapes"] == f"patches:256x{PATCH_PX}x{PATCH_PX}x3"
-
-
-@pytest.mark.usefixtures("onnx_runtime_with_tensorrt")
-def test_the_use_of_onnx_runtime_instead_of_engines_that_do_not_fit_is_logged(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    install(monkeypatch, gpu, "tensorrt-rtx")
-    add_engines(bundle_dir, EngineOptions(capabilities=("8.9",)))
-    gpu.capability = "120"
-    with caplog.at_level(logging.WARNING):
-        model = load_model(bundle_dir, provider="tensorrt")
-    assert model.stages[1].provider == "TensorrtExecutionProvider"
-    assert "this GPU has 12.0" in caplog.text
-
-
-@pytest.mark.usefixtures("gpu")
-def test_an_fp16_bundle_enables_half_precision_in_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "available_providers", lambda: ["tensorrt"])
-    monkeypatch.setattr(engines, "OnnxSession", OnnxStandIn)
-    model: Any = load_model(write_small_bundle(tmp_path / "half", half=True), provider="tensorrt")
-    assert model.stages[0].options["trt_fp16_enable"] == "1"
 
 
 def test_the_installed_flavour_with_fitting_engines_is_used(
