@@ -12,6 +12,8 @@ from hagmil.cli import _common as common
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.text import Text
+
     from hagmil.runtime.results.result import Result
 
 _DEFAULT_OUT = Path("hagmil-results")
@@ -25,6 +27,14 @@ def infer(
     spacing_um: common.SpacingUm = None,
     provider: common.Provider = "cpu",
     keep: common.Keep = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive",
+            help="Keep 4, 8, 16, ... patches until the verdict is sure; --keep is then the largest number. "
+            "Needs a bundle that hagmil eval --calibrate has calibrated.",
+        ),
+    ] = False,
     batch_size: common.BatchSize = None,
     readers: common.Readers = None,
     threads: common.Threads = None,
@@ -63,6 +73,7 @@ def infer(
     options = PredictOptions(
         encode=EncodeOptions(batch_size=batch_size, reader_threads=readers),
         keep=keep,
+        adaptive=adaptive,
         resume=resume,
         overwrite=overwrite,
         mask_kernels=mask_kernels,
@@ -81,13 +92,15 @@ def infer(
 def _show(results: Sequence[Result], out: Path) -> None:
     from rich.text import Text
 
-    view = common.table("slide", "status", "verdict", "probability", "seconds")
+    adaptive = any(result.sure is not None for result in results)
+    view = common.table("slide", "status", "verdict", "probability", *(["sure", "kept"] if adaptive else []), "seconds")
     for result in results:
         view.add_row(
             Text(result.slide_id),
             Text(result.status, style="green" if result.status == "ok" else "red"),
             Text(result.prediction or result.code or ""),
             f"{result.probabilities[result.prediction]:.3f}" if result.prediction else "",
+            *(_certainty(result) if adaptive else ()),
             f"{result.timing_s.get('total', 0):.1f}",
         )
     console = common.stdout()
@@ -95,6 +108,31 @@ def _show(results: Sequence[Result], out: Path) -> None:
     bad = [result for result in results if result.status != "ok"]
     for result in bad:
         console.print(Text(f"{result.slide_id}: {result.message}"))
+    _show_warnings(results)
     console.print(f"{len(results) - len(bad)} of {len(results)} slides have a verdict; results: {out / 'results.csv'}")
+    if adaptive:
+        console.print(f"{sum(result.sure is False for result in results)} of these verdicts are not sure")
     if len(bad) < len(results):
         console.print(f"heatmaps: {out}/<slide>/heatmap.png")
+
+
+def _certainty(result: Result) -> tuple[Text, str]:
+    """The cells of an adaptive run: whether the verdict is sure, and the number of kept patches."""
+    from rich.text import Text
+
+    if result.sure is None:
+        return Text(""), ""
+    return Text("sure" if result.sure else "unsure", style="green" if result.sure else "yellow"), str(result.keep_used)
+
+
+def _show_warnings(results: Sequence[Result]) -> None:
+    """Print the first warning of each code, and for how many other slides there is one."""
+    from hagmil.runtime.inference.slide_warnings import warning_code
+
+    by_code: dict[str, list[str]] = {}
+    for result in results:
+        for warning in result.warnings:
+            by_code.setdefault(warning_code(warning), []).append(f"{result.slide_id}: {warning}")
+    for first, *others in by_code.values():
+        more = f" (and {len(others)} more slide{'s' * (len(others) > 1)} with this warning)" if others else ""
+        typer.secho(f"{first}{more}", fg="yellow", err=True)

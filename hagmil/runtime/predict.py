@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hagmil.errors import UsageError
 from hagmil.progress import Progress
+from hagmil.runtime.inference.adaptive import adaptive_keeps
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.one_slide import PreparedSlide, SlideOutcome, prepare_slide, run_slide
@@ -39,7 +40,9 @@ class PredictOptions:
 
     Args:
         encode: batch size and reader threads.
-        keep: patches kept at every stage but the last; None uses the manifest's numbers.
+        keep: patches kept at every stage but the last, or with ``adaptive`` the largest number; None uses the
+            manifest's numbers.
+        adaptive: keep more and more patches until the verdict is sure.
         resume: skip slides whose result this run would repeat (``hagmil.runtime.results.reuse``).
         overwrite: replace existing results of the slides.
         mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
@@ -49,6 +52,7 @@ class PredictOptions:
 
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     keep: int | None = None
+    adaptive: bool = False
     resume: bool = False
     overwrite: bool = False
     mask_kernels: MaskKernels | None = None
@@ -63,6 +67,7 @@ def predict_slide(
     spacing_um: float | None = None,
     provider: str = "cpu",
     keep: int | None = None,
+    adaptive: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Predict one slide.
@@ -76,7 +81,10 @@ def predict_slide(
         out: folder for result.json, heatmap.png, attention.h5 and regions.geojson. None writes nothing.
         spacing_um: micrometres per level-0 pixel, which overrides the file's.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
-        keep: patches kept at every stage but the last; None uses the bundle's numbers.
+        keep: patches kept at every stage but the last; None uses the bundle's numbers. With ``adaptive``, the largest
+            number.
+        adaptive: keep 4, 8, 16, ... patches until the verdict is sure; the result has ``sure``, ``keep_used`` and
+            ``adaptive_steps``. The bundle must be calibrated for it (``hagmil eval --calibrate``).
         overwrite: replace a result that ``out`` already has.
 
     Returns:
@@ -86,13 +94,15 @@ def predict_slide(
     Raises:
         BundleError: the bundle cannot be used.
         EnvironmentLacks: the provider is missing on this machine, or the disk is full.
-        UsageError: the provider is unknown, the spacing is not above 0, or ``out`` has a result (code ``exists``).
+        UsageError: the provider is unknown, the spacing is not above 0, ``out`` has a result (code ``exists``), or the
+            bundle cannot be used with ``adaptive`` or this ``keep``.
     """
     request = slide_request(slide, spacing_um=spacing_um)
     folder = None if out is None else Path(out)
     if folder is not None and (folder / RESULT_NAME).exists() and not overwrite:
         raise UsageError(f'"{folder}" has a result; choose another folder or pass overwrite=True', code="exists")
-    return predict_one(request, _loaded(model, provider), folder, PredictOptions(keep=keep, hold_attention=True))
+    options = PredictOptions(keep=keep, adaptive=adaptive, hold_attention=True)
+    return predict_one(request, _loaded(model, provider), folder, options)
 
 
 def predict_many(
@@ -103,6 +113,7 @@ def predict_many(
     spacing_um: float | None = None,
     provider: str = "cpu",
     keep: int | None = None,
+    adaptive: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     on_result: Callable[[Result], None] | None = None,
@@ -117,10 +128,12 @@ def predict_many(
             those of earlier runs in ``out``. None writes nothing.
         spacing_um: micrometres per level-0 pixel of all slides, which overrides that of the files.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; has no effect on a model that is already loaded.
-        keep: patches kept at every stage but the last; None uses the bundle's numbers.
+        keep: patches kept at every stage but the last; None uses the bundle's numbers. With ``adaptive``, the largest
+            number.
+        adaptive: keep 4, 8, 16, ... patches of each slide until its verdict is sure; see ``predict_slide``.
         resume: skip slides whose result in ``out`` has the slide's digest, comes from the same bundle with the same
-            ``spacing_um``, ``keep`` and provider, and has all its files. An ``out`` that holds results needs ``resume``
-            or ``overwrite``; both keep the results of other slides.
+            ``spacing_um``, ``keep``, ``adaptive`` and provider, and has all its files. An ``out`` that holds results
+            needs ``resume`` or ``overwrite``; both keep the results of other slides.
         overwrite: replace the results that the slides already have in ``out``.
         on_result: called with the result of each slide.
         progress: called after every batch of patches with the stage's name, and the number of patches done and in
@@ -133,13 +146,14 @@ def predict_many(
         BundleError: the bundle cannot be used.
         EnvironmentLacks: the provider is missing on this machine, the disk is full, or the device is lost.
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
-        UsageError: no slides, an unknown provider, a spacing that is not above 0, ``resume`` without ``out``, or an
-            ``out`` that holds results without ``resume`` or ``overwrite`` (code ``exists``).
+        UsageError: no slides, an unknown provider, a spacing that is not above 0, ``resume`` without ``out``, an
+            ``out`` that holds results without ``resume`` or ``overwrite`` (code ``exists``), or a bundle that cannot be
+            used with ``adaptive`` or this ``keep``.
     """
     if resume and out is None:
         raise UsageError("resume=True needs out, the folder of the earlier results")
     requests = slide_requests(slides, spacing_um=spacing_um)
-    options = PredictOptions(keep=keep, resume=resume, overwrite=overwrite, hold_attention=True)
+    options = PredictOptions(keep=keep, adaptive=adaptive, resume=resume, overwrite=overwrite, hold_attention=True)
     folder = None if out is None else Path(out)
     if folder is not None:
         require_choice(folder, resume=resume, overwrite=overwrite)  # before the model is loaded
@@ -171,8 +185,10 @@ def predict_requests(
     Raises:
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
         EnvironmentLacks: the disk is full, or the device is lost.
-        UsageError: ``out`` holds results, and the options say neither ``resume`` nor ``overwrite`` (code ``exists``).
+        UsageError: ``out`` holds results, and the options say neither ``resume`` nor ``overwrite`` (code ``exists``),
+            or the model cannot run with ``options.adaptive``.
     """
+    _check_adaptive(model, options)
     if out is not None:
         require_choice(out, resume=options.resume, overwrite=options.overwrite)
     others = {} if out is None else read_results(out)
@@ -239,7 +255,9 @@ def predict_one(
     Raises:
         OSError: the disk is full.
         EnvironmentLacks: the device is lost.
+        UsageError: the model cannot run with ``options.adaptive``.
     """
+    _check_adaptive(model, options)
     clock = StepClock()
     prepare = prepare or _prepare_when_needed(model, options)
     try:
@@ -279,7 +297,15 @@ def _run(
     except BaseException:
         prepared.slide.close()
         raise
-    return run_slide(prepared, model, options.encode, keep=options.keep, clock=clock, progress=progress)
+    return run_slide(
+        prepared,
+        model,
+        options.encode,
+        keep=options.keep,
+        adaptive=options.adaptive,
+        clock=clock,
+        progress=progress,
+    )
 
 
 def _write_failure(folder: Path, result: Result) -> None:
@@ -291,6 +317,12 @@ def _write_failure(folder: Path, result: Result) -> None:
         if ends_run(error):
             raise
         _log.warning('slide "%s" has no result.json: %s', result.slide, error)
+
+
+def _check_adaptive(model: LoadedModel, options: PredictOptions) -> None:
+    """Raise the error of an adaptive run that is not possible before a slide is opened, as it is not the slide's."""
+    if options.adaptive:
+        adaptive_keeps(model.bundle, options.keep)
 
 
 def _loaded(model: str | Path | LoadedModel | None, provider: str) -> LoadedModel:
@@ -324,7 +356,7 @@ def _earlier_results(
         result, folder = others.get(request.slide_id), out / request.slide_id
         if result is None:
             continue
-        difference = why_not_reused(result, folder, request, model, options.keep)
+        difference = why_not_reused(result, folder, request, model, options.keep, adaptive=options.adaptive)
         if difference is not None:
             _log.info('slide "%s" is run again, its result in "%s" is not used: %s', request.given, folder, difference)
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from hagmil.bundle import write_manifest
 from hagmil.errors import EnvironmentLacks
+from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.sessions.onnx import available_providers
 from hagmil.runtime.tissue.kernels import kernels_on
 from tests.cli.terminal import hagmil
+from tests.runtime.calibrated import calibrated, with_tested
 from tests.runtime.slide_files import save_pyramid, tissue_picture
 from tests.runtime.small_bundle import write_small_bundle
 
@@ -69,6 +73,19 @@ def test_a_folder_with_results_needs_resume_or_overwrite(bundle: Path, tmp_path:
 def test_results_are_written_to_hagmil_results_by_default(slide: Path, bundle: Path, tmp_path: Path) -> None:
     assert hagmil("infer", slide, "--model", bundle, cwd=tmp_path).returncode == 0
     assert (tmp_path / "hagmil-results" / "tissue" / "heatmap.png").is_file()
+
+
+def test_an_adaptive_run_prints_certainty_numbers_of_kept_patches_and_warnings(slide: Path, tmp_path: Path) -> None:
+    folder = write_small_bundle(tmp_path / "bundle")
+    model = with_tested(calibrated(load_model(folder, threads=1), threshold=0.5), largest_bag=10)
+    write_manifest(folder, model.bundle.manifest)
+    other = shutil.copy(slide, tmp_path / "other.tif")
+    done = hagmil("infer", slide, other, "--model", folder, "--out", tmp_path / "out", "--adaptive")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^tissue +ok +dark +0\.\d+ +sure +8 ", done.stdout, re.MULTILINE)
+    assert "0 of these verdicts are not sure" in done.stdout
+    assert "tissue: larger_than_tested: the slide has 139 patches" in done.stderr
+    assert "(and 1 more slide with this warning)" in done.stderr
 
 
 def test_a_missing_provider_exits_with_5(slide: Path, bundle: Path, tmp_path: Path) -> None:

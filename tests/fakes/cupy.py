@@ -116,13 +116,25 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
         def __len__(self) -> int:
             return self.shape[0]
 
-        def __getitem__(self, slices: slice) -> ndarray:
-            """Return a view of some rows."""
+        def __getitem__(self, slices: slice | NDArray[np.int64]) -> ndarray:
+            """Return a view of a range of rows, or a copy of given rows, made on the current stream."""
+            if isinstance(slices, np.ndarray):
+                return self._copy_of(slices)
             start, stop, step = slices.indices(len(self))
             assert step == 1
             row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
             pointer = MemoryPointer(self.data.mem, self.data.ptr - self.data.mem.ptr + start * row_bytes)
             return ndarray((stop - start, *self.shape[1:]), self.dtype, pointer)
+
+        def _copy_of(self, rows: NDArray[np.int64]) -> ndarray:
+            found, chosen = ndarray((len(rows), *self.shape[1:]), self.dtype), rows.copy()
+
+            def work() -> None:
+                source = gpu.bytes_at(self.data.ptr, self.nbytes).reshape(self.shape[0], -1)  # (rows, bytes of a row)
+                gpu.bytes_at(found.data.ptr, found.nbytes).reshape(len(chosen), -1)[:] = source[chosen]
+
+            get_current_stream().inner.enqueue(work)
+            return found
 
         def __setitem__(self, slices: NDArray[np.int64], value: ndarray) -> None:
             """Write rows, on the current stream."""

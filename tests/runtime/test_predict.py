@@ -30,6 +30,7 @@ from hagmil.runtime.results import slide_folder
 from hagmil.runtime.results.attention import read_attention
 from hagmil.runtime.results.result import Result, read_result, result_schema
 from tests.conftest import REPOSITORY
+from tests.runtime.calibrated import calibrated
 from tests.runtime.slide_files import save_pyramid, tissue_picture
 
 
@@ -243,7 +244,55 @@ def test_a_slightly_too_coarse_slide_gives_a_warning(model: LoadedModel, tmp_pat
     path = save_pyramid(tmp_path / "coarse.tif", tissue_picture(), spacing_um=0.52)
     result = predict_one(_request(path), model, tmp_path / "out", PredictOptions())
     assert result.status == "ok"
+    assert result.warnings[0].startswith("spacing_coarser: ")
     assert "spacing of 0.52 um/px" in result.warnings[0]
+
+
+def test_an_adaptive_run_reports_its_steps_and_whether_it_is_sure(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    sure, unsure = (
+        predict_slide(tissue_path, model=calibrated(model, threshold=threshold), out=tmp_path / name, adaptive=True)
+        for name, threshold in (("sure", 0.5), ("unsure", 99.0))
+    )
+    assert (sure.sure, sure.keep_used, sure.keep, sure.prediction) == (True, 8, None, "dark")
+    assert [step.keep for step in sure.adaptive_steps] == [4, 8]
+    last, (first, second, third) = sure.adaptive_steps[-1], sure.stages
+    assert last.patches_read == first.encoded + 32 + 32
+    assert (second.encoded, third.encoded) == (32, 32)
+    assert (last.prediction, last.top_prediction) == ("dark", "dark")
+    assert last.margin == pytest.approx(third.logits[1] - third.logits[0])
+    assert (unsure.sure, unsure.keep_used, len(unsure.adaptive_steps)) == (False, 32, 4)
+    assert read_result(tmp_path / "unsure") == unsure
+    published = json.loads((REPOSITORY / "docs" / "schemas" / "result.schema.json").read_text())
+    jsonschema.validate(json.loads((tmp_path / "sure" / "result.json").read_text()), published)
+
+
+def test_results_of_other_runs_do_not_say_whether_they_are_sure(tissue_path: Path, model: LoadedModel) -> None:
+    result = predict_slide(tissue_path, model=calibrated(model), keep=4)
+    assert (result.sure, result.keep_used, result.adaptive_steps) == (None, None, ())
+
+
+def test_keep_limits_an_adaptive_run_and_resume_compares_it(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    ready = calibrated(model, threshold=99)
+    (first,) = predict_many([tissue_path], model=ready, out=tmp_path, adaptive=True, keep=8)
+    assert (first.keep, first.keep_used) == (8, 8)
+    (same,) = predict_many([tissue_path], model=ready, out=tmp_path, adaptive=True, keep=8, resume=True)
+    assert same == first
+    (fixed,) = predict_many([tissue_path], model=ready, out=tmp_path, keep=8, resume=True)
+    assert (fixed.sure, fixed.keep) == (None, 8)
+
+
+def test_an_adaptive_run_without_calibration_is_refused_before_a_slide_is_opened(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="hagmil eval --calibrate"):
+        predict_slide(tmp_path / "gone.svs", model=model, out=tmp_path / "out", adaptive=True)
+    with pytest.raises(UsageError, match="hagmil eval --calibrate"):
+        predict_many([tmp_path / "gone.svs"], model=model, out=tmp_path / "out", adaptive=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_failed_slides_get_a_row_and_do_not_stop_the_run(tissue_path: Path, model: LoadedModel, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from hagmil.runtime.inference.device import to_host
 from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.step_clock import StepClock
-from hagmil.runtime.inference.verdict import patch_attention
+from hagmil.runtime.inference.verdict import Outputs, patch_attention
 from hagmil.runtime.memory.buffers import release_buffers
 from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.patches.geometry import StageGeometry
@@ -30,6 +30,9 @@ from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.slides.slide import Slide
 from hagmil.spec import BAG
+
+RunStage = Callable[[int, NDArray[np.int64]], Outputs]
+"""Gives the outputs of a stage's model: takes the stage's index, and the patches' coordinates, int64 (patches, 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,57 @@ class StageOutcome:
     outputs: dict[str, NDArray[np.float32]]
     attention: NDArray[np.float32]
     kept: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SlideStages:
+    """The stages of a model on one slide: reads and encodes patches, and runs the stage models.
+
+    Args:
+        slide: an open slide that has a spacing.
+        model: the loaded bundle.
+        plan: geometry of the model's stages on this slide; see ``lay_out``.
+        options: batch size and reader threads.
+        clock: adds up the seconds of each step.
+        progress: called after every batch of patches.
+    """
+
+    slide: Slide
+    model: LoadedModel
+    plan: Sequence[StageGeometry]
+    options: EncodeOptions
+    clock: StepClock
+    progress: Progress | None = None
+
+    def run(self, index: int, coords: NDArray[np.int64]) -> Outputs:
+        """Read and encode patches, and run the stage's model on them as one bag (step 2)."""
+        features = self.encode(index, coords)
+        outputs = self.outputs(index, features)
+        del features
+        trim_heap()
+        return outputs
+
+    def encode(self, index: int, coords: NDArray[np.int64]) -> Any:
+        """Features of patches of a stage, float32 (patches, dim); see :func:`encode_patches`."""
+        return encode_patches(
+            self.slide,
+            self.plan[index],
+            coords,
+            self.model.backbone,
+            self.model.bundle.manifest.backbone.features,
+            self.options,
+            clock=self.clock,
+            progress=self.progress,
+        )
+
+    def outputs(self, index: int, features: Any) -> Outputs:
+        """Outputs of a stage's model for a bag of features."""
+        session = self.model.stages[index]
+        if not session.on_device:
+            release_buffers()
+        trim_heap()
+        with self.clock.step("models"):
+            return run_stage(session, features, self.plan[index].name)
 
 
 def run_cascade(
@@ -81,29 +135,31 @@ def run_cascade(
     Raises:
         SlideFailed: a patch cannot be read.
     """
-    manifest = model.bundle.manifest
+    stages = SlideStages(slide, model, plan, options, clock, progress)
+    keeps = [keep or stage.keep or 0 for stage in model.bundle.manifest.stages]
+    return descend(plan, coords, keeps, stages.run)
+
+
+def descend(
+    plan: Sequence[StageGeometry], coords: NDArray[np.int64], keeps: Sequence[int], run: RunStage
+) -> tuple[StageOutcome, ...]:
+    """Go through the stages from coarse to fine (steps 2 to 4).
+
+    Args:
+        plan: geometry of the stages.
+        coords: int64 (patches, 2), the coarsest stage's patches.
+        keeps: number of patches kept at each stage; that of the last stage is not used.
+        run: gives the outputs of a stage's model for patches.
+
+    Returns:
+        One outcome for each stage.
+    """
     outcomes = []
-    for index, (stage, geometry, session) in enumerate(zip(manifest.stages, plan, model.stages, strict=True)):
-        features = encode_patches(  # step 2
-            slide,
-            geometry,
-            coords,
-            model.backbone,
-            manifest.backbone.features,
-            options,
-            clock=clock,
-            progress=progress,
-        )
-        if not session.on_device:
-            release_buffers()
-        trim_heap()
-        with clock.step("models"):
-            outputs = run_stage(session, features, stage.name)
-        del features
-        trim_heap()
+    for index, geometry in enumerate(plan):
+        outputs = run(index, coords)  # step 2
         attention = patch_attention(outputs)
         last = index == len(plan) - 1
-        kept = highest_rows(attention, 0 if last else keep or stage.keep or 0)  # step 3
+        kept = highest_rows(attention, 0 if last else keeps[index])  # step 3
         outcomes.append(StageOutcome(geometry, coords, outputs, attention, kept))
         if not last:
             factor = geometry.patch_level0 // plan[index + 1].patch_level0

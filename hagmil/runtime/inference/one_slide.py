@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from hagmil.bundle import Manifest
 from hagmil.progress import Progress
+from hagmil.runtime.inference.adaptive import AdaptiveOutcome, run_adaptive
 from hagmil.runtime.inference.cascade import StageOutcome, run_cascade
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
+from hagmil.runtime.inference.slide_warnings import slide_warnings
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inference.verdict import Verdict, verdict_of
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.memory.heap import trim_heap
-from hagmil.runtime.patches.geometry import TOLERANCE, StageGeometry, finest_ratio
+from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.plan import lay_out, require_tissue, stage_specs
 from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.overview import PANEL_PX, Overview, read_overview, shrink_overview
@@ -59,7 +61,8 @@ class SlideOutcome:
         thumbnail: the background of the heatmap.
         slide_sha256: digest of the slide.
         spacing_source: ``metadata`` or ``override``.
-        warnings: remarks for a person.
+        warnings: deviations that did not prevent a verdict, each with its code.
+        adaptive: the outcome of the adaptive cascade; None if the number of kept patches was fixed.
     """
 
     verdict: Verdict
@@ -68,6 +71,7 @@ class SlideOutcome:
     slide_sha256: str
     spacing_source: str | None
     warnings: tuple[str, ...]
+    adaptive: AdaptiveOutcome | None = None
 
 
 def prepare_slide(
@@ -115,6 +119,7 @@ def run_slide(
     options: EncodeOptions,
     *,
     keep: int | None,
+    adaptive: bool = False,
     clock: StepClock,
     progress: Progress | None = None,
 ) -> SlideOutcome:
@@ -124,21 +129,26 @@ def run_slide(
         prepared: the prepared slide.
         model: the loaded bundle.
         options: batch size and reader threads.
-        keep: patches kept at every stage but the last; None uses the manifest's numbers.
+        keep: patches kept at every stage but the last, or with ``adaptive`` the largest number; None uses the
+            manifest's numbers.
+        adaptive: keep more and more patches until the verdict is sure.
         clock: adds up the seconds of each step.
         progress: called after every batch of patches.
 
     Raises:
         SlideFailed: a patch cannot be read, or the slide was changed since it was prepared.
     """
-    manifest, slide = model.bundle.manifest, prepared.slide
+    manifest, slide, found = model.bundle.manifest, prepared.slide, None
     with slide, prepared.files.unchanged():
-        outcomes = run_cascade(
-            slide, prepared.coords, model, prepared.plan, options, clock=clock, keep=keep, progress=progress
-        )
+        arguments = (slide, prepared.coords, model, prepared.plan, options)
+        if adaptive:
+            found = run_adaptive(*arguments, clock=clock, limit=keep, progress=progress)
+            outcomes = found.stages
+        else:
+            outcomes = run_cascade(*arguments, clock=clock, keep=keep, progress=progress)
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
-    warnings = _warnings(manifest, prepared.thumbnail.slide_spacing_um)
-    return SlideOutcome(verdict, outcomes, prepared.thumbnail, prepared.sha256, slide.spacing_source, warnings)
+    warnings = slide_warnings(manifest, prepared.thumbnail.slide_spacing_um, outcomes, keep=keep, adaptive=adaptive)
+    return SlideOutcome(verdict, outcomes, prepared.thumbnail, prepared.sha256, slide.spacing_source, warnings, found)
 
 
 def _thumbnail(slide: Slide, overview: Overview) -> Overview:
@@ -147,14 +157,3 @@ def _thumbnail(slide: Slide, overview: Overview) -> Overview:
         return shrink_overview(overview, max(overview.pixels.shape) // PANEL_PX)
     finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
     return finer if finer.downsample < overview.downsample else overview
-
-
-def _warnings(manifest: Manifest, slide_spacing_um: float) -> tuple[str, ...]:
-    ratio = finest_ratio(slide_spacing_um, stage_specs(manifest))
-    if ratio > 1 - TOLERANCE:
-        return ()
-    finest = manifest.stages[-1]
-    return (
-        f"stage {finest.name} was read at the slide's spacing of {slide_spacing_um:.4g} um/px, "
-        f"{1 / ratio - 1:.1%} coarser than the model's {finest.spacing_um:g}",
-    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hagmil.bundle.adaptive import Reading, margin
 from hagmil.errors import SlideFailed
+from hagmil.runtime.inference.adaptive import AdaptiveOutcome
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
 from hagmil.runtime.inference.one_slide import SlideOutcome
 from hagmil.runtime.inference.step_clock import StepClock
@@ -14,7 +17,7 @@ from hagmil.runtime.inference.verdict import Verdict, stage_logits
 from hagmil.runtime.inputs import SlideRequest
 from hagmil.runtime.names import storable
 from hagmil.runtime.results.failures import Failure
-from hagmil.runtime.results.result import LayerResult, Result, StageResult
+from hagmil.runtime.results.result import AdaptiveStep, LayerResult, Result, StageResult
 from hagmil.runtime.slides.slide_files import slide_sha256
 from hagmil.runtime.versions import versions
 
@@ -27,7 +30,7 @@ def result_of_outcome(
     Args:
         request: the slide.
         model: the model that ran.
-        keep: number of kept patches that overrides the bundle's, or None.
+        keep: number of kept patches that overrides the bundle's, in adaptive runs the limit, or None.
         clock: seconds by step so far.
         outcome: what the cascade gave.
     """
@@ -54,6 +57,7 @@ def result_of_outcome(
         precision=model.bundle.manifest.precision,
         spacing_um=outcome.thumbnail.slide_spacing_um,
         spacing_source=outcome.spacing_source,  # type: ignore[arg-type]  # pydantic checks it
+        **_adaptive_fields(outcome.adaptive, model.bundle.manifest.classes),
         warnings=outcome.warnings,
     )
 
@@ -96,6 +100,28 @@ def _common_fields(
         "versions": versions(),
         "intended_use": model.bundle.manifest.intended_use,
     }
+
+
+def _adaptive_fields(outcome: AdaptiveOutcome | None, classes: Sequence[str]) -> dict[str, Any]:
+    """Fields of adaptive runs."""
+    if outcome is None:
+        return {}
+    return {
+        "sure": outcome.sure,
+        "keep_used": outcome.readings[-1].keep,
+        "adaptive_steps": tuple(_adaptive_step(reading, classes) for reading in outcome.readings),
+    }
+
+
+def _adaptive_step(reading: Reading, classes: Sequence[str]) -> AdaptiveStep:
+    return AdaptiveStep(
+        keep=reading.keep,
+        patches_read=reading.patches_read,
+        prediction=classes[int(reading.logits.argmax())],
+        margin=margin(reading.logits),
+        top_prediction=classes[int(reading.top_logits.argmax())],
+        top_margin=margin(reading.top_logits),
+    )
 
 
 def _layer_fields(verdict: Verdict) -> dict[str, Any]:

@@ -65,6 +65,20 @@ class StageResult(FrozenModel):
     logits: tuple[float, ...]
 
 
+class AdaptiveStep(FrozenModel):
+    """The verdict with one number of kept patches, of an adaptive run.
+
+    A margin is the highest minus the second highest logit, before the temperature.
+    """
+
+    keep: int = Field(ge=1, description="patches kept at each stage but the last")
+    patches_read: int = Field(ge=1, description="patches of all stages, of this step and all earlier steps")
+    prediction: str
+    margin: float = Field(ge=0)
+    top_prediction: str = Field(description="of the last stage's patches with the highest attention alone")
+    top_margin: float = Field(ge=0)
+
+
 class LayerResult(FrozenModel):
     """The verdict in one of two layers of labels."""
 
@@ -110,7 +124,8 @@ class Result(FrozenModel):
         default=None, description="metadata of the slide, or overridden by the user"
     )
     keep: int | None = Field(
-        default=None, description="patches kept at each stage, if the bundle's number was overridden"
+        default=None,
+        description="patches kept at each stage, if the bundle's number was overridden; in adaptive runs, the limit",
     )
     time_utc: str | None = Field(
         default=None, description="end of the slide in UTC, ISO 8601; null in results of earlier versions"
@@ -122,7 +137,18 @@ class Result(FrozenModel):
     )
     bundle_sha256: str = Field(description="digest of the bundle's manifest, which contains the digest of each file")
     versions: dict[str, str] = Field(description="versions of the packages used")
-    warnings: tuple[str, ...] = Field(default=(), description="deviations that did not prevent a verdict")
+    sure: bool | None = Field(
+        default=None,
+        description="whether successive numbers of kept patches agree with a margin above the bundle's threshold; null "
+        "except in adaptive runs, like `keep_used`",
+    )
+    keep_used: int | None = Field(default=None, description="patches kept at each stage for the verdict")
+    adaptive_steps: tuple[AdaptiveStep, ...] = Field(
+        default=(), description="each number of kept patches that ran; empty except in adaptive runs"
+    )
+    warnings: tuple[str, ...] = Field(
+        default=(), description="deviations that did not prevent a verdict; each begins with its code and a colon"
+    )
     intended_use: str = Field(description="intended use according to the bundle")
 
     @property

@@ -13,7 +13,13 @@ from hagmil.runtime.slides.slide_files import slide_sha256
 
 
 def why_not_reused(
-    result: Result, folder: Path, request: SlideRequest, model: LoadedModel, keep: int | None
+    result: Result,
+    folder: Path,
+    request: SlideRequest,
+    model: LoadedModel,
+    keep: int | None,
+    *,
+    adaptive: bool = False,
 ) -> str | None:
     """Compare an earlier result with a run: status, bundle, options, provider, files, and the slide's digest.
 
@@ -25,7 +31,8 @@ def why_not_reused(
         folder: its folder.
         request: the slide of the run.
         model: the model of the run.
-        keep: number of kept patches that overrides the bundle's, or None.
+        keep: number of kept patches that overrides the bundle's, in adaptive runs the limit, or None.
+        adaptive: whether the run is adaptive.
 
     Returns:
         What differs or is missing; None if the result can be used.
@@ -35,6 +42,8 @@ def why_not_reused(
         f"it is {result.status}": result.status != "ok",
         "it comes from another bundle": result.bundle_sha256 != model.bundle.sha256,
         "it comes from another provider": result.provider != model.stages[-1].provider,
+        "it comes from an adaptive run": result.sure is not None and not adaptive,
+        "it does not come from an adaptive run": result.sure is None and adaptive,
         "it has another number of kept patches": result.keep != keep,
         "it has another spacing": override_um != request.spacing_um,
     }

@@ -33,9 +33,10 @@ def write_slide_files(folder: Path, slide_id: str, model: LoadedModel, outcome: 
         outcome: what the cascade gave.
     """
     ranked = sorted(outcome.verdict.probabilities.items(), key=lambda item: -item[1])
+    unsure = "   unsure" if outcome.adaptive is not None and not outcome.adaptive.sure else ""
     caption = Caption(
         title=slide_id,
-        verdict=f"{outcome.verdict.prediction}  {ranked[0][1]:.3f}",
+        verdict=f"{outcome.verdict.prediction}  {ranked[0][1]:.3f}{unsure}",
         details="   ".join(f"{name} {value:.3f}" for name, value in ranked),
         notice=notice_of(model),
     )

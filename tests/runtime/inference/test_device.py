@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hagmil.errors import BundleError, EnvironmentLacks
 from hagmil.runtime.bench import measure
+from hagmil.runtime.inference.adaptive import AdaptiveOutcome, run_adaptive
 from hagmil.runtime.inference.cascade import StageOutcome, run_cascade, run_stage
 from hagmil.runtime.inference.device import Gpu as GpuDevice
 from hagmil.runtime.inference.device import Host, device_of, to_host
@@ -35,6 +36,7 @@ from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import CALLED, fake_onnxruntime
 from tests.fakes.recorded import find, parameter_names
 from tests.fakes.tensorrt import fake_tensorrt_rtx
+from tests.runtime.calibrated import calibrated
 from tests.runtime.small_bundle import backbone_graph, stage_graph
 
 
@@ -313,6 +315,15 @@ def cascade(path: Path, model: LoadedModel) -> tuple[StageOutcome, ...]:
         return run_cascade(slide, layout.coords, model, layout.plan, EncodeOptions(batch_size=20), clock=StepClock())
 
 
+def adaptive(path: Path, model: LoadedModel) -> AdaptiveOutcome:
+    """Run the adaptive cascade of a bundle on one slide, with a threshold that makes no verdict sure."""
+    manifest = model.bundle.manifest
+    with open_slide(path) as slide:
+        layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue)
+        options, calibrated_model = EncodeOptions(batch_size=20), calibrated(model, threshold=99)
+        return run_adaptive(slide, layout.coords, calibrated_model, layout.plan, options, clock=StepClock())
+
+
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_cascade_on_the_gpu_equals_that_of_the_host_and_copies_only_outputs_of_stages(
     provider: str,
@@ -336,6 +347,16 @@ def test_a_cascade_on_the_gpu_equals_that_of_the_host_and_copies_only_outputs_of
         np.testing.assert_array_equal(one.outputs["logits"], other.outputs["logits"])
     assert gpu.copies_to_host == sum(len(outcome.outputs) for outcome in found)
     assert gpu.copies_to_device == sum(-(-len(outcome.coords) // 20) for outcome in found)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_adaptive_cascade_on_the_gpu_equals_that_of_the_host(small_bundle: Path, tissue_path: Path) -> None:
+    found, wanted = (adaptive(tissue_path, load_model(small_bundle, provider=name)) for name in ("cuda", "cpu"))
+    np.testing.assert_array_equal(found.stages[-1].coords, wanted.stages[-1].coords)
+    assert [reading.keep for reading in found.readings] == [4, 8, 16, 32]
+    for one, other in zip(found.readings, wanted.readings, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+        np.testing.assert_array_equal(one.top_logits, other.top_logits)
 
 
 def test_the_bench_measures_sessions_with_arrays_on_the_gpu(
@@ -399,3 +420,13 @@ def test_a_cascade_on_a_real_gpu_keeps_the_patches_that_the_cpu_keeps(small_bund
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.coords, other.coords)
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("real_cupy")
+def test_an_adaptive_cascade_on_a_real_gpu_gives_the_readings_of_the_cpu(small_bundle: Path, tissue_path: Path) -> None:
+    found, wanted = (adaptive(tissue_path, load_model(small_bundle, provider=name)) for name in ("cuda", "cpu"))
+    np.testing.assert_array_equal(found.stages[-1].coords, wanted.stages[-1].coords)
+    for one, other in zip(found.readings, wanted.readings, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
+        np.testing.assert_allclose(one.top_logits, other.top_logits, atol=1e-5)

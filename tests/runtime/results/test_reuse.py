@@ -52,6 +52,7 @@ def test_a_whole_result_of_the_same_slide_and_options_is_used(
         ("bundle_sha256", "0", "another bundle"),
         ("provider", "CUDAExecutionProvider", "another provider"),
         ("keep", 3, "another number of kept patches"),
+        ("sure", False, "it comes from an adaptive run"),
         ("spacing_source", "override", "another spacing"),
         ("slide_sha256", None, "the slide has changed"),
     ],
@@ -61,6 +62,15 @@ def test_a_result_that_differs_is_not_used(
 ) -> None:
     other = result.model_copy(update={field: value})
     assert why in (why_not_reused(other, folder, request_, model, None) or "")
+
+
+def test_a_result_with_a_fixed_number_of_kept_patches_is_not_used_in_an_adaptive_run(
+    result: Result, request_: SlideRequest, model: LoadedModel, folder: Path
+) -> None:
+    why = why_not_reused(result, folder, request_, model, None, adaptive=True)
+    assert why == "it does not come from an adaptive run"
+    adaptive = result.model_copy(update={"sure": True})
+    assert why_not_reused(adaptive, folder, request_, model, None, adaptive=True) is None
 
 
 @pytest.mark.parametrize("name", ["attention.h5", "heatmap.png", "regions.geojson"])
