@@ -11,6 +11,11 @@ import typer
 from hagmil.cli import _common as common
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from hagmil.bundle import Tested, TestedKeep, TestedSize
     from hagmil.trainer.evaluation.report import EvaluationReport
     from hagmil.trainer.metrics.bootstrap import Estimate
 
@@ -32,6 +37,17 @@ def evaluate(
     out: Annotated[
         Path, typer.Option("--out", help="Output folder of evaluation.json and evaluation.html.", metavar="REPORT")
     ] = Path("hagmil-evaluation"),
+    keeps: Annotated[
+        str | None,
+        typer.Option(
+            "--keeps",
+            help="Numbers of kept patches to compare with all patches, such as 4,8,16,all.",
+            show_default=False,
+        ),
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Store the results of --keeps in the manifest of the bundle.")
+    ] = False,
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="Fit a temperature on the validation part first, and store it in the bundle."),
@@ -53,10 +69,12 @@ def evaluate(
     """
     from hagmil.bundle import MANIFEST_NAME
     from hagmil.errors import UsageError
+    from hagmil.trainer.cascade.keep_table import parse_keeps
     from hagmil.trainer.config.training import load_config
     from hagmil.trainer.evaluation.report import HTML_NAME
     from hagmil.trainer.evaluation.report_page import write_report
 
+    kept = parse_keeps(keeps) if keeps is not None else ()
     loaded = load_config(config, overrides or [])
     with common.StepProgress() as progress:
         if (model / MANIFEST_NAME).is_file():
@@ -66,24 +84,30 @@ def evaluate(
                 model,
                 loaded,
                 part=part.value,
+                keeps=kept,
+                record=record,
                 calibrate=calibrate,
                 provider=provider,
                 resamples=resamples,
                 seed=seed,
                 progress=progress,
             )
-        elif calibrate:
-            raise UsageError(
-                f'"{model}" is not a bundle; --calibrate stores a temperature in a bundle: run hagmil export first'
-            )
+        elif calibrate or record:
+            option = "--calibrate" if calibrate else "--record"
+            raise UsageError(f'"{model}" is not a bundle, and {option} changes a bundle: run hagmil export first')
         else:
             from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
 
             report = evaluate_checkpoint(
-                model, loaded, part=part.value, resamples=resamples, seed=seed, progress=progress
+                model, loaded, part=part.value, keeps=kept, resamples=resamples, seed=seed, progress=progress
             )
     write_report(out, report)
     _show(report)
+    if report.tested is not None:
+        _show_keeps(report.tested)
+    if record:
+        console = common.stdout()
+        console.print(f"stored in the manifest, whose digest is now {report.model.sha256[:16]}...", highlight=False)
     common.stdout().print(f"report: {out / HTML_NAME}", markup=False, highlight=False)
 
 
@@ -112,6 +136,37 @@ def _show(report: EvaluationReport) -> None:
         console.print(f"coarse and fine agree: {' '.join(_cells(report.agreement))}")
     if report.model.temperature is not None:
         console.print(f"temperature of the bundle: {report.model.temperature:.4f}")
+
+
+def _show_keeps(tested: Tested) -> None:
+    """Print the verdicts by number of kept patches, and by slide size if sizes differ."""
+    title = f"kept patches, {tested.part}: {tested.slides} slides of {_bags(tested)} patches at the coarsest stage"
+    common.stdout().print(_keep_table(title, tested.keeps))
+    for size in tested.sizes:
+        common.stdout().print(_keep_table(f"{size.keeps[0].slides} slides of {_bags(size)}", size.keeps))
+    if tested.held_from is None:
+        held = "with every tested number of kept patches, some verdicts differ from those of all patches"
+    else:
+        held = f"from {tested.held_from} kept patches on, every verdict is that of all patches"
+    common.stdout().print(held, highlight=False)
+
+
+def _bags(tested: Tested | TestedSize) -> str:
+    return f"{tested.smallest_bag:,} to {tested.largest_bag:,}"
+
+
+def _keep_table(title: str, rows: Sequence[TestedKeep]) -> Table:
+    from rich.markup import escape
+
+    names = list(rows[0].margins)
+    heads = ("keep", "right", "AUC", "agree with all", "patches read", *(f"margin, {escape(name)}" for name in names))
+    table = common.table(*heads, title=title)
+    for row in rows:
+        auc = "undefined" if row.auc is None else f"{row.auc:.3f}"
+        margins = ("" if margin is None else f"{margin:+.2f}" for margin in row.margins.values())
+        keep = "all" if row.keep is None else f"{row.keep}"
+        table.add_row(keep, f"{row.right:.1%}", auc, f"{row.agreement:.1%}", f"{row.patches_read:,.0f}", *margins)
+    return table
 
 
 def _cells(estimate: Estimate) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Evaluation of a bundle on feature files, and calibration of its temperature.
+"""Evaluation of a bundle on feature files, which can also be recorded in its manifest.
 
 The stage models run in ONNX Runtime. Everything else is shared with checkpoints
 (:mod:`hagmil.trainer.evaluation.scoring`), so that a bundle and its checkpoint are evaluated in the same way.
@@ -6,21 +6,24 @@ The stage models run in ONNX Runtime. Everything else is shared with checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.bundle import Bundle, open_bundle, write_manifest
+from hagmil.errors import UsageError
 from hagmil.progress import Progress, no_progress
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG
+from hagmil.trainer.cascade.keep_table import check_keeps, tabulate_keeps
+from hagmil.trainer.cascade.slide_cascade import StageOutputs, StageRunner
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
 from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluatedStageSpec, EvaluationPart, open_part
 from hagmil.trainer.evaluation.report import EvaluatedModel, EvaluationReport, make_report
-from hagmil.trainer.evaluation.scoring import Scores, StageOutputs, StageRunner, score_slides
+from hagmil.trainer.evaluation.scoring import Scores, score_slides
 from hagmil.trainer.metrics.bootstrap import RESAMPLES, probability_table
 from hagmil.trainer.metrics.temperature_scaling import fit_temperature
 
@@ -30,6 +33,8 @@ def evaluate_bundle(
     config: TrainingConfig,
     *,
     part: Part = "test",
+    keeps: Sequence[int] = (),
+    record: bool = False,
     calibrate: bool = False,
     provider: str = "cpu",
     resamples: int = RESAMPLES,
@@ -42,6 +47,8 @@ def evaluate_bundle(
         path: folder of the bundle.
         config: configuration with the paths of features, labels and split.
         part: train, val or test.
+        keeps: numbers of kept patches to compare with all patches; empty for none.
+        record: store the comparison of ``keeps`` in the bundle.
         calibrate: fit a temperature on the validation part first and store it in the bundle.
         provider: execution provider of the stage models: ``cpu`` or ``cuda``.
         resamples: number of bootstrap resamples.
@@ -49,30 +56,42 @@ def evaluate_bundle(
         progress: called after each slide.
 
     Returns:
-        The report. Only the manifest of the bundle is written, and only with ``calibrate``.
+        The report. Only the manifest of the bundle is written, and only with ``record`` or ``calibrate``.
 
     Raises:
+        UsageError: ``record`` is given without ``keeps``, or ``keeps`` for a model that keeps no patches.
         BundleError: the bundle cannot be used.
         DataError: tables or features cannot be read, or do not fit the model.
         EnvironmentLacks: the provider is not available.
     """
+    if record and not keeps:
+        raise UsageError("--record stores the results of --keeps in a bundle; add --keeps")
     bundle = open_bundle(path)
+    if keeps:
+        check_keeps(bundle.manifest.kind, len(bundle.manifest.stages))
 
-    def score(name: Part) -> tuple[Scores, EvaluationPart]:
+    def score(name: Part, keeps: Sequence[int] = ()) -> tuple[Scores, EvaluationPart]:
         slides = open_part(config, bundle_spec(bundle), name)
         scores = score_bundle(
             bundle,
             slides,
             provider=provider,
             threads=config.threads,
+            keeps=keeps,
             after_slide=lambda done: progress(name, done, len(slides.slides)),
         )
         return scores, slides
 
-    scores, slides = score(part)  # before the calibration, so that an error leaves the bundle unchanged
+    scores, slides = score(part, keeps)  # before the calibration, so that an error leaves the bundle unchanged
     if calibrate:
         bundle = calibrate_bundle(path, scores if part == "val" else score("val")[0])
-    manifest, spec = bundle.manifest, bundle_spec(bundle)
+    spec = bundle_spec(bundle)
+    table = (
+        tabulate_keeps(scores.readings, spec.classes, part, temperature=bundle.manifest.temperature) if keeps else None
+    )
+    if record:
+        bundle = _update(path, tested=table)
+    manifest = bundle.manifest
     model = EvaluatedModel(
         what="bundle",
         path=str(path),
@@ -82,7 +101,9 @@ def evaluate_bundle(
         coarse_temperature=manifest.coarse_temperature,
     )
     calibrated = scores.at(manifest.temperature, manifest.coarse_temperature)
-    return make_report(calibrated, spec, model, part, empty_slides=slides.empty, resamples=resamples, seed=seed)
+    return make_report(
+        calibrated, spec, model, part, tested=table, empty_slides=slides.empty, resamples=resamples, seed=seed
+    )
 
 
 def bundle_spec(bundle: Bundle) -> EvaluatedModelSpec:
@@ -128,6 +149,7 @@ def score_bundle(
     *,
     provider: str = "cpu",
     threads: int | None = None,
+    keeps: Sequence[int] = (),
     after_slide: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Run a bundle on the slides of a part and return its scores, without temperature scaling.
@@ -137,6 +159,7 @@ def score_bundle(
         part: the slides; see :func:`hagmil.trainer.evaluation.inputs.open_part`.
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads of each session; None for all cores.
+        keeps: see :func:`hagmil.trainer.evaluation.scoring.score_slides`.
         after_slide: called after each slide with the number of slides done.
 
     Raises:
@@ -145,7 +168,7 @@ def score_bundle(
         EnvironmentLacks: the provider is not available.
     """
     run = bundle_runner(bundle, provider=provider, threads=threads)
-    return score_slides(part, bundle_spec(bundle), run, after_slide=after_slide)
+    return score_slides(part, bundle_spec(bundle), run, keeps=keeps, after_slide=after_slide)
 
 
 def calibrate_bundle(path: Path, scores: Scores) -> Bundle:
@@ -162,10 +185,15 @@ def calibrate_bundle(path: Path, scores: Scores) -> Bundle:
         DataError: there are no slides.
         BundleError: the bundle is altered or invalid.
     """
+    return _update(
+        path,
+        temperature=fit_temperature(*probability_table(scores.verdict)),
+        coarse_temperature=fit_temperature(*probability_table(scores.coarse)) if scores.coarse else None,
+    )
+
+
+def _update(path: Path, **sections: object) -> Bundle:
+    """Replace sections of the manifest, which changes its digest; the other files are checked first."""
     bundle = open_bundle(path)
-    found: dict[str, float | None] = {
-        "temperature": fit_temperature(*probability_table(scores.verdict)),
-        "coarse_temperature": fit_temperature(*probability_table(scores.coarse)) if scores.coarse else None,
-    }
-    write_manifest(path, bundle.manifest.model_copy(update=found))
+    write_manifest(path, bundle.manifest.model_copy(update=sections))
     return open_bundle(path, verify=False)

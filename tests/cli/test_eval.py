@@ -91,6 +91,23 @@ def test_calibrate_stores_a_temperature_in_a_bundle_and_refuses_a_run(study: Pat
     assert read(tmp_path).model.temperature == after.manifest.temperature
 
 
+def test_numbers_of_kept_patches_are_shown_and_stored_on_request(study: Path, tmp_path: Path) -> None:
+    options = ("--config", study / "config.yaml", "--keeps", "1,2,all", "--out", tmp_path, "--resamples", 10)
+    shown = hagmil("eval", study / "run", *options)
+    assert shown.returncode == 0, shown.stderr
+    assert "agree with all" in shown.stdout
+    assert "6 slides of 3 to 8 patches at the coarsest stage" in shown.stdout
+    assert [row.keep for row in read(tmp_path).tested.keeps] == [1, 2, None]  # type: ignore[union-attr]
+    refused = hagmil("eval", study / "run", *options, "--record")
+    assert refused.returncode == 2
+    assert "is not a bundle, and --record changes a bundle" in refused.stderr
+    stored = hagmil("eval", study / "bundle", *options, "--record")
+    assert stored.returncode == 0, stored.stderr
+    bundle = open_bundle(study / "bundle")
+    assert bundle.sha256[:16] in stored.stdout
+    assert bundle.manifest.tested == read(tmp_path).tested
+
+
 def test_a_missing_model_exits_with_4_and_a_missing_configuration_with_2(study: Path, tmp_path: Path) -> None:
     assert hagmil("eval", tmp_path, "--config", study / "config.yaml", "--out", tmp_path).returncode == 4
     assert hagmil("eval", study / "run", "--config", tmp_path / "gone.yaml", "--out", tmp_path).returncode == 2

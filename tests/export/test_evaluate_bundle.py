@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hagmil.bundle import open_backbone, open_bundle, write_manifest
-from hagmil.errors import DataError
+from hagmil.errors import DataError, UsageError
 from hagmil.export.evaluate_bundle import bundle_runner, evaluate_bundle
 from hagmil.export.pipeline import ExportReport, export_bundle
 from hagmil.runtime.inference.verdict import verdict_of
@@ -144,6 +144,34 @@ def test_a_bundle_that_cannot_be_evaluated_is_not_calibrated(bundle: Path, tmp_p
     with pytest.raises(DataError):
         evaluate_bundle(bundle, parse_config(write_cohort(tmp_path, stages=STAGES), source="test"), calibrate=True)
     assert open_bundle(bundle).sha256 == digest
+
+
+def test_kept_patches_are_compared_as_for_the_checkpoint_and_recorded_only_on_request(
+    checkpoint_dir: Path, bundle: Path, config: TrainingConfig
+) -> None:
+    before = open_bundle(bundle)
+    one = evaluate_checkpoint(checkpoint_dir, config, keeps=[2, 20], resamples=10).tested
+    other = evaluate_bundle(bundle, config, keeps=[2, 20], resamples=10).tested
+    assert one is not None
+    assert other is not None
+    for row, same in zip(one.keeps, other.keeps, strict=True):
+        assert (row.keep, row.right, row.agreement, row.patches_read) == (
+            same.keep,
+            same.right,
+            same.agreement,
+            same.patches_read,
+        )
+        assert same.margins == pytest.approx(row.margins, abs=1e-4)
+    assert open_bundle(bundle).sha256 == before.sha256
+    recorded = evaluate_bundle(bundle, config, keeps=[2, 20], record=True, resamples=10)
+    after = open_bundle(bundle)
+    assert after.manifest == before.manifest.model_copy(update={"tested": other})
+    assert recorded.model.sha256 == after.sha256 != before.sha256
+
+
+def test_recording_needs_numbers_of_kept_patches(bundle: Path, config: TrainingConfig) -> None:
+    with pytest.raises(UsageError, match="add --keeps"):
+        evaluate_bundle(bundle, config, record=True)
 
 
 def _assert_scaled(before: EvaluationReport, after: EvaluationReport, temperature: float | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from hagmil.errors import EnvironmentLacks
 from hagmil.progress import Progress, no_progress
+from hagmil.trainer.cascade.keep_table import check_keeps, tabulate_keeps
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.data.labels import Part
@@ -22,6 +24,7 @@ def evaluate_checkpoint(
     config: TrainingConfig,
     *,
     part: Part = "test",
+    keeps: Sequence[int] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -32,6 +35,7 @@ def evaluate_checkpoint(
         path: a checkpoint folder, its weights file, or a run folder (whose best checkpoint is evaluated).
         config: locations of features, labels and split, and the device.
         part: train, val or test.
+        keeps: numbers of kept patches to compare with all patches; empty for none.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
         progress: called after each slide with the name of the part.
@@ -40,6 +44,7 @@ def evaluate_checkpoint(
         The report; no file is written.
 
     Raises:
+        UsageError: ``keeps`` is given for a model that keeps no patches.
         BundleError: the checkpoint is unusable.
         DataError: tables or features cannot be read or do not match the model.
         EnvironmentLacks: the device is absent.
@@ -50,12 +55,18 @@ def evaluate_checkpoint(
         torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(path)
     spec = checkpoint_spec(checkpoint)
+    if keeps:
+        check_keeps(spec.kind, len(spec.stages))
     slides = open_part(config, spec, part)
     scores = score_slides(
         slides,
         spec,
         checkpoint_runner(checkpoint, device=config.device),
+        keeps=keeps,
         after_slide=lambda done: progress(part, done, len(slides.slides)),
     )
     model = EvaluatedModel(what="checkpoint", path=str(path), sha256=checkpoint.card.weights_sha256, kind=spec.kind)
-    return make_report(scores, spec, model, part, empty_slides=slides.empty, resamples=resamples, seed=seed)
+    table = tabulate_keeps(scores.readings, spec.classes, part) if keeps else None
+    return make_report(
+        scores, spec, model, part, tested=table, empty_slides=slides.empty, resamples=resamples, seed=seed
+    )

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from hagmil._models import FrozenModel
 from hagmil._versions import __version__
-from hagmil.bundle import Digest
+from hagmil.bundle import Digest, Tested
 from hagmil.errors import DataError
 from hagmil.spec import Kind
 from hagmil.trainer.data.labels import Part
@@ -69,6 +69,9 @@ class EvaluationReport(FrozenModel):
     verdict: Assessment = Field(description="over the model's classes; the fine ones if there is a hierarchy")
     coarse: Assessment | None = Field(description="over the coarse classes; null without a hierarchy")
     agreement: Estimate | None = Field(description="share of slides whose coarse and fine predictions agree")
+    tested: Tested | None = Field(
+        default=None, description="verdicts by number of kept patches and by slide size (--keeps); null if not tested"
+    )
     slides: tuple[SlideVerdict, ...]
 
 
@@ -78,6 +81,7 @@ def make_report(
     model: EvaluatedModel,
     part: Part,
     *,
+    tested: Tested | None = None,
     empty_slides: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -89,6 +93,7 @@ def make_report(
         spec: classes and hierarchy of the model.
         model: description of the model for the report.
         part: the part of the split that the slides belong to.
+        tested: verdicts by number of kept patches; None if not tested.
         empty_slides: names of the slides of this part without tissue.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
@@ -122,6 +127,7 @@ def make_report(
         verdict=assess_with_intervals(scores.verdict, spec.classes, resamples=resamples, seed=seed),
         coarse=coarse,
         agreement=agreement,
+        tested=tested,
         slides=_slides(scores, spec),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hagmil._files import write_text
 from hagmil.reports.page import html_page, legend
+from hagmil.trainer.evaluation.keep_section import keep_section
 from hagmil.trainer.evaluation.report import HTML_NAME, JSON_NAME, EvaluationReport, SlideVerdict
 from hagmil.trainer.evaluation.report_plots import calibration_svg, confusion_svg, roc_points, roc_svg
 from hagmil.trainer.metrics.bootstrap import (
@@ -50,6 +51,8 @@ def render_html(report: EvaluationReport) -> str:
         sections.append(_section("Coarse classes", report.coarse, _columns(report.slides, coarse=True)))
         if report.agreement is not None:
             sections.append(f"<p>Coarse and fine predictions agree on {_words(report.agreement)} of the slides.</p>")
+    if report.tested is not None:
+        sections.append(keep_section(report.tested))
     sections.append(_wrong(report.slides))
     sections.append(_method(report))
     return html_page(f"Evaluation: {name}", head + "".join(sections), _STYLE)

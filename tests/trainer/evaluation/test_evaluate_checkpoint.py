@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hagmil.errors import BundleError, DataError
+from hagmil.errors import BundleError, DataError, UsageError
 from hagmil.trainer.config.training import TrainingConfig
 from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from hagmil.trainer.training.loop import train
@@ -49,6 +49,30 @@ def test_an_evaluation_has_the_metrics_that_the_training_wrote(make: Any, tmp_pa
             assert found.coarse.accuracy.value == pytest.approx(expected.hierarchy.coarse_accuracy)
             assert found.coarse.auc.value == pytest.approx(expected.hierarchy.coarse_auc)
             assert found.agreement.value == pytest.approx(expected.hierarchy.agreement)
+
+
+def test_numbers_of_kept_patches_are_compared_with_all_patches(tmp_path: Path) -> None:
+    config = configured(write_cohort(tmp_path, parts={"train": 2, "val": 2, "test": 6}), schedule={"max_epochs": 1})
+    train(config)
+    found = evaluate_checkpoint(config.out, config, keeps=[2, 5], resamples=10)
+    assert found.tested is not None
+    rows = {row.keep: row for row in found.tested.keeps}
+    assert list(rows) == [2, 5, None]
+    assert rows[5].right == found.verdict.accuracy.value  # the checkpoint keeps 5
+    assert rows[5].auc == found.verdict.auc.value
+    assert rows[None].agreement == 1.0
+    assert rows[2].patches_read == sum(n + 4 * min(2, n) for n in range(1, 7)) / 6
+    assert found.tested.sizes[0].largest_bag == 3
+    without = evaluate_checkpoint(config.out, config, resamples=10)
+    assert without.tested is None
+    assert without.slides == found.slides
+
+
+def test_numbers_of_kept_patches_are_refused_for_hmil(tmp_path: Path) -> None:
+    config = configured(write_hierarchy_cohort(tmp_path), schedule={"max_epochs": 1})
+    train(config)
+    with pytest.raises(UsageError, match="kind hmil keeps no patches: it reads the whole slide; remove --keeps"):
+        evaluate_checkpoint(config.out, config, keeps=[4])
 
 
 @pytest.fixture

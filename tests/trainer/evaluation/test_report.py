@@ -13,6 +13,8 @@ import pytest
 
 from hagmil.bundle import Hierarchy
 from hagmil.errors import DataError
+from hagmil.trainer.cascade.keep_table import tabulate_keeps
+from hagmil.trainer.cascade.readings import KeepReading, SlideReadings
 from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluatedStageSpec
 from hagmil.trainer.evaluation.report import (
     HTML_NAME,
@@ -145,6 +147,34 @@ def test_undefined_metrics_are_marked_and_not_drawn() -> None:
     text = render_html(make_report(scores, FLAT, MODEL, "test", resamples=10))
     assert "undefined" in text
     assert "<polyline" not in text
+
+
+@pytest.mark.parametrize(("sizes", "curves"), [((10, 20), 2), ((10, 80), 4)])
+def test_the_page_shows_kept_patches_as_a_table_and_a_curve_for_each_range_of_sizes(
+    report: EvaluationReport, sizes: tuple[int, int], curves: int
+) -> None:
+    readings = [
+        SlideReadings(
+            f"slide-{size}",
+            label,
+            size,
+            size,
+            {
+                4: KeepReading(np.float32([0, 1]), None, 30),
+                None: KeepReading(np.float32([0, label - 0.5]), None, 5 * size),
+            },
+        )
+        for label, size in enumerate(sizes)
+    ]
+    table = tabulate_keeps(readings, ("a<b>", "c&d"), "test")
+    text = render_html(report.model_copy(update={"tested": table}))
+    page = Page(text)
+    assert page.open == []
+    assert page.seen.count("svg") == 7
+    assert page.seen.count("polyline") == 4 + 2 + curves
+    assert "margin, a&lt;b&gt;" in text
+    assert "With every tested number of kept patches, some verdicts differ" in text
+    assert "keep 4: 50.0% correct, 50.0% agree" in text or "keep 4: 0.0% correct, 0.0% agree" in text
 
 
 def test_a_temperature_changes_probabilities_but_not_their_order() -> None:
