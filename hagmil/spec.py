@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-Kind = Literal["hag-mil", "hmil"]
-"""The families of models: a transformer for each stage, or one spacing with a hierarchy of labels."""
+from pydantic import StringConstraints
+
+Kind = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+"""The family of a model: ``hag-mil`` (a transformer for each stage), ``hmil`` (one spacing with a hierarchy of labels),
+or another head, by its name in :mod:`hagmil.trainer.models.registry`."""
+
+AttentionForm = Literal["shared", "per_class"]
+"""The attention of a head: one value for each patch, or one for each class and patch. HMIL has tensors of its own."""
 
 Readout = Literal["pooled", "additive"]
 """How a stage model of HAG-MIL computes logits; see :mod:`hagmil.trainer.models.additive` for the additive form."""
@@ -64,6 +70,7 @@ BAG = TensorSpec("features", "float32", ("patches", "dim"))
 
 LOGITS = TensorSpec("logits", "float32", ("classes",))
 ATTENTION = TensorSpec("attention", "float32", ("patches",))
+CLASS_ATTENTION = TensorSpec("attention", "float32", ("classes", "patches"))
 EVIDENCE = TensorSpec("evidence", "float32", ("classes", "patches"))
 
 COARSE_LOGITS = TensorSpec("coarse_logits", "float32", ("coarse",))
@@ -74,19 +81,23 @@ FINE_ATTENTION = TensorSpec("fine_attention", "float32", ("fine", "patches"))
 BACKBONE_INPUTS = (PATCHES,)
 BACKBONE_OUTPUTS = (BACKBONE_FEATURES,)
 STAGE_INPUTS = (BAG,)
-STAGE_OUTPUTS: dict[Kind, tuple[TensorSpec, ...]] = {
-    "hag-mil": (LOGITS, ATTENTION),
-    "hmil": (COARSE_LOGITS, FINE_LOGITS, COARSE_ATTENTION, FINE_ATTENTION),
-}
-"""Outputs of a stage model by kind. The attention of HAG-MIL is the raw score of the last block."""
+HMIL_OUTPUTS = (COARSE_LOGITS, FINE_LOGITS, COARSE_ATTENTION, FINE_ATTENTION)
 
 
-def stage_outputs(kind: Kind, readout: Readout = "pooled") -> tuple[TensorSpec, ...]:
+def stage_outputs(
+    kind: Kind, readout: Readout = "pooled", attention: AttentionForm = "shared"
+) -> tuple[TensorSpec, ...]:
     """Outputs of a stage model.
+
+    The attention of HAG-MIL is the raw score of the last block; that of other heads is described with each head.
 
     Args:
         kind: kind of the model.
         readout: read-out of the model. An additive model also gives ``evidence``; its sum over patches, plus a bias for
             each class that does not depend on the bag, equals the logits.
+        attention: form of the attention; HMIL has no other than its own.
     """
-    return (*STAGE_OUTPUTS[kind], EVIDENCE) if readout == "additive" else STAGE_OUTPUTS[kind]
+    if kind == "hmil":
+        return HMIL_OUTPUTS
+    outputs = (LOGITS, CLASS_ATTENTION if attention == "per_class" else ATTENTION)
+    return (*outputs, EVIDENCE) if readout == "additive" else outputs

@@ -14,7 +14,7 @@ from hagmil.bundle.engine_entry import EngineEntry
 from hagmil.bundle.entries import Digest, FileEntry, Precision, StageName
 from hagmil.bundle.quantization import Quantization
 from hagmil.bundle.tested import Certainty, Tested
-from hagmil.spec import Kind, Readout
+from hagmil.spec import AttentionForm, Kind, Readout
 from hagmil.tissue_parameters import TissueParameters
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -78,6 +78,11 @@ class Manifest(FrozenModel):
     readout: Readout = Field(
         default="pooled", description="read-out of the stage models; additive models also give the evidence of patches"
     )
+    attention: AttentionForm = Field(
+        default="shared",
+        description="attention of the stage models: one value for each patch, or one for each class and patch; the "
+        "attention of kind hmil has tensors of its own",
+    )
     classes: tuple[str, ...] = Field(min_length=2, description="classes of the verdict, in the order of the logits")
     hierarchy: Hierarchy | None = None
     patch_px: int = Field(ge=8, description="side of a patch in pixels, at every stage")
@@ -120,6 +125,10 @@ class Manifest(FrozenModel):
             raise ValueError("classes must be the hierarchy's fine classes")
         if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
             raise ValueError("kind hmil requires a hierarchy and exactly one stage")
+        if self.kind not in ("hag-mil", "hmil") and (self.hierarchy is not None or len(self.stages) != 1):
+            raise ValueError(f"kind {self.kind} requires exactly one stage and no hierarchy")
+        if self.attention == "per_class" and len(self.stages) != 1:
+            raise ValueError("attention per_class requires exactly one stage")
         if self.readout == "additive" and self.kind != "hag-mil":
             raise ValueError("readout additive requires kind hag-mil")
         if self.quantization is not None and self.precision != "int8":

@@ -385,6 +385,7 @@ def _manifest(inputs: _ExportInputs, folder: Path, quantization: Quantization | 
         return Manifest(
             kind=card.kind,
             readout=card.readout,
+            attention=card.attention,
             classes=card.classes,
             hierarchy=card.hierarchy,
             patch_px=card.patch_px,

@@ -15,7 +15,7 @@ from hagmil.export.parity.torch_reference import torch_run
 from hagmil.runtime.sessions import open_session
 from hagmil.selftest import BACKBONE, SelfTestCase
 from hagmil.spec import BAG, PATCHES, STAGE_INPUTS, Kind
-from hagmil.trainer.models.build import output_specs
+from hagmil.trainer.models.registry import output_specs
 
 SELFTEST_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(absolute=1e-3, relative=1e-3),

@@ -152,7 +152,7 @@ def _check_graphs(bundle: Bundle, threads: int | None) -> Iterator[Check]:
         bundle, manifest.backbone.onnx, BACKBONE_INPUTS, BACKBONE_OUTPUTS, _axis_lengths(manifest, 0), threads
     )
     for index, stage in enumerate(manifest.stages):
-        outputs = stage_outputs(manifest.kind, manifest.readout)
+        outputs = stage_outputs(manifest.kind, manifest.readout, manifest.attention)
         yield _check_graph(bundle, stage.onnx, STAGE_INPUTS, outputs, _axis_lengths(manifest, index), threads)
 
 

@@ -28,8 +28,8 @@ from hagmil.export.parity.torch_reference import torch_run
 from hagmil.export.stage_half_precision import with_precision
 from hagmil.export.tracing import Captures, trace
 from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, Kind
-from hagmil.trainer.models.build import output_specs
 from hagmil.trainer.models.nystrom import NystromAttention
+from hagmil.trainer.models.registry import output_specs
 
 ParityForm = Literal["default", "long"]
 FORMS: tuple[ParityForm, ...] = get_args(ParityForm)

@@ -11,7 +11,7 @@ from torch import nn
 
 from hagmil.export.parity.compare import Run
 from hagmil.spec import STAGE_INPUTS, Kind, TensorSpec
-from hagmil.trainer.models.build import output_specs
+from hagmil.trainer.models.registry import output_specs
 
 
 def torch_run(

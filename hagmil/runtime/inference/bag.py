@@ -19,7 +19,8 @@ class BagOutput(NamedTuple):
 
     Args:
         logits: float32 (classes,); for HMIL those of the fine classes.
-        attention: float32 (patches,), one score for each patch; for HMIL the attention of the predicted fine class.
+        attention: float32 (patches,), one score for each patch; of models with one attention for each class, that of
+            the predicted class (for HMIL, the fine one).
         evidence: float32 (classes, patches), what each patch adds to each logit; its sum over patches, plus a constant
             for each class, equals the logits. None except for additive models.
     """

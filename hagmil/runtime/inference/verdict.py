@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ClassAttention:
-    """The attention of one class, for models with one attention for each class.
+    """The attention of one class of HMIL.
 
     Args:
         layer: ``coarse`` or ``fine``.
@@ -92,7 +92,7 @@ def verdict_of(manifest: Manifest, outputs: Outputs, coarse_outputs: Outputs | N
 
 
 def class_attentions(hierarchy: Hierarchy | None, verdict: Verdict, outputs: Outputs) -> tuple[ClassAttention, ...]:
-    """The attention of the predicted fine and coarse class; empty for models with one attention for all classes."""
+    """The attention of the predicted fine and coarse class of HMIL; empty for other models."""
     if hierarchy is None or verdict.coarse is None or FINE_ATTENTION.name not in outputs:
         return ()
     fine, coarse = hierarchy.fine.index(verdict.prediction), hierarchy.coarse.index(verdict.coarse.prediction)
@@ -108,11 +108,13 @@ def stage_logits(outputs: Outputs) -> NDArray[np.float32]:
 
 
 def patch_attention(outputs: Outputs) -> NDArray[np.float32]:
-    """The attention (patches,) that decides which patches are kept; for HMIL that of the predicted fine class."""
+    """The attention (patches,) that decides which patches are kept; if there is one for each class, that of the
+    predicted class, for HMIL the fine one."""
     if FINE_ATTENTION.name in outputs:
         by_class: NDArray[np.float32] = outputs[FINE_ATTENTION.name]  # (fine, patches)
         return np.asarray(by_class[int(np.argmax(outputs[FINE_LOGITS.name]))], np.float32)
-    return outputs[ATTENTION.name]
+    attention = outputs[ATTENTION.name]
+    return attention if attention.ndim == 1 else np.asarray(attention[int(np.argmax(outputs[LOGITS.name]))], np.float32)
 
 
 def _coarse_logits(outputs: Outputs, coarse_outputs: Outputs | None) -> NDArray[np.float32] | None:

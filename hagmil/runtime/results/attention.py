@@ -12,11 +12,14 @@ from hagmil.bundle import Hierarchy
 from hagmil.errors import DataError, one_line
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.results.result import ATTENTION_NAME, StageAttention
-from hagmil.spec import COARSE_ATTENTION, EVIDENCE, FINE_ATTENTION
+from hagmil.spec import ATTENTION, COARSE_ATTENTION, EVIDENCE, FINE_ATTENTION
+
+CLASS_ATTENTION_NAME = "class_attention"
 
 
 def stage_attention(stage: StageOutcome) -> StageAttention:
     """The arrays of one stage that a result holds and ``attention.h5`` stores."""
+    by_class = stage.outputs.get(ATTENTION.name)
     return StageAttention(
         name=stage.geometry.name,
         spacing_um=stage.geometry.spacing_um,
@@ -28,6 +31,7 @@ def stage_attention(stage: StageOutcome) -> StageAttention:
         coarse_attention=stage.outputs.get(COARSE_ATTENTION.name),
         fine_attention=stage.outputs.get(FINE_ATTENTION.name),
         evidence=stage.outputs.get(EVIDENCE.name),
+        class_attention=by_class if by_class is not None and by_class.ndim == 2 else None,
     )
 
 
@@ -38,6 +42,8 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: H
     int64 (kept,), row numbers of ``coords``, highest attention first; and the attributes ``patch_size``,
     ``patch_size_level0`` and ``spacing_um``. For HMIL it also contains ``coarse_attention`` and ``fine_attention``,
     float32 (classes, patches), with the attribute ``classes``; ``attention`` is then that of the predicted fine class.
+    For heads with one attention for each class it also contains ``class_attention``, float32 (classes, patches);
+    ``attention`` is then that of the predicted class.
     For additive models it also contains ``evidence``, float32 (classes, patches), what each patch adds to each logit of
     the stage.
 
@@ -60,6 +66,8 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: H
             group.create_dataset("kept", data=stage.kept)
             if stage.evidence is not None:
                 group.create_dataset(EVIDENCE.name, data=stage.evidence)
+            if stage.class_attention is not None:
+                group.create_dataset(CLASS_ATTENTION_NAME, data=stage.class_attention)
             if hierarchy is not None and stage.coarse_attention is not None and stage.fine_attention is not None:
                 coarse = group.create_dataset(COARSE_ATTENTION.name, data=stage.coarse_attention)
                 fine = group.create_dataset(FINE_ATTENTION.name, data=stage.fine_attention)
@@ -103,4 +111,5 @@ def _read_stage(name: str, group: h5py.Group) -> StageAttention:
         coarse_attention=group[COARSE_ATTENTION.name][...] if COARSE_ATTENTION.name in group else None,
         fine_attention=group[FINE_ATTENTION.name][...] if FINE_ATTENTION.name in group else None,
         evidence=group[EVIDENCE.name][...] if EVIDENCE.name in group else None,
+        class_attention=group[CLASS_ATTENTION_NAME][...] if CLASS_ATTENTION_NAME in group else None,
     )

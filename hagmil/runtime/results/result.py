@@ -40,6 +40,8 @@ class StageAttention:
         fine_attention: float32 (classes, patches), the attention of each fine class; None except for HMIL.
         evidence: float32 (classes, patches), what each patch adds to each logit of the stage; None except for additive
             models.
+        class_attention: float32 (classes, patches), the attention of each class; None except for heads with one
+            attention for each class.
     """
 
     name: str
@@ -52,6 +54,7 @@ class StageAttention:
     coarse_attention: NDArray[np.float32] | None = None
     fine_attention: NDArray[np.float32] | None = None
     evidence: NDArray[np.float32] | None = None
+    class_attention: NDArray[np.float32] | None = None
 
 
 class StageResult(FrozenModel):

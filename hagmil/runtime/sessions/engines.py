@@ -193,7 +193,7 @@ def _engine_session(bundle: Bundle, engines: EngineSet, graph: str) -> TensorRtS
         engines.paths[graph],
         engines.flavour,
         BACKBONE_INPUTS if is_backbone else STAGE_INPUTS,
-        BACKBONE_OUTPUTS if is_backbone else stage_outputs(manifest.kind, manifest.readout),
+        BACKBONE_OUTPUTS if is_backbone else stage_outputs(manifest.kind, manifest.readout, manifest.attention),
         version_compatible=engines.entries[graph].version_compatible,
     )
 

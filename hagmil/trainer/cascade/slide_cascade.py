@@ -24,7 +24,7 @@ from hagmil.errors import BundleError, DataError
 from hagmil.spec import ATTENTION, Kind
 from hagmil.trainer.data.cohort import CohortSlide, CohortStage, read_bag
 from hagmil.trainer.methods.selection import child_rows, keep_highest
-from hagmil.trainer.models.build import output_specs
+from hagmil.trainer.models.registry import output_specs
 
 StageOutputs = Mapping[str, NDArray[np.float32]]
 """Outputs of a stage model, by the names of the contract's tensors."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 from hagmil._files import atomic_path, write_text
 from hagmil._models import FrozenModel
 from hagmil.bundle import Hierarchy
-from hagmil.errors import BundleError
-from hagmil.spec import Kind, Readout
+from hagmil.errors import BundleError, UsageError
+from hagmil.spec import AttentionForm, Kind, Readout
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.metrics.classification import ClassificationMetrics
-from hagmil.trainer.models.build import ModelConfig, cascade_models, hmil_model
-from hagmil.trainer.models.hmil import HmilConfig
+from hagmil.trainer.models.iat import IatConfig
+from hagmil.trainer.models.registry import ModelSizes, model_kind
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "checkpoint.json"
@@ -95,12 +95,25 @@ class CheckpointCard(FrozenModel):
     patch_px: int = Field(ge=1)
     stages: tuple[CheckpointStage, ...] = Field(min_length=1, description="coarse to fine")
     feature_dim: int = Field(ge=1)
-    model: ModelConfig
+    model: SerializeAsAny[FrozenModel]
     backbone: CheckpointBackbone | None = Field(description="null if unknown")
     tissue: TissueParameters
     weights_sha256: str = Field(description="digest of names, types, shapes and values of the weights")
     training: TrainingRecord | None = Field(default=None, description="null if the weights were imported")
     imported: ImportRecord | None = Field(default=None, description="null if the weights were trained by hagmil")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_kind(cls, value: object, info: ValidationInfo) -> FrozenModel:
+        """Validate the sizes of the models as those of the kind."""
+        kind = info.data.get("kind")
+        if kind is None:
+            raise ValueError("there is no kind")
+        try:
+            config = model_kind(kind).config
+        except UsageError as error:
+            raise ValueError(error.message) from error
+        return value if isinstance(value, config) else config.model_validate(value)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> CheckpointCard:
@@ -108,10 +121,10 @@ class CheckpointCard(FrozenModel):
             raise ValueError("keep must be null for the last stage and a number for all others")
         if self.hierarchy is not None and self.hierarchy.fine != self.classes:
             raise ValueError("classes must be the hierarchy's fine classes")
-        if (self.kind == "hmil") != isinstance(self.model, HmilConfig):
-            raise ValueError(f"model does not contain the sizes of a model of kind {self.kind}")
         if self.kind == "hmil" and (self.hierarchy is None or len(self.stages) != 1):
             raise ValueError("kind hmil needs a hierarchy and exactly one stage")
+        if self.kind not in ("hag-mil", "hmil") and (self.hierarchy is not None or len(self.stages) != 1):
+            raise ValueError(f"kind {self.kind} needs exactly one stage and no hierarchy")
         if (self.training is None) == (self.imported is None):
             raise ValueError("exactly one of training and imported must be given")
         return self
@@ -119,7 +132,12 @@ class CheckpointCard(FrozenModel):
     @property
     def readout(self) -> Readout:
         """Read-out of the stage models."""
-        return "pooled" if isinstance(self.model, HmilConfig) else self.model.readout
+        return self.model.readout if isinstance(self.model, IatConfig) else "pooled"
+
+    @property
+    def attention(self) -> AttentionForm:
+        """Form of the attention of the stage models."""
+        return model_kind(self.kind).attention
 
     def origin(self) -> dict[str, Any]:
         """The training record or the import record, as JSON values."""
@@ -249,18 +267,8 @@ def restore(folder: Path, models: Sequence[nn.Module], optimisers: Sequence[Opti
 
 
 def _empty_models(card: CheckpointCard) -> list[nn.Module]:
-    if isinstance(card.model, HmilConfig):
-        assert card.hierarchy is not None  # checked by the validator
-        return [hmil_model(card.model, feature_dim=card.feature_dim, hierarchy=card.hierarchy)]
-    return list(
-        cascade_models(
-            card.model,
-            feature_dim=card.feature_dim,
-            classes=len(card.classes),
-            hierarchy=card.hierarchy,
-            stages=len(card.stages),
-        )
-    )
+    sizes = ModelSizes(card.feature_dim, len(card.classes), card.hierarchy, len(card.stages))
+    return model_kind(card.kind).build(card.model, sizes)
 
 
 def _pretty(card: CheckpointCard) -> str:

@@ -150,6 +150,13 @@ class HmilOptimiserConfig(FrozenModel):
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of Adam")
 
 
+class HeadOptimiserConfig(FrozenModel):
+    """Adam with the defaults of CLAM."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
+    weight_decay: float = Field(default=1e-5, ge=0, description="weight decay of Adam")
+
+
 class CascadeConfig(FrozenModel):
     """Number of patches with the highest attention that a stage keeps for the next."""
 

@@ -6,11 +6,12 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from hagmil._models import FrozenModel
 from hagmil.bundle import Hierarchy
@@ -21,6 +22,7 @@ from hagmil.trainer.config.sections import (
     AlignmentConfig,
     CascadeConfig,
     DataConfig,
+    HeadOptimiserConfig,
     HierarchyConfig,
     HmilOptimiserConfig,
     HmilScheduleConfig,
@@ -29,8 +31,10 @@ from hagmil.trainer.config.sections import (
     ScheduleConfig,
 )
 from hagmil.trainer.losses.hmil import HmilLossConfig
+from hagmil.trainer.losses.registry import find_loss, loss_names
 from hagmil.trainer.models.hmil import HmilConfig
 from hagmil.trainer.models.iat import IatConfig
+from hagmil.trainer.models.registry import Head, kind_names, model_kind
 
 RECIPES = Path(__file__).with_name("recipes")
 """Folder of the configurations that come with the package."""
@@ -45,7 +49,7 @@ _ADDED_LATER: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
 }
 """Keys that did not exist when the first recipes were digested, by section."""
 _SIMILAR = 0.75  # ratio of difflib from which a name is suggested
-_KIND = "kind of model: hag-mil or hmil"
+_KIND = "kind of model: hag-mil, hmil, or another head such as abmil or clam-sb"
 _OUT = "run folder"
 _CLASSES = "names of the classes in the order of the logits; null: the labels in the split, sorted"
 _SEED = "seed of weights, sampling and dropout"
@@ -143,13 +147,83 @@ class HmilTrainingConfig(_Training):
         return self.hierarchy.resolved()
 
 
-TrainingConfig = HagMilConfig | HmilTrainingConfig
-"""A configuration of either kind; the key ``kind`` tells which."""
+class HeadTrainingConfig(_Training):
+    """Configuration of the training of another head, at one spacing; :func:`config_class` gives it its sections."""
 
-_KINDS: dict[str, type[HagMilConfig] | type[HmilTrainingConfig]] = {
+    kind: str = Field(description=_KIND)
+    out: Path = Field(default=Path("runs/head"), description=_OUT)
+    data: DataConfig
+    classes: tuple[str, ...] | None = Field(default=None, min_length=2, description=_CLASSES)
+    model: SerializeAsAny[FrozenModel]
+    loss: SerializeAsAny[FrozenModel]
+    optimiser: HeadOptimiserConfig = HeadOptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    seed: int = Field(default=0, ge=0, description=_SEED)
+    device: str = Field(default="cpu", pattern=_DEVICE_PATTERN, description=_DEVICE)
+    threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Classes of the prediction in the order of its logits; None if they follow from the labels."""
+        return self.classes
+
+    def label_hierarchy(self) -> None:
+        """There is no hierarchy of labels."""
+        return
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss."""
+        return str(self.loss.model_dump()["name"])
+
+
+TrainingConfig = HagMilConfig | HmilTrainingConfig | HeadTrainingConfig
+"""A configuration of any kind; the key ``kind`` tells which."""
+
+_PUBLISHED: dict[str, type[HagMilConfig] | type[HmilTrainingConfig]] = {
     "hag-mil": HagMilConfig,
     "hmil": HmilTrainingConfig,
 }
+
+
+def config_class(kind: str, loss: str | None = None) -> type[TrainingConfig]:
+    """The class of the configurations of a kind.
+
+    Args:
+        kind: kind of model.
+        loss: name of the loss of a head; None: that of the head.
+
+    Raises:
+        UsageError: the kind or the loss is unknown.
+    """
+    if kind in _PUBLISHED:
+        return _PUBLISHED[kind]
+    head = model_kind(kind)
+    assert isinstance(head, Head)
+    return _head_config_class(kind, head, loss or head.loss)
+
+
+@cache
+def _head_config_class(kind: str, head: Head, loss: str) -> type[HeadTrainingConfig]:
+    """One class for each kind and loss, so that equal configurations compare equal."""
+    parameters = find_loss(loss).config
+    this_loss: Any = Literal[loss]
+    this_kind: Any = Literal[kind]
+    section = create_model(
+        "HeadLossConfig",
+        __base__=parameters,
+        __doc__=parameters.__doc__,
+        name=(this_loss, Field(default=loss, description=f"name of the loss: {' or '.join(loss_names())}")),
+    )
+    return create_model(
+        "HeadTrainingConfig",
+        __base__=HeadTrainingConfig,
+        __doc__=HeadTrainingConfig.__doc__,
+        kind=(this_kind, Field(description=_KIND)),
+        out=(Path, Field(default=Path("runs") / kind.replace(":", "-"), description=_OUT)),
+        model=(head.config, head.config()),
+        loss=(section, section()),
+    )
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -203,12 +277,7 @@ def parse_config(tree: Mapping[str, Any], *, source: str) -> TrainingConfig:
     Raises:
         UsageError: a key is unknown, or a value is invalid.
     """
-    kind = tree.get("kind", "hag-mil")
-    model = _KINDS.get(kind) if isinstance(kind, str) else None
-    if model is None:
-        raise UsageError(
-            f'configuration "{source}": kind is {kind!r}; it must be one of {", ".join(_KINDS)}', code="configuration"
-        )
+    model = _config_class_of(tree, source)
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
@@ -221,6 +290,18 @@ def parse_config(tree: Mapping[str, Any], *, source: str) -> TrainingConfig:
         "split": data.split.absolute(),
     }
     return config.model_copy(update={"out": config.out.absolute(), "data": data.model_copy(update=paths)})
+
+
+def _config_class_of(tree: Mapping[str, Any], source: str) -> type[TrainingConfig]:
+    kind, loss = tree.get("kind", "hag-mil"), tree.get("loss")
+    if not isinstance(kind, str):
+        kinds = ", ".join(kind_names())
+        raise UsageError(f'configuration "{source}": kind is {kind!r}; it must be one of {kinds}', code="configuration")
+    name = loss.get("name") if isinstance(loss, Mapping) else None
+    try:
+        return config_class(kind, None if name is None else str(name))
+    except UsageError as error:
+        raise UsageError(f'configuration "{source}": {error.message}', code="configuration") from error
 
 
 def _with_overrides(tree: dict[str, Any], overrides: Sequence[str], *, source: str) -> TrainingConfig:

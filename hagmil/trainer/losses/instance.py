@@ -79,7 +79,7 @@ def instance_loss(
     number is positive.
 
     Args:
-        attention: float (patches,), raw scores.
+        attention: float (patches,), raw scores; or (classes, patches), of which each classifier uses its own row.
         hidden: float (patches, hidden_width).
         classifiers: one for each class, from hidden features to two scores (negative, positive).
         label: class of the bag.
@@ -92,10 +92,11 @@ def instance_loss(
     """
     if kind == "none":
         return attention.new_zeros(())
-    patches = attention.shape[0]
-    order = torch.argsort(attention.detach(), descending=True, stable=True)
-    highest = hidden[order[: min(k_sample, (patches + 1) // 2)]]
-    lowest = hidden[order[patches - min(k_sample, patches // 2) :]]
+    patches = attention.shape[-1]
+    orders = torch.argsort(attention.detach(), descending=True, stable=True).expand(len(classifiers), patches)
+    positives = min(k_sample, (patches + 1) // 2)
+    highest = hidden[orders[label, :positives]]
+    lowest = hidden[orders[label, patches - min(k_sample, patches // 2) :]]
     compare = F.cross_entropy if kind == "cross_entropy" else smooth_top1_svm
 
     positive = torch.ones(len(highest), dtype=torch.int64, device=hidden.device)
@@ -106,5 +107,5 @@ def instance_loss(
         return loss
     for index, classifier in enumerate(classifiers):
         if index != label:
-            loss = loss + compare(classifier(highest), torch.zeros_like(positive))
+            loss = loss + compare(classifier(hidden[orders[index, :positives]]), torch.zeros_like(positive))
     return loss / len(classifiers)

@@ -1,17 +1,11 @@
-"""Create the models of a training or a checkpoint from their sizes."""
+"""Create the stage models of HAG-MIL and HMIL from their sizes."""
 
 from __future__ import annotations
 
-from torch import nn
-
 from hagmil.bundle import Hierarchy
-from hagmil.spec import Kind, TensorSpec, stage_outputs
 from hagmil.trainer.models.additive import AdditiveStageModel
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
-
-ModelConfig = IatConfig | HmilConfig
-"""Sizes of a stage model of either method."""
 
 CascadeModel = IntegratedAttentionTransformer | AdditiveStageModel
 """A stage model of HAG-MIL, with either read-out."""
@@ -49,13 +43,3 @@ def cascade_models(
 def hmil_model(config: HmilConfig, *, feature_dim: int, hierarchy: Hierarchy) -> HierarchicalMil:
     """Create the model of HMIL."""
     return HierarchicalMil(feature_dim, len(hierarchy.coarse), len(hierarchy.fine), config)
-
-
-def output_specs(model: nn.Module, kind: Kind) -> tuple[TensorSpec, ...]:
-    """Outputs of a stage model's ``forward``, in order.
-
-    Args:
-        model: the stage model.
-        kind: kind of the model.
-    """
-    return stage_outputs(kind, "additive" if isinstance(model, AdditiveStageModel) else "pooled")

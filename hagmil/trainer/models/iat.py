@@ -83,7 +83,8 @@ class StageOutput(NamedTuple):
 
     Args:
         logits: float (classes,).
-        attention: float (patches,), raw scores of the last block, before any softmax.
+        attention: float (patches,), raw scores of the last block, before any softmax; of heads with one attention for
+            each class, (classes, patches).
     """
 
     logits: Tensor

@@ -23,7 +23,7 @@ from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.trt import TensorRtSession
-from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, STAGE_OUTPUTS
+from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, stage_outputs
 from tests.fakes.bundles import FEATURES, PATCH_PX, write_small_bundle
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
@@ -79,7 +79,7 @@ def stage_session(folder: Path, *, patches: tuple[Range, ...] = (Range(1, 30, 10
     request = BuildRequest(bundle / "fine.onnx", bag_profiles(FEATURES, patches), ("8.9",))
     engine = folder / "fine.engine"
     engine.write_bytes(build_engine(flavour, request).data)
-    return TensorRtSession(engine, flavour, STAGE_INPUTS, STAGE_OUTPUTS["hag-mil"])
+    return TensorRtSession(engine, flavour, STAGE_INPUTS, stage_outputs("hag-mil"))
 
 
 def bag(patches: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -300,7 +300,7 @@ def test_an_engine_whose_tensors_break_the_contract_is_rejected(
     install(monkeypatch, gpu, "tensorrt-rtx")
     stage_session(tmp_path)
     with pytest.raises(BundleError, match="coarse_logits"):
-        TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, STAGE_OUTPUTS["hmil"])
+        TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, stage_outputs("hmil"))
 
 
 # Loading: fitting engines, rejected engines, and rebuilding.
@@ -508,7 +508,7 @@ def test_the_error_of_an_engine_that_cannot_be_loaded_gives_the_reason_of_the_li
     with pytest.raises(
         EnvironmentLacks, match=r"(?i)cannot be loaded by TensorRT.*unsupported_cc.*--rebuild"
     ) as caught:
-        TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, STAGE_OUTPUTS["hag-mil"])
+        TensorRtSession(tmp_path / "fine.engine", choose_flavour(), STAGE_INPUTS, stage_outputs("hag-mil"))
     assert caught.value.code == "engine_refused"
 
 

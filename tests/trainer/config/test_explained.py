@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from hagmil.cli.app import app
 from hagmil.trainer.config.explained import LINE_LENGTH, explained_yaml, explanation, section_of
 from hagmil.trainer.config.training import (
-    HagMilConfig,
-    HmilTrainingConfig,
+    config_class,
     default_config,
     load_config,
     recipe_names,
 )
+from hagmil.trainer.models.registry import kind_names
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -30,7 +30,7 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
             yield from _fields(section, f"{prefix}{name}.")
 
 
-@pytest.mark.parametrize("model", [HagMilConfig, HmilTrainingConfig])
+@pytest.mark.parametrize("model", [config_class(kind) for kind in kind_names()])
 def test_every_key_has_an_explanation(model: type[BaseModel]) -> None:
     assert [key for key, text in _fields(model) if not text] == []
 

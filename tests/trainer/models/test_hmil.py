@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.export import Dim
 
-from hagmil.spec import STAGE_OUTPUTS
+from hagmil.spec import stage_outputs
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig, HmilOutput, HmilTrainingOutput
 from hagmil.trainer.published.hmil_names import our_hmil_name, published_hmil_name
 from tests.trainer.published_models import (
@@ -115,7 +115,7 @@ def test_invalid_sizes_are_rejected() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_onnx_outputs_agree_for_any_number_of_patches(small: HierarchicalMil, tmp_path: Path) -> None:
     path = tmp_path / "stage.onnx"
-    names = [spec.name for spec in STAGE_OUTPUTS["hmil"]]
+    names = [spec.name for spec in stage_outputs("hmil")]
     program = torch.onnx.export(
         small,
         (_bag(5),),
