@@ -52,7 +52,8 @@ def infer(
     """Classify slides with a bundle and write a verdict for each.
 
     Writes OUT/results.csv and, for each slide, OUT/<slide_id>/ with result.json, heatmap.png, attention.h5 and
-    regions.geojson. If OUT holds results already, pass --resume or --overwrite; both keep the results of other slides.
+    regions.geojson; additive models also give evidence_<class>.png. If OUT holds results already, pass --resume or
+    --overwrite; both keep the results of other slides.
     """
     from hagmil.errors import UsageError
     from hagmil.runtime.inference.encode import EncodeOptions

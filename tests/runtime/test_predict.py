@@ -32,6 +32,7 @@ from hagmil.runtime.results.result import Result, read_result, result_schema
 from tests.conftest import REPOSITORY
 from tests.runtime.calibrated import calibrated
 from tests.runtime.slide_files import save_pyramid, tissue_picture
+from tests.runtime.small_bundle import write_small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,16 @@ def test_a_slide_with_a_verdict_has_all_files(tissue_path: Path, model: LoadedMo
     assert (result.spacing_um, result.spacing_source) == (pytest.approx(0.5), "metadata")
     assert {"open", "tissue", "read", "backbone", "models", "total"} <= result.timing_s.keys()
     assert read_result(tmp_path / "tissue") == result
+
+
+def test_an_additive_model_gives_a_map_of_its_evidence_that_a_later_run_replaces(
+    tissue_path: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    additive = load_model(write_small_bundle(tmp_path / "bundle", readout="additive"), threads=1)
+    predict_slide(tissue_path, model=additive, out=tmp_path / "out")
+    assert (tmp_path / "out" / "evidence_dark.png").is_file()
+    predict_slide(tissue_path, model=model, out=tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "evidence_dark.png").exists()
 
 
 def test_predict_slide_writes_the_files_of_the_slide_to_out(

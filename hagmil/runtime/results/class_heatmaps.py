@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.inference.verdict import ClassAttention
-from hagmil.runtime.results.heatmap import Caption, draw_heatmap
+from hagmil.runtime.results.heatmap import draw_heatmap
+from hagmil.runtime.results.panels import Caption
 from hagmil.runtime.slides.overview import Overview
 
 CLASS_HEATMAPS = "heatmap_*.png"
@@ -40,5 +41,10 @@ def draw_class_heatmaps(
 
 
 def class_heatmap_name(layer: str, name: str) -> str:
-    """The file name of one class's heatmap; characters other than letters, digits, dots and hyphens become ``_``."""
-    return f"heatmap_{layer}_{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.png"
+    """The file name of one class's heatmap."""
+    return f"heatmap_{layer}_{class_in_file_name(name)}.png"
+
+
+def class_in_file_name(name: str) -> str:
+    """A class as part of a file name; characters other than letters, digits, dots and hyphens become ``_``."""
+    return re.sub(r"[^A-Za-z0-9.-]", "_", name)

@@ -11,46 +11,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hagmil._files import atomic_path
 from hagmil.runtime.inference.cascade import StageOutcome
-from hagmil.runtime.slides.overview import PANEL_PX, Overview
+from hagmil.runtime.results.panels import (
+    FAINT,
+    HEADER_PX,
+    INK,
+    MARGIN_PX,
+    PAPER,
+    Caption,
+    draw_caption,
+    draw_scale_bar,
+    fit_overview,
+    font,
+    patch_squares,
+    shortened,
+)
+from hagmil.runtime.slides.overview import Overview
 
-_MARGIN_PX = 28
-_HEADER_PX = 132
 _FOOTER_PX = 150
 _OVERLAY_SHARE = 0.62
-_INK = (33, 37, 41)
-_FAINT = (108, 117, 125)
-_ALERT = (176, 42, 55)
-_PAPER = (255, 255, 255)
 _COLOUR_STOPS = np.array(
     [(48, 62, 138), (38, 130, 142), (94, 184, 108), (240, 196, 56), (233, 116, 40), (176, 24, 44)], np.float64
 )
 _OUTLINES = ((90, 90, 90), (0, 92, 230), (214, 40, 40), (140, 30, 160), (0, 130, 90), (120, 80, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """The text around the heatmap.
-
-    Args:
-        title: the slide.
-        verdict: the prediction and its probability.
-        details: one line with all probabilities.
-        notice: the intended use.
-    """
-
-    title: str
-    verdict: str
-    details: str
-    notice: str
 
 
 def draw_heatmap(path: Path, overview: Overview, outcomes: Sequence[StageOutcome], caption: Caption) -> None:
@@ -62,17 +52,17 @@ def draw_heatmap(path: Path, overview: Overview, outcomes: Sequence[StageOutcome
         outcomes: the stages, coarse to fine.
         caption: the text around the heatmap.
     """
-    small, scale = _fit(overview)
+    small, scale = fit_overview(overview)
     width, height = small.size
-    canvas = Image.new("RGB", (2 * width + 3 * _MARGIN_PX, height + _HEADER_PX + _FOOTER_PX), _PAPER)
-    _draw_caption(canvas, caption)
-    left, right, top = _MARGIN_PX, width + 2 * _MARGIN_PX, _HEADER_PX
+    canvas = Image.new("RGB", (2 * width + 3 * MARGIN_PX, height + HEADER_PX + _FOOTER_PX), PAPER)
+    draw_caption(canvas, caption)
+    left, right, top = MARGIN_PX, width + 2 * MARGIN_PX, HEADER_PX
     canvas.paste(_outlined(small, outcomes, scale), (left, top))
     canvas.paste(_heated(small, outcomes, scale), (right, top))
     draw = ImageDraw.Draw(canvas)
     for x in (left, right):
-        draw.rectangle((x - 1, top - 1, x + width, top + height), outline=_FAINT)
-    _draw_scale_bar(draw, left, top + height, width, scale, overview.slide_spacing_um)
+        draw.rectangle((x - 1, top - 1, x + width, top + height), outline=FAINT)
+    draw_scale_bar(draw, left, top + height, width, scale, overview.slide_spacing_um)
     _draw_outline_legend(draw, left, top + height + 44, outcomes)
     _draw_colour_bar(canvas, right, top + height + 20, width, outcomes)
     with atomic_path(path) as temporary:
@@ -103,26 +93,11 @@ def colours_of(positions: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def _fit(overview: Overview) -> tuple[Image.Image, float]:
-    """Resize the overview to the panel; also gives the level-0 pixels per panel pixel."""
-    image = Image.fromarray(overview.pixels)
-    factor = PANEL_PX / max(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    resample = Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC
-    return image.resize(size, resample), overview.downsample / factor
-
-
-def _squares(outcome: StageOutcome, scale: float) -> NDArray[np.int64]:
-    """Patches as (left, top, right, bottom) in panel pixels, int64 (patches, 4)."""
-    corners = np.hstack((outcome.coords, outcome.coords + outcome.geometry.patch_level0))
-    return np.rint(corners / scale).astype(np.int64)
-
-
 def _outlined(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float) -> Image.Image:
     pixels = np.asarray(small).copy()
     for index, outcome in enumerate(outcomes):
         inside = np.zeros(pixels.shape[:2], bool)
-        for x0, y0, x1, y1 in _squares(outcome, scale):
+        for x0, y0, x1, y1 in patch_squares(outcome, scale):
             inside[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
         pixels[_border(inside)] = _OUTLINES[index % len(_OUTLINES)]
     return Image.fromarray(pixels)
@@ -143,7 +118,7 @@ def _heated(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float) 
     covered = np.zeros(pixels.shape[:2], bool)
     for index, outcome in enumerate(outcomes):  # step 3
         colours = colours_of(colour_bar_positions(outcome.attention, index, len(outcomes)))
-        for (x0, y0, x1, y1), colour in zip(_squares(outcome, scale), colours, strict=True):
+        for (x0, y0, x1, y1), colour in zip(patch_squares(outcome, scale), colours, strict=True):
             area = np.s_[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
             paint[area], covered[area] = colour, True
     grey = pixels.mean(axis=2, keepdims=True)
@@ -151,36 +126,12 @@ def _heated(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float) 
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
-def _draw_caption(canvas: Image.Image, caption: Caption) -> None:
-    draw = ImageDraw.Draw(canvas)
-    lines = (
-        (18, caption.title, 18, _INK),
-        (42, caption.verdict, 30, _INK),
-        (82, caption.details, 15, _FAINT),
-        (104, caption.notice, 15, _ALERT),
-    )
-    width = canvas.width - 2 * _MARGIN_PX
-    for y, text, size, colour in lines:
-        draw.text((_MARGIN_PX, y), _shortened(draw, text, width, size), fill=colour, font=_font(size))
-
-
-def _draw_scale_bar(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, scale: float, spacing_um: float) -> None:
-    um_per_pixel = scale * spacing_um
-    longest_um = um_per_pixel * width / 3
-    steps = [base * 10**power for power in range(0, 6) for base in (1, 2, 5)]
-    length_um = max((step for step in steps if step <= longest_um), default=1)
-    length_px = round(length_um / um_per_pixel)
-    label = f"{length_um // 1000} mm" if length_um >= 1000 else f"{length_um} um"
-    draw.rectangle((x, y + 20, x + length_px, y + 24), fill=_INK)
-    draw.text((x + length_px + 8, y + 13), label, fill=_INK, font=_font(14))
-
-
 def _draw_outline_legend(draw: ImageDraw.ImageDraw, x: int, y: int, outcomes: Sequence[StageOutcome]) -> None:
     for index, outcome in enumerate(outcomes):
         top = y + 22 * index
         draw.rectangle((x, top + 2, x + 14, top + 16), outline=_OUTLINES[index % len(_OUTLINES)], width=2)
         label = f"read at {outcome.geometry.spacing_um:g} um/px: {len(outcome.coords)} patches"
-        draw.text((x + 22, top), label, fill=_INK, font=_font(14))
+        draw.text((x + 22, top), label, fill=INK, font=font(14))
 
 
 def _draw_colour_bar(canvas: Image.Image, x: int, y: int, width: int, outcomes: Sequence[StageOutcome]) -> None:
@@ -190,21 +141,9 @@ def _draw_colour_bar(canvas: Image.Image, x: int, y: int, width: int, outcomes: 
     part = width / len(outcomes)
     for index, outcome in enumerate(outcomes):
         start = x + round(index * part)
-        draw.line((start, y - 3, start, y + 19), fill=_INK)
-        draw.text((start + 2, y + 22), f"{outcome.geometry.spacing_um:g} um/px", fill=_INK, font=_font(14))
-        draw.text((start + 2, y + 40), "low to high", fill=_FAINT, font=_font(12))
-    draw.line((x + width - 1, y - 3, x + width - 1, y + 19), fill=_INK)
+        draw.line((start, y - 3, start, y + 19), fill=INK)
+        draw.text((start + 2, y + 22), f"{outcome.geometry.spacing_um:g} um/px", fill=INK, font=font(14))
+        draw.text((start + 2, y + 40), "low to high", fill=FAINT, font=font(12))
+    draw.line((x + width - 1, y - 3, x + width - 1, y + 19), fill=INK)
     words = "Attention: rank of a patch among the patches of its stage; finer stages cover coarser ones."
-    draw.text((x, y + 66), _shortened(draw, words, width, 13), fill=_FAINT, font=_font(13))
-
-
-def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    if draw.textlength(text, font=_font(size)) <= width:
-        return text
-    while text and draw.textlength(text + " ...", font=_font(size)) > width:
-        text = text[:-1]
-    return text + " ..."
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    draw.text((x, y + 66), shortened(draw, words, width, 13), fill=FAINT, font=font(13))

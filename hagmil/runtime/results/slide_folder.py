@@ -10,7 +10,9 @@ from hagmil.runtime.inference.one_slide import SlideOutcome
 from hagmil.runtime.inference.verdict import class_attentions
 from hagmil.runtime.results.attention import write_attention
 from hagmil.runtime.results.class_heatmaps import CLASS_HEATMAPS, draw_class_heatmaps
-from hagmil.runtime.results.heatmap import Caption, draw_heatmap
+from hagmil.runtime.results.evidence_maps import EVIDENCE_MAPS, draw_evidence_maps
+from hagmil.runtime.results.heatmap import draw_heatmap
+from hagmil.runtime.results.panels import Caption
 from hagmil.runtime.results.regions import write_regions
 from hagmil.runtime.results.result import ATTENTION_NAME, HEATMAP_NAME, REGIONS_NAME, RESULT_NAME
 
@@ -18,13 +20,13 @@ from hagmil.runtime.results.result import ATTENTION_NAME, HEATMAP_NAME, REGIONS_
 def clear_slide_folder(folder: Path) -> None:
     """Make the folder, and delete the files that an earlier run wrote into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT_NAME, HEATMAP_NAME, CLASS_HEATMAPS, ATTENTION_NAME, REGIONS_NAME):
+    for name in (RESULT_NAME, HEATMAP_NAME, CLASS_HEATMAPS, EVIDENCE_MAPS, ATTENTION_NAME, REGIONS_NAME):
         for path in folder.glob(name):
             path.unlink()
 
 
 def write_slide_files(folder: Path, slide_id: str, model: LoadedModel, outcome: SlideOutcome) -> None:
-    """Write heatmap.png, attention.h5 and regions.geojson, and the heatmaps of classes if the model gives them.
+    """Write heatmap.png, attention.h5 and regions.geojson, and the pictures of classes if the model gives them.
 
     Args:
         folder: an existing folder.
@@ -44,6 +46,7 @@ def write_slide_files(folder: Path, slide_id: str, model: LoadedModel, outcome: 
     hierarchy, last = model.bundle.manifest.hierarchy, outcome.stages[-1]
     attentions = class_attentions(hierarchy, outcome.verdict, last.outputs)
     draw_class_heatmaps(folder, outcome.thumbnail, last, attentions, caption)
+    draw_evidence_maps(folder, outcome.thumbnail, last, model.bundle.manifest.classes, caption)
     write_attention(folder, outcome.stages, hierarchy)
     write_regions(folder, outcome.stages)
 
