@@ -62,7 +62,7 @@ def adaptive_keeps(bundle: Bundle, limit: int | None = None) -> tuple[int, ...]:
         UsageError: the bundle has no cascade or is not calibrated, or the limit is not possible.
     """
     manifest = bundle.manifest
-    if manifest.kind != "hag-mil" or len(manifest.stages) == 1:
+    if len(manifest.stages) == 1:
         raise UsageError(f'bundle "{bundle.path}" has one stage, which reads all patches; run it without --adaptive')
     if manifest.certainty is None:
         raise UsageError(

@@ -4,8 +4,9 @@
    other logits, since a number added to all logits changes no probability. The same difference of a patch's evidence is
    the value of the patch: positive for the class, negative against it. With two classes, the values for one class are
    the negative values for the other, and one map is drawn, of the second class.
-2. The left panel shows the positive values and the right panel the negative values, with one scale. Patches without a
-   value of the panel's sign are pale. The slide is grey, and patches have a least size, so that no patch is overlooked.
+2. The left panel shows the positive values and the right panel the negative values, with one scale. The slide is grey,
+   and a line surrounds the patches that were read. Values near 0 are transparent, so that the tissue is seen. Patches
+   have a least size, so that none is overlooked.
 3. A colour stands for the square root of a value divided by the largest absolute value, because a few patches have most
    of the attention, and small values would otherwise not be visible. The scale gives the values.
 4. The sums of both panels and a constant of the model give the difference of the logits of step 1.
@@ -36,6 +37,7 @@ from hagmil.runtime.results.panels import (
     fit_overview,
     font,
     patch_squares,
+    region_border,
     shortened,
 )
 from hagmil.runtime.slides.overview import Overview
@@ -45,7 +47,9 @@ EVIDENCE_MAPS = "evidence_*.png"
 """Glob that matches the files."""
 
 _FOOTER_PX = 150
-_OVERLAY_SHARE = 0.85
+_LEAST_OVERLAY, _MOST_OVERLAY = 0.2, 0.85
+_OPAQUE_FROM = 0.25  # position on the colour bar
+_OUTLINE = (90, 90, 90)
 _LEAST_PATCH_PX = 4
 _COLOUR_STOPS = np.array(  # blue and orange differ for people with every kind of colour blindness
     [(5, 60, 120), (67, 147, 195), (190, 217, 233), (247, 247, 247), (252, 215, 165), (238, 140, 40), (160, 70, 0)],
@@ -106,10 +110,15 @@ def evidence_colours(values: NDArray[np.float64], largest: float) -> NDArray[np.
     Returns:
         uint8 (n, 3).
     """
-    positions = np.sign(values) * np.sqrt(np.abs(values) / (largest or 1.0))
+    positions = np.sign(values) * _strengths(values, largest)
     stops = np.linspace(-1.0, 1.0, len(_COLOUR_STOPS))
     channels = [np.interp(positions, stops, _COLOUR_STOPS[:, channel]) for channel in range(3)]
     return np.asarray(np.rint(np.stack(channels, axis=-1)), np.uint8)
+
+
+def _strengths(values: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
+    """Distances from the middle of the colour bar, 0 to 1 (step 3)."""
+    return np.asarray(np.sqrt(np.abs(values) / (largest or 1.0)), np.float64)
 
 
 def _draw(
@@ -127,7 +136,7 @@ def _draw(
         shown = np.maximum(sign * values, 0) * sign
         canvas.paste(_painted(small, outcome, shown, largest, scale), (left, top))
         draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FAINT)
-        words = f"{word} {classes[index]}: {np.count_nonzero(shown)} patches, {shown.sum() + 0.0:+.3g} in total"
+        words = f"{word} {classes[index]}: {np.count_nonzero(shown)} patches, {shown.sum() + 0.0:+#.3g} in total"
         draw.text((left, top + height + 6), shortened(draw, words, width, 16), fill=INK, font=font(16))
     draw_scale_bar(draw, lefts[0], top + height + 20, width, scale, overview.slide_spacing_um)
     _draw_colour_bar(canvas, lefts[1], top + height + 34, width, largest)
@@ -146,9 +155,10 @@ def _explanation(
     rest = "the logit of the other class" if len(classes) == 2 else "the mean of the other logits"
     spacing_um = outcome.geometry.spacing_um
     return (
-        f"Evidence of a patch: what it adds, at {spacing_um:g} um/px, to the logit of {classes[index]} minus {rest}.",
-        f"All patches {from_patches:+.3g}, and a constant of the model {total - from_patches:+.3g}: the difference is "
-        f"{total:+.3g}.",
+        f"Evidence of a patch: what it adds to the logit of {classes[index]} minus {rest}. A line surrounds the "
+        f"patches that were read at {spacing_um:g} um/px.",
+        f"All patches {from_patches:+#.3g}, and a constant of the model {total - from_patches:+#.3g}: the difference "
+        f"is {total:+#.3g}.",
     )
 
 
@@ -156,13 +166,18 @@ def _painted(
     small: Image.Image, outcome: StageOutcome, values: NDArray[np.float64], largest: float, scale: float
 ) -> Image.Image:
     """A panel: the slide in grey under the values, the smallest first (step 2)."""
-    grey = np.asarray(small.convert("L"), np.float64)[..., None]
-    pixels = np.broadcast_to(128 + grey / 2, (*grey.shape[:2], 3)).copy()
+    grey = 128 + np.asarray(small.convert("L"), np.float64)[..., None] / 2
+    pixels = np.repeat(grey, 3, axis=2)
+    inside = np.zeros(grey.shape[:2], bool)
     colours, squares = evidence_colours(values, largest).astype(np.float64), patch_squares(outcome, scale)
+    overlays = np.interp(_strengths(values, largest), (0.0, _OPAQUE_FROM), (_LEAST_OVERLAY, _MOST_OVERLAY))
     for row in np.argsort(np.abs(values), kind="stable"):
         x0, y0, x1, y1 = squares[row].tolist()
-        x, y = np.s_[x0 : max(x1, x0 + _LEAST_PATCH_PX)], np.s_[y0 : max(y1, y0 + _LEAST_PATCH_PX)]
-        pixels[y, x] = (1 - _OVERLAY_SHARE) * grey[y, x] + _OVERLAY_SHARE * colours[row]
+        area = np.s_[y0 : max(y1, y0 + _LEAST_PATCH_PX), x0 : max(x1, x0 + _LEAST_PATCH_PX)]
+        pixels[area] = (1 - overlays[row]) * grey[area] + overlays[row] * colours[row]
+        inside[area] = True
+    beside = region_border(np.pad(~inside, 2, constant_values=True))[2:-2, 2:-2]  # not on patches, which may be small
+    pixels[beside] = _OUTLINE
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
@@ -175,5 +190,5 @@ def _draw_colour_bar(canvas: Image.Image, x: int, y: int, width: int, largest: f
         tick = x + round((position + 1) / 2 * (width - 1))
         draw.line((tick, y - 3, tick, y + 19), fill=INK)
         anchor = {-1.0: "la", 1.0: "ra"}.get(position, "ma")
-        label = f"{np.sign(position) * position**2 * largest:+.2g}" if position else "0"
+        label = f"{np.sign(position) * position**2 * largest:+#.2g}" if position else "0"
         draw.text((tick, y + 22), label, fill=INK, font=font(14), anchor=anchor)

@@ -31,6 +31,7 @@ from hagmil.runtime.results.panels import (
     fit_overview,
     font,
     patch_squares,
+    region_border,
     shortened,
 )
 from hagmil.runtime.slides.overview import Overview
@@ -99,17 +100,8 @@ def _outlined(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float
         inside = np.zeros(pixels.shape[:2], bool)
         for x0, y0, x1, y1 in patch_squares(outcome, scale):
             inside[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
-        pixels[_border(inside)] = _OUTLINES[index % len(_OUTLINES)]
+        pixels[region_border(inside)] = _OUTLINES[index % len(_OUTLINES)]
     return Image.fromarray(pixels)
-
-
-def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The border of a region, two pixels wide."""
-    padded = np.pad(inside, 2)
-    core = inside.copy()
-    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1), (-2, 0), (2, 0), (0, -2), (0, 2)):
-        core &= padded[2 + dy : 2 + dy + inside.shape[0], 2 + dx : 2 + dx + inside.shape[1]]
-    return np.asarray(inside & ~core, np.bool_)
 
 
 def _heated(small: Image.Image, outcomes: Sequence[StageOutcome], scale: float) -> Image.Image:

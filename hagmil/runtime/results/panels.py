@@ -52,6 +52,15 @@ def patch_squares(outcome: StageOutcome, scale: float) -> NDArray[np.int64]:
     return np.rint(corners / scale).astype(np.int64)
 
 
+def region_border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The border of a region, two pixels wide."""
+    padded = np.pad(inside, 2)
+    core = inside.copy()
+    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1), (-2, 0), (2, 0), (0, -2), (0, 2)):
+        core &= padded[2 + dy : 2 + dy + inside.shape[0], 2 + dx : 2 + dx + inside.shape[1]]
+    return np.asarray(inside & ~core, np.bool_)
+
+
 def draw_caption(canvas: Image.Image, caption: Caption) -> None:
     """Draw the four lines of the caption at the top, which take ``HEADER_PX``."""
     draw = ImageDraw.Draw(canvas)

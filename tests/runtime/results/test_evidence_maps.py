@@ -16,7 +16,6 @@ from hagmil.runtime.results.panels import HEADER_PX, MARGIN_PX, Caption
 from hagmil.runtime.slides.overview import PANEL_PX, Overview
 
 CAPTION = Caption("a", "tumour  0.900", "tumour 0.900   normal 0.100", "Research use only.")
-PALE = evidence_colours(np.array([0.0]), 1.0)[0]
 
 
 def _outcome(evidence: list[list[float]], side: int = 200) -> StageOutcome:
@@ -60,15 +59,14 @@ def test_patches_for_the_class_are_orange_on_the_left_and_patches_against_it_blu
     assert path.name == "evidence_tumour.png"
     left, right = _panels(path)
     first, second, beside = (np.s_[40, round(x * PANEL_PX / 1000)] for x in (100, 300, 700))
-    paint = {
-        (0, "first"): evidence_colours(np.array([4.0]), 4.0)[0],
-        (0, "second"): PALE,
-        (1, "first"): PALE,
-        (1, "second"): evidence_colours(np.array([-2.0]), 4.0)[0],
-    }
-    for (panel, patch), colour in paint.items():
-        found = (left, right)[panel][first if patch == "first" else second]
-        np.testing.assert_allclose(found, 0.15 * 240 + 0.85 * colour, atol=1)
+    orange, pale, blue = evidence_colours(np.array([4.0, 0.0, -2.0]), 4.0)
+    for found, colour, share in (
+        (left[first], orange, 0.85),
+        (left[second], pale, 0.2),
+        (right[first], pale, 0.2),
+        (right[second], blue, 0.85),
+    ):
+        np.testing.assert_allclose(found, (1 - share) * 248 + share * colour, atol=1)
     np.testing.assert_array_equal(left[beside], 248)  # not read: grey
 
 
