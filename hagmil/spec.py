@@ -10,7 +10,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
+
+from hagmil._models import Within
+
+SpacingUm = Annotated[float, Within(0.05, 100)]
+"""Micrometres per pixel of a stage or a mask."""
+
+PatchPx = Annotated[int, Within(8, 4096)]
+"""Side of a patch in pixels."""
+
+FeatureLength = Annotated[int, Within(1, 16_384)]
+"""Length of a feature vector."""
+
+PatchCount = Annotated[int, Within(1, 10_000_000)]
+"""Number of patches of a slide at one stage."""
+
+Count = Annotated[int, Within(0, 2**53)]
+"""A number of slides, patches or bytes; 2**53 is the largest that every JSON reader represents."""
+
+PositiveCount = Annotated[int, Within(1, 2**53)]
+"""A count that is not zero."""
+
+Share = Annotated[float, Within(0, 1)]
+"""A part of a whole."""
+
+ClassNames = Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
+"""Names of the classes in the order of the logits."""
+
+MOST_STAGES = 16
+"""Largest number of stages of a cascade."""
 
 Kind = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 """The family of a model: ``hag-mil`` (a transformer for each stage), ``hmil`` (one spacing with a hierarchy of labels),

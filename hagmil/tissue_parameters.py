@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from hagmil._models import FrozenModel, Within
 
-from hagmil._models import FrozenModel
-
-NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+LengthUm = Annotated[float, Within(0, 1000)]
+AreaUm2 = Annotated[float, Within(0, 10**9)]
 
 
 class TissueParameters(FrozenModel):
@@ -28,11 +27,11 @@ class TissueParameters(FrozenModel):
         min_share: minimum share of tissue in a patch of the coarsest stage; patches without tissue are never read.
     """
 
-    spacing_um: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 8.0
+    spacing_um: Annotated[float, Within(0.5, 100)] = 8.0
     method: Literal["otsu", "fixed"] = "fixed"
-    threshold: Annotated[int, Field(ge=0, le=255)] = 8
-    median_um: NotNegative = 40.0
-    closing_um: NotNegative = 40.0
-    min_object_um2: NotNegative = 10_000.0
-    min_hole_um2: NotNegative = 40_000.0
-    min_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    threshold: Annotated[int, Within(0, 255)] = 8
+    median_um: LengthUm = 40.0
+    closing_um: LengthUm = 40.0
+    min_object_um2: AreaUm2 = 10_000.0
+    min_hole_um2: AreaUm2 = 40_000.0
+    min_share: Annotated[float, Within(0, 1)] = 0.1

@@ -7,6 +7,7 @@ SHA-256. The SHA-256 of the manifest therefore identifies the whole bundle (``bu
 
 from __future__ import annotations
 
+from hagmil._models import first_problem
 from hagmil.bundle.backbone_card import BackboneCard, open_backbone
 from hagmil.bundle.engine_entry import (
     Capability,
@@ -27,16 +28,24 @@ from hagmil.bundle.entries import (
     FileEntry,
     Precision,
     StageName,
+    Temperature,
 )
-from hagmil.bundle.folder import Bundle, check_file, file_entries, new_folder, open_bundle, write_manifest
+from hagmil.bundle.folder import (
+    Bundle,
+    check_file,
+    check_graph_references,
+    file_entries,
+    new_folder,
+    open_bundle,
+    write_manifest,
+)
+from hagmil.bundle.listed_files import file_problems
 from hagmil.bundle.manifest import (
     Backbone,
     Hierarchy,
     Manifest,
     Provenance,
     Stage,
-    Temperature,
-    first_problem,
     manifest_schema,
 )
 from hagmil.bundle.quantization import Quantization, Throughput
@@ -75,7 +84,9 @@ __all__ = [
     "TestedSize",
     "Throughput",
     "check_file",
+    "check_graph_references",
     "file_entries",
+    "file_problems",
     "first_problem",
     "manifest_schema",
     "new_folder",

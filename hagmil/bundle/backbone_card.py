@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from hagmil._files import sha256_of
-from hagmil._models import FrozenModel
-from hagmil.bundle.entries import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, Digest
-from hagmil.bundle.manifest import first_problem
+from hagmil._files import read_limited, sha256_of
+from hagmil._models import FrozenModel, Within, first_problem, read_json
+from hagmil.bundle.entries import (
+    BACKBONE_CARD_NAME,
+    BACKBONE_ONNX_NAME,
+    LARGEST_JSON_BYTES,
+    Digest,
+    GraphPath,
+    Opset,
+    PlainPath,
+)
+from hagmil.bundle.listed_files import check_listed_files, check_references
 from hagmil.errors import BundleError
+from hagmil.spec import FeatureLength, PatchPx
+
+Mean = Annotated[float, Within(0, 1)]
+Deviation = Annotated[float, Within(0.001, 1)]
 
 
 class BackboneCard(FrozenModel):
@@ -20,41 +32,48 @@ class BackboneCard(FrozenModel):
     format: Literal["hagmil-backbone"] = "hagmil-backbone"
     format_version: Literal[1] = 1
     name: str
-    onnx: str = BACKBONE_ONNX_NAME
+    onnx: GraphPath = BACKBONE_ONNX_NAME
     sha256: Digest
-    weights_files: dict[str, Digest] = Field(
+    weights_files: dict[PlainPath, Digest] = Field(
         default_factory=dict, description="files with weights of the graph, if it is larger than 2 GB"
     )
-    features: int = Field(ge=1, description="length of the feature vector")
-    patch_px: int | None = Field(description="side of a patch in pixels; null if any size is accepted")
+    features: FeatureLength = Field(description="length of the feature vector")
+    patch_px: PatchPx | None = Field(description="side of a patch in pixels; null if any size is accepted")
     weights: str = Field(description="origin of the weights: a file and its digest, random, ...")
-    mean: tuple[float, float, float] | None = Field(description="per channel, of pixels in 0..1; null if unknown")
-    std: tuple[float, float, float] | None
-    opset: int
+    mean: tuple[Mean, Mean, Mean] | None = Field(description="per channel, of pixels in 0..1; null if unknown")
+    std: tuple[Deviation, Deviation, Deviation] | None
+    opset: Opset
+    domains: tuple[str, ...] = Field(
+        default=(), description="domains of the graph's operators besides the standard domain of ONNX"
+    )
     versions: dict[str, str]
 
 
 def open_backbone(path: str | Path) -> BackboneCard:
-    """Read ``backbone.json`` of a backbone and check the digest of its ONNX file.
+    """Read ``backbone.json`` of a backbone and check the digests of its files.
 
     Args:
         path: a folder written by ``hagmil export-backbone``.
 
     Raises:
-        BundleError: there is no backbone, its card is invalid, or a digest differs.
+        BundleError: there is no backbone, its card is invalid, a file is missing or altered, or the graph has weights
+            or operators that the card does not list.
     """
     path = Path(path)
     card_path = path / BACKBONE_CARD_NAME
     if not card_path.is_file():
         raise BundleError(f'"{path}" is not a backbone: it has no {BACKBONE_CARD_NAME}; run hagmil export-backbone')
     try:
-        card = BackboneCard.model_validate_json(card_path.read_bytes())
-    except ValidationError as error:
+        card = read_json(BackboneCard, read_limited(card_path, LARGEST_JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise BundleError(f'"{card_path}" is not valid: {first_problem(error)}', code="bundle_invalid") from error
-    for name, sha256 in {card.onnx: card.sha256, **card.weights_files}.items():
-        if not (path / name).is_file() or sha256_of(path / name) != sha256:
+    digests = {**card.weights_files, card.onnx: card.sha256}
+    check_listed_files(path, digests)
+    for name, sha256 in digests.items():
+        if sha256_of(path / name) != sha256:
             raise BundleError(
                 f'"{path / name}" does not match its digest in {BACKBONE_CARD_NAME}; export the backbone again',
                 code="digest_mismatch",
             )
+    check_references(path, card.onnx, digests, card.domains)
     return card

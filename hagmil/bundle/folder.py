@@ -10,11 +10,11 @@ from pathlib import Path
 from shutil import rmtree
 from uuid import uuid4
 
-from pydantic import ValidationError
-
-from hagmil._files import sha256_of, write_text
-from hagmil.bundle.entries import MANIFEST_NAME, FileEntry
-from hagmil.bundle.manifest import Manifest, first_problem
+from hagmil._files import read_limited, sha256_of, write_text
+from hagmil._models import first_problem, read_json
+from hagmil.bundle.entries import LARGEST_JSON_BYTES, MANIFEST_NAME, FileEntry
+from hagmil.bundle.listed_files import check_listed_files, check_references
+from hagmil.bundle.manifest import Manifest
 from hagmil.errors import BundleError, UsageError
 
 
@@ -36,35 +36,44 @@ class Bundle:
         """Return the path of a file of the bundle."""
         return self.path / name
 
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs: the backbone's, and those of the stages, coarse to fine."""
+        return (self.manifest.backbone.onnx, *(stage.onnx for stage in self.manifest.stages))
+
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
-    """Read the manifest of a bundle and check the digests of its files.
+    """Read the manifest of a bundle and check its files.
 
     Args:
         path: folder of the bundle.
-        verify: check sizes and digests of all files.
+        verify: check that the files are those that the manifest lists: no links, sizes and digests as listed, and no
+            graph with weights or operators that are not listed.
 
     Returns:
         The bundle. Its graphs are not loaded; ``load_model`` does that.
 
     Raises:
-        BundleError: there is no bundle, the manifest is invalid, or a file is missing or altered.
+        BundleError: there is no bundle, the manifest is invalid, a file is missing or altered, or a graph has weights
+            or operators that the manifest does not list.
     """
     path = Path(path)
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
         raise BundleError(f'"{path}" is not a bundle: it has no {MANIFEST_NAME}', code="bundle_missing")
-    text = manifest_path.read_bytes()
     try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
+        text = read_limited(manifest_path, LARGEST_JSON_BYTES)
+        manifest = read_json(Manifest, text)
+    except (OSError, ValueError) as error:
         raise BundleError(
             f'bundle "{path}": {MANIFEST_NAME} is not valid: {first_problem(error)}', code="bundle_invalid"
         ) from error
     bundle = Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
     if verify:
+        check_listed_files(path, manifest.files)
         for name in manifest.files:
             check_file(bundle, name)
+        for graph in bundle.graphs():
+            check_graph_references(bundle, graph)
     return bundle
 
 
@@ -103,7 +112,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Return size and digest of every file in a folder except the manifest, by relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     return {
         path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
         for path in paths
@@ -115,15 +124,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
 
 
-def check_file(bundle: Bundle, name: str) -> None:
-    """Check size and digest of one file of a bundle.
+def check_graph_references(bundle: Bundle, graph: str) -> None:
+    """Check that one graph of a bundle has only weights and operators that the manifest lists.
 
     Raises:
-        BundleError: the file is missing or altered.
+        BundleError: it is not ONNX, or has other weights or operators.
+    """
+    check_references(bundle.path, graph, bundle.manifest.files, bundle.manifest.domains)
+
+
+def check_file(bundle: Bundle, name: str) -> None:
+    """Check size and digest of one file of a bundle; the file exists.
+
+    Raises:
+        BundleError: the file was altered.
     """
     path, entry = bundle.file(name), bundle.manifest.files[name]
-    if not path.is_file():
-        raise BundleError(f'bundle "{bundle.path}": file {name} is missing', code="file_missing")
     if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
         raise BundleError(
             f'bundle "{bundle.path}": file {name} was altered (it does not match its digest in the manifest); '

@@ -5,35 +5,55 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from hagmil._models import FrozenModel
 from hagmil.bundle.engine_entry import EngineEntry
-from hagmil.bundle.entries import Digest, FileEntry, Precision, StageName
+from hagmil.bundle.entries import (
+    MANIFEST_NAME,
+    Digest,
+    FileEntry,
+    GraphPath,
+    Opset,
+    PlainPath,
+    Precision,
+    StageName,
+    Temperature,
+)
 from hagmil.bundle.quantization import Quantization
 from hagmil.bundle.tested import Certainty, Tested
-from hagmil.spec import AttentionForm, Kind, Readout
+from hagmil.spec import (
+    MOST_STAGES,
+    AttentionForm,
+    ClassNames,
+    FeatureLength,
+    Kind,
+    PatchCount,
+    PatchPx,
+    Readout,
+    SpacingUm,
+)
 from hagmil.tissue_parameters import TissueParameters
-
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Stage(FrozenModel):
     """One step of the cascade: spacing, stage model, and number of patches kept for the next stage."""
 
     name: StageName
-    spacing_um: float = Field(gt=0, description="micrometres per pixel")
-    keep: int | None = Field(default=None, ge=1, description="patches kept for the next stage; null for the last stage")
-    onnx: str
+    spacing_um: SpacingUm = Field(description="micrometres per pixel")
+    keep: PatchCount | None = Field(
+        default=None, description="patches kept for the next stage; null for the last stage"
+    )
+    onnx: GraphPath
 
 
 class Backbone(FrozenModel):
     """The patch encoder: graph, length of the feature vector, and name."""
 
-    onnx: str
-    features: int = Field(ge=1)
+    onnx: GraphPath
+    features: FeatureLength
     name: str
     reduced_from: Digest | None = Field(
         default=None,
@@ -45,8 +65,8 @@ class Backbone(FrozenModel):
 class Hierarchy(FrozenModel):
     """Labels with two layers: fine class i belongs to coarse class ``fine_to_coarse[i]``."""
 
-    coarse: tuple[str, ...] = Field(min_length=2)
-    fine: tuple[str, ...] = Field(min_length=2)
+    coarse: ClassNames
+    fine: ClassNames
     fine_to_coarse: tuple[int, ...]
 
     @model_validator(mode="after")
@@ -83,10 +103,10 @@ class Manifest(FrozenModel):
         description="attention of the stage models: one value for each patch, or one for each class and patch; the "
         "attention of kind hmil has tensors of its own",
     )
-    classes: tuple[str, ...] = Field(min_length=2, description="classes of the verdict, in the order of the logits")
+    classes: ClassNames = Field(description="classes of the verdict, in the order of the logits")
     hierarchy: Hierarchy | None = None
-    patch_px: int = Field(ge=8, description="side of a patch in pixels, at every stage")
-    stages: tuple[Stage, ...] = Field(min_length=1, description="coarse to fine")
+    patch_px: PatchPx = Field(description="side of a patch in pixels, at every stage")
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=MOST_STAGES, description="coarse to fine")
     backbone: Backbone
     tissue: TissueParameters
     precision: Precision = Field(
@@ -95,7 +115,10 @@ class Manifest(FrozenModel):
     quantization: Quantization | None = Field(
         default=None, description="quantisation of the backbone, if precision is int8"
     )
-    opsets: dict[str, int] = Field(default_factory=dict, description="opset version of each graph, by file name")
+    opsets: dict[str, Opset] = Field(default_factory=dict, description="opset version of each graph, by file name")
+    domains: tuple[str, ...] = Field(
+        default=(), description="domains of the graphs' operators besides the standard domain of ONNX"
+    )
     temperature: Temperature | None = Field(
         default=None, description="divisor of the logits of the verdict; null if the bundle is not calibrated"
     )
@@ -107,7 +130,7 @@ class Manifest(FrozenModel):
     certainty: Certainty | None = Field(
         default=None, description="when the adaptive cascade calls a verdict sure; null if it was not calibrated"
     )
-    files: dict[str, FileEntry]
+    files: dict[PlainPath, FileEntry] = Field(description="every file of the bundle but the manifest itself")
     provenance: Provenance
     intended_use: str
 
@@ -135,6 +158,8 @@ class Manifest(FrozenModel):
             raise ValueError("quantization requires precision int8")
         if self.coarse_temperature is not None and self.hierarchy is None:
             raise ValueError("coarse_temperature requires a hierarchy")
+        if MANIFEST_NAME in self.files:
+            raise ValueError(f"files cannot list {MANIFEST_NAME} itself")
         absent = {self.backbone.onnx, *(stage.onnx for stage in self.stages)} - self.files.keys()
         if absent:
             raise ValueError(f"models not listed in files: {', '.join(sorted(absent))}")
@@ -147,11 +172,3 @@ class Manifest(FrozenModel):
 def manifest_schema() -> str:
     """Return the JSON schema of ``bundle.json``, as published in docs/schemas."""
     return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
-
-
-def first_problem(error: ValidationError) -> str:
-    """Return location and message of the first problem of a pydantic error, in one line."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "file"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg']}{more}"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hagmil._models import FrozenModel
+from hagmil._models import FrozenModel, Within
+from hagmil.spec import Count, PositiveCount, Share
+
+Rate = Annotated[float, Within(1e-6, 10**9)]
+Cosine = Annotated[float, Within(-1, 1)]
+RelativeError = Annotated[float, Within(0, 10**6)]
 
 
 class Throughput(FrozenModel):
     """Patches per second of a backbone in float32 and in int8, measured alternately in one process."""
 
-    fp32_patches_per_s: float = Field(gt=0)
-    int8_patches_per_s: float = Field(gt=0)
-    batch: int = Field(ge=1)
-    threads: int = Field(ge=1)
+    fp32_patches_per_s: Rate
+    int8_patches_per_s: Rate
+    batch: PositiveCount
+    threads: PositiveCount
     processor: str = Field(description="processor of the machine on which this was measured")
 
     @property
@@ -35,21 +40,23 @@ class Quantization(FrozenModel):
         description="precision of the first matrix product; fp32 if that reduces the error by a quarter or more"
     )
     calibration: str = Field(description="description of the slides from which patches were drawn")
-    calibration_patches: int = Field(ge=1)
-    compared_patches: int = Field(ge=1, description="other patches of the same slides, on which features were compared")
-    least_cosine: float = Field(description="smallest cosine between the features of a patch in int8 and in float32")
-    allowed_cosine: float
-    relative_error: float = Field(
-        ge=0, description="norm of the difference divided by the norm of the features, all patches"
+    calibration_patches: PositiveCount
+    compared_patches: PositiveCount = Field(
+        description="other patches of the same slides, on which features were compared"
     )
-    allowed_relative_error: float
+    least_cosine: Cosine = Field(description="smallest cosine between the features of a patch in int8 and in float32")
+    allowed_cosine: Cosine
+    relative_error: RelativeError = Field(
+        description="norm of the difference divided by the norm of the features, all patches"
+    )
+    allowed_relative_error: RelativeError
     compared_slides: str | None = Field(
         default=None, description="description of the slides whose verdicts were compared"
     )
-    verdicts: int = Field(default=0, ge=0, description="slides with a verdict from the float32 models")
-    equal_verdicts: int = Field(default=0, ge=0)
-    kept_alike: dict[str, float] = Field(
+    verdicts: Count = Field(default=0, description="slides with a verdict from the float32 models")
+    equal_verdicts: Count = 0
+    kept_alike: dict[str, Share] = Field(
         default_factory=dict, description="share of kept patches that are equal, by stage"
     )
-    allowed_alike: float
+    allowed_alike: Share
     throughput: Throughput

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hagmil.bundle import Bundle, open_bundle, write_manifest
 from hagmil.errors import UsageError
 from hagmil.progress import Progress, no_progress
+from hagmil.runtime.inference.contract import CheckedSession, graph_contracts
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG
 from hagmil.trainer.cascade.keep_table import check_keeps, tabulate_keeps
@@ -133,7 +134,8 @@ def bundle_runner(bundle: Bundle, *, provider: str = "cpu", threads: int | None 
         EnvironmentLacks: the provider is not available.
     """
     sessions = [
-        open_session(bundle.file(stage.onnx), provider=provider, threads=threads) for stage in bundle.manifest.stages
+        CheckedSession(open_session(bundle.file(contract.graph), provider=provider, threads=threads), contract)
+        for contract in graph_contracts(bundle.manifest)[1:]
     ]
 
     def run(index: int, features: NDArray[np.float32]) -> StageOutputs:

@@ -124,7 +124,7 @@ def _inside(path: Path) -> tuple[int, int, tuple[tuple[str, int], ...], str, int
 
 def _parity(bundle: Bundle) -> ParityReport | None:
     path = bundle.file(PARITY_NAME)
-    if not path.is_file():
+    if PARITY_NAME not in bundle.manifest.files or not path.is_file():
         return None
     try:
         return ParityReport.model_validate_json(path.read_bytes())

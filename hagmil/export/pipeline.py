@@ -43,6 +43,7 @@ from hagmil.bundle import (
     open_bundle,
     write_manifest,
 )
+from hagmil.bundle.graph_references import graph_references
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.backbones.export_backbone import backbone_cases
 from hagmil.export.graph import copy_graph, opset_of, save
@@ -400,6 +401,7 @@ def _manifest(inputs: _ExportInputs, folder: Path, quantization: Quantization | 
             precision=inputs.precision,
             quantization=quantization,
             opsets=_opsets(inputs, folder),
+            domains=_domains(inputs, folder),
             files=file_entries(folder),
             provenance=Provenance(
                 created=datetime.now(UTC),
@@ -417,9 +419,17 @@ def _manifest(inputs: _ExportInputs, folder: Path, quantization: Quantization | 
         ) from error
 
 
+def _graphs(inputs: _ExportInputs) -> tuple[str, ...]:
+    return (BACKBONE_ONNX_NAME, *(stage.onnx for stage in inputs.stages))
+
+
 def _opsets(inputs: _ExportInputs, folder: Path) -> dict[str, int]:
-    graphs = (BACKBONE_ONNX_NAME, *(stage.onnx for stage in inputs.stages))
-    return {graph: opset_of(onnx.load(folder / graph, load_external_data=False)) for graph in graphs}
+    return {graph: opset_of(onnx.load(folder / graph, load_external_data=False)) for graph in _graphs(inputs)}
+
+
+def _domains(inputs: _ExportInputs, folder: Path) -> tuple[str, ...]:
+    """Domains of the graphs' operators besides the standard domain."""
+    return tuple(sorted(set().union(*(graph_references(folder / graph).domains for graph in _graphs(inputs)))))
 
 
 def _default_intended_use(card: CheckpointCard) -> str:

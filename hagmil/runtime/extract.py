@@ -21,6 +21,7 @@ from hagmil.features import (
     write_features,
 )
 from hagmil.progress import Progress
+from hagmil.runtime.inference.contract import CheckedSession, backbone_contract
 from hagmil.runtime.inference.device import to_host
 from hagmil.runtime.inference.encode import EncodeOptions, encode_patches
 from hagmil.runtime.inference.loaded_bundle import LoadedModel
@@ -134,7 +135,10 @@ class Extractor:
                 f'backbone "{card.name}" takes patches of {card.patch_px} px, not {patch_px}; omit --patch-px',
                 code="patch_px",
             )
-        session = open_session(folder / card.onnx, provider=provider, threads=threads, many_runs=True)
+        session = CheckedSession(
+            open_session(folder / card.onnx, provider=provider, threads=threads, many_runs=True),
+            backbone_contract(card.onnx, card.features, card.patch_px),
+        )
         if card.patch_px is None:
             _try_patch_size(session, card, patch_px)
         return cls(session, card.name, card.sha256, card.features, patch_px, options)

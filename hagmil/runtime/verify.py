@@ -1,8 +1,9 @@
 """Verify a bundle: is it intact, does it follow the contract, and does it give the right numbers on this machine?
 
 1. Manifest: present and valid.
-2. Files: each file of the manifest has the recorded size and digest. If one was altered, the later steps are skipped.
-3. Graphs: ONNX Runtime loads each graph, and its tensors are those of the contract in the sizes of the manifest.
+2. Files: each file of the manifest is no link, and has the recorded size and digest. If not, later steps are skipped.
+3. Graphs: each has only listed weights and operators, ONNX Runtime loads it, and its tensors are those of the contract
+   in the sizes of the manifest.
 4. Self-test: the provider gives the stored outputs for the stored inputs of each graph, within the stored tolerance.
    Where a stage gives evidence, the logits minus its sum over patches are the same vector, the bias, for two bags.
 5. Engines: each was built from a graph of the bundle, and either fits this machine or not.
@@ -20,28 +21,28 @@ import numpy as np
 from pydantic import Field
 
 from hagmil._models import FrozenModel
-from hagmil.bundle import MANIFEST_NAME, SELFTEST_NAME, Bundle, Manifest, check_file, open_bundle
+from hagmil.bundle import (
+    MANIFEST_NAME,
+    SELFTEST_NAME,
+    Bundle,
+    Manifest,
+    check_file,
+    check_graph_references,
+    file_problems,
+    open_bundle,
+)
 from hagmil.errors import BundleError
+from hagmil.runtime.inference.contract import graph_contracts
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.sessions import Session
 from hagmil.runtime.sessions.engines import engine_fitness
-from hagmil.runtime.sessions.onnx import OnnxSession, TensorInfo
+from hagmil.runtime.sessions.onnx import OnnxSession
 from hagmil.selftest import BACKBONE, SelfTestCase, read_selftest
-from hagmil.spec import (
-    BACKBONE_INPUTS,
-    BACKBONE_OUTPUTS,
-    BAG,
-    DYNAMIC_AXES,
-    EVIDENCE,
-    LOGITS,
-    STAGE_INPUTS,
-    TensorSpec,
-    stage_outputs,
-)
+from hagmil.spec import BAG, EVIDENCE, LOGITS
 
 CheckState = Literal["ok", "failed", "skipped", "note"]
 BundlePart = Literal["manifest", "file", "graph", "self-test", "engine"]
-_SIDES = ("height", "width")  # a backbone may fix them at the bundle's patch size
+_NO_CONTRACT = "skipped, because a graph does not follow the contract"
 _ALTERED = "skipped, because files were altered or are missing"
 
 
@@ -105,15 +106,18 @@ def verify_bundle(
     checks = [Check(part="manifest", subject=MANIFEST_NAME, state="ok", detail=_describe(bundle.manifest))]
     checks += _check_files(bundle)  # step 2
     if any(check.state == "failed" for check in checks):
-        checks += [_skipped("graph", "all"), _skipped("self-test", SELFTEST_NAME)]
+        checks += [_skipped("graph", "all", _ALTERED), _skipped("self-test", SELFTEST_NAME, _ALTERED)]
         return _report(bundle, provider, checks)
     try:
-        graph_checks = list(_check_graphs(bundle, threads))  # step 3
+        checks += _check_graphs(bundle, threads)  # step 3
+        if any(check.state == "failed" for check in checks):
+            checks.append(_skipped("self-test", SELFTEST_NAME, _NO_CONTRACT))
+            return _report(bundle, provider, checks)
         model = load_model(folder, provider=provider, threads=threads, rebuild=rebuild, trt_flavour=trt_flavour)
     except BundleError as error:
         checks.append(Check(part="graph", subject="all", state="failed", detail=error.message))
         return _report(bundle, provider, checks)
-    checks += [*graph_checks, *_check_selftest(model), *_check_engines(bundle)]  # steps 3, 4 and 5
+    checks += [*_check_selftest(model), *_check_engines(bundle)]  # steps 4 and 5
     return _report(bundle, model.stages[-1].provider, checks)
 
 
@@ -126,14 +130,17 @@ def _report(bundle: Bundle, provider: str, checks: Sequence[Check]) -> VerifyRep
     return VerifyReport(bundle=str(bundle.path), bundle_sha256=bundle.sha256, provider=provider, checks=tuple(checks))
 
 
-def _skipped(part: BundlePart, subject: str) -> Check:
-    return Check(part=part, subject=subject, state="skipped", detail=_ALTERED)
+def _skipped(part: BundlePart, subject: str, why: str) -> Check:
+    return Check(part=part, subject=subject, state="skipped", detail=why)
 
 
 def _check_files(bundle: Bundle) -> Iterator[Check]:
     """Step 2; a file that the manifest does not list gives a note."""
+    problems = file_problems(bundle.path, bundle.manifest.files)
     for name, entry in bundle.manifest.files.items():
         try:
+            if name in problems:
+                raise problems[name]
             check_file(bundle, name)
         except BundleError as error:
             yield Check(part="file", subject=name, state="failed", detail=error.message)
@@ -147,94 +154,37 @@ def _check_files(bundle: Bundle) -> Iterator[Check]:
 
 def _check_graphs(bundle: Bundle, threads: int | None) -> Iterator[Check]:
     """Step 3."""
-    manifest = bundle.manifest
-    yield _check_graph(
-        bundle, manifest.backbone.onnx, BACKBONE_INPUTS, BACKBONE_OUTPUTS, _axis_lengths(manifest, 0), threads
-    )
-    for index, stage in enumerate(manifest.stages):
-        outputs = stage_outputs(manifest.kind, manifest.readout, manifest.attention)
-        yield _check_graph(bundle, stage.onnx, STAGE_INPUTS, outputs, _axis_lengths(manifest, index), threads)
-
-
-def _check_graph(
-    bundle: Bundle,
-    graph: str,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    lengths: dict[str, int],
-    threads: int | None,
-) -> Check:
-    declared_inputs, declared_outputs = OnnxSession(bundle.file(graph), threads=threads).tensors()
-    problems = [
-        *_tensor_problems("input", declared_inputs, inputs, lengths),
-        *_tensor_problems("output", declared_outputs, outputs, lengths),
-    ]
-    opset = bundle.manifest.opsets.get(graph)
-    passed = f"{'' if opset is None else f'opset {opset}, '}inputs and outputs follow the contract"
-    return Check(
-        part="graph", subject=graph, state="failed" if problems else "ok", detail="; ".join(problems) or passed
-    )
-
-
-def _tensor_problems(
-    kind: str, declared: dict[str, TensorInfo], specs: tuple[TensorSpec, ...], lengths: dict[str, int]
-) -> Iterator[str]:
-    """Differences of a graph's tensors from the contract's, and from the sizes of the manifest."""
-    if list(declared) != [spec.name for spec in specs]:
-        yield f"{kind}s {', '.join(declared)}, not {', '.join(spec.name for spec in specs)}"
-        return
-    for spec in specs:
-        found = declared[spec.name]
-        problem = spec.mismatch(found.dtype, _with_contract_names(spec, found, lengths))
-        if problem is not None:
-            yield f"{kind} {spec.name} {problem}"
-            continue
-        for name, axis in zip(spec.axes, found.axes, strict=True):
-            if isinstance(axis, int) and axis != lengths.get(str(name), axis):
-                yield f"{kind} {spec.name} has {axis} {name}, the manifest says {lengths[str(name)]}"
-
-
-def _with_contract_names(spec: TensorSpec, found: TensorInfo, lengths: dict[str, int]) -> tuple[str | int | None, ...]:
-    """A graph's axes, with the contract's name for each dynamic axis.
-
-    The sides of a patch count as dynamic if the graph fixes them at the bundle's patch size.
-    """
-    if len(found.axes) != len(spec.axes):
-        return found.axes
-    return tuple(
-        name
-        if name in DYNAMIC_AXES and (not isinstance(given, int) or (name in _SIDES and given == lengths[str(name)]))
-        else given
-        for name, given in zip(spec.axes, found.axes, strict=True)
-    )
-
-
-def _axis_lengths(manifest: Manifest, stage_index: int) -> dict[str, int]:
-    """Length of each axis that the manifest fixes, for one stage."""
-    hierarchy, last = manifest.hierarchy, stage_index == len(manifest.stages) - 1
-    lengths = {"dim": manifest.backbone.features, "classes": len(manifest.classes)}
-    lengths |= dict.fromkeys(_SIDES, manifest.patch_px)
-    if hierarchy is not None:
-        lengths |= {"coarse": len(hierarchy.coarse), "fine": len(hierarchy.fine)}
-        lengths["classes"] = len(hierarchy.fine if last else hierarchy.coarse)
-    return lengths
+    for contract in graph_contracts(bundle.manifest):
+        graph = contract.graph
+        check_graph_references(bundle, graph)
+        inputs, outputs = OnnxSession(bundle.file(graph), threads=threads).tensors()
+        problems = "; ".join(contract.declared_problems(inputs, outputs))
+        opset = bundle.manifest.opsets.get(graph)
+        passed = f"{'' if opset is None else f'opset {opset}, '}inputs and outputs follow the contract"
+        yield Check(part="graph", subject=graph, state="failed" if problems else "ok", detail=problems or passed)
 
 
 def _check_selftest(model: LoadedModel) -> Iterator[Check]:
-    """Step 4; a graph without a case fails, because it was not tested."""
+    """Step 4; a graph without a complete case fails, because it was not tested."""
     bundle = model.bundle
     names = [BACKBONE, *(stage.name for stage in bundle.manifest.stages)]
-    sessions = dict(zip(names, (model.backbone, *model.stages), strict=True))
+    contracts = graph_contracts(bundle.manifest)
     try:
+        if SELFTEST_NAME not in bundle.manifest.files:
+            raise BundleError("the manifest does not list it")
         cases = {case.model: case for case in read_selftest(bundle.file(SELFTEST_NAME))}
     except BundleError as error:
         yield Check(part="self-test", subject=SELFTEST_NAME, state="failed", detail=error.message)
         return
-    for name, session in sessions.items():
-        if name in cases:
-            yield from _check_case(cases[name], session)
+    for name, session, contract in zip(names, (model.backbone, *model.stages), contracts, strict=True):
+        if name not in cases:
+            problem = "the self-test has no case for it"
+        elif cases[name].outputs.keys() != {spec.name for spec in contract.outputs}:
+            problem = f"the self-test has other outputs than the graph: {', '.join(cases[name].outputs)}"
         else:
-            yield Check(part="self-test", subject=name, state="failed", detail="the self-test has no case for it")
+            yield from _check_case(cases[name], session)
+            continue
+        yield Check(part="self-test", subject=name, state="failed", detail=problem)
 
 
 def _check_case(case: SelfTestCase, session: Session) -> Iterator[Check]:
@@ -244,7 +194,7 @@ def _check_case(case: SelfTestCase, session: Session) -> Iterator[Check]:
         yield Check(part="self-test", subject=case.model, state="failed", detail=error.message)
         return
     for name, expected in case.outputs.items():
-        given = np.asarray(outputs[name], np.float64) if name in outputs else np.empty(0)
+        given = np.asarray(outputs[name], np.float64)
         allowed = case.absolute + case.relative * float(np.abs(expected).max(initial=0.0))
         if given.shape != expected.shape or not np.isfinite(given).all():
             passed, detail = False, "the shape differs from the stored one, or values are not finite"

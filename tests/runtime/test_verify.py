@@ -216,4 +216,4 @@ def test_a_file_that_is_not_onnx_fails_the_graph_check(bundle: Path, content: by
 
     assert (check.part, check.subject) == ("graph", "all")
     assert "1um.onnx" in check.detail
-    assert "cannot be loaded" in check.detail
+    assert "cannot be read as ONNX" in check.detail

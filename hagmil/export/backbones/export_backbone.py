@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hagmil._files import sha256_of, write_text
 from hagmil._versions import export_versions
 from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, BackboneCard, Precision, new_folder
+from hagmil.bundle.graph_references import graph_references
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.backbones import resnet, tiny
 from hagmil.export.backbones.encoder import Channels, PatchEncoder, TorchBackbone
@@ -261,6 +262,7 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
         mean=prepared.mean,
         std=prepared.std,
         opset=opset_of(prepared.model),
+        domains=tuple(sorted(graph_references(graph).domains)),
         versions=export_versions(),
     )
     report = ParityReport(precision=prepared.precision, tolerance=TOLERANCES[prepared.precision], rows=tuple(rows))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hagmil.bundle import Bundle, open_bundle
 from hagmil.errors import BundleError, UsageError
+from hagmil.runtime.inference.contract import CheckedSession, graph_contracts
 from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.sessions import Session, open_session
 from hagmil.spec import PATCHES
@@ -36,7 +37,7 @@ def load_model(
     rebuild: bool = False,
     trt_flavour: str | None = None,
 ) -> LoadedModel:
-    """Open a bundle, check the digests of its files, and load its graphs.
+    """Open a bundle, check its files, load its graphs, and check that their tensors follow the contract.
 
     Args:
         path: the bundle's folder; None opens the built-in demonstration model.
@@ -50,7 +51,8 @@ def load_model(
 
     Raises:
         UsageError: no such provider or flavour.
-        BundleError: a file was altered, the manifest is invalid, or a graph cannot be loaded.
+        BundleError: a file was altered, the manifest is invalid, or a graph cannot be loaded or does not follow the
+            contract.
         EnvironmentLacks: the provider is missing on this machine.
     """
     bundle = open_bundle(builtin_bundle() if path is None else Path(path))
@@ -65,11 +67,11 @@ def load_model(
         open_graph = open_tensorrt(bundle, rebuild=rebuild, flavour=trt_flavour)
     else:
         open_graph = partial(_open_graph, bundle, provider, threads)
-    backbone = open_graph(manifest.backbone.onnx)
+    sessions = [CheckedSession(open_graph(contract.graph), contract) for contract in graph_contracts(manifest)]
+    backbone, *stages = sessions
     _check_patch_size(bundle, backbone)
-    stages = tuple(open_graph(stage.onnx) for stage in manifest.stages)
     trim_heap()
-    return LoadedModel(bundle=bundle, backbone=backbone, stages=stages)
+    return LoadedModel(bundle=bundle, backbone=backbone, stages=tuple(stages))
 
 
 def _open_graph(bundle: Bundle, provider: str, threads: int | None, graph: str) -> Session:
