@@ -165,10 +165,8 @@ def test_a_failed_self_test_exits_with_4(bundle: Path, tmp_path: Path) -> None:
     altered = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = open_bundle(altered).manifest
     bag = np.ones((3, manifest.backbone.features), np.float32)
-    write_selftest(
-        altered / "selftest.npz",
-        [SelfTestCase("fine", {"features": bag}, {"logits": np.array([50.0, 0.0], np.float32)}, 1e-3, 1e-3)],
-    )
+    outputs = {"logits": np.array([50.0, 0.0], np.float32), "attention": np.zeros(3, np.float32)}
+    write_selftest(altered / "selftest.npz", [SelfTestCase("fine", {"features": bag}, outputs, 1e-3, 1e-3)])
     write_manifest(altered, manifest.model_copy(update={"files": file_entries(altered)}))
     done = hagmil("verify", altered, "--json")
     assert done.returncode == 4
