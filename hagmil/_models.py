@@ -68,8 +68,8 @@ def read_json(model: type[Model], text: str | bytes) -> Model:
     return model.model_validate_json(text)
 
 
-def first_problem(error: ValueError) -> str:
-    """Return location and message of the first problem of an error of :func:`read_json` or pydantic, in one line."""
+def first_problem(error: Exception) -> str:
+    """Return location and message of the first problem of an error of pydantic, JSON or a file, in one line."""
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     first = error.errors()[0]
