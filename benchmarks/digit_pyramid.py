@@ -23,7 +23,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,24 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from benchmarks.machine import machine
+from benchmarks.stability import (
+    KEEPS,
+    RECIPES,
+    SIZES,
+    SlideReadings,
+    certainty,
+    read_part,
+    rows_by_keep,
+    stored_readings,
+)
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, write_features
 from hagmil.runtime.patches.quadtree import children
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from hagmil.trainer.config.training import HagMilConfig, parse_config
-from hagmil.trainer.data.cohort import read_bag
-from hagmil.trainer.evaluation.inputs import checkpoint_spec, open_part
-from hagmil.trainer.evaluation.scoring import checkpoint_runner, score_slides
+from hagmil.trainer.data.labels import Part
+from hagmil.trainer.evaluation.inputs import EvaluationPart, checkpoint_spec, open_part
+from hagmil.trainer.evaluation.scoring import checkpoint_runner
 from hagmil.trainer.training.loop import train
 
 CLASSES = ("negative", "positive")
@@ -53,20 +62,6 @@ LARGE = 16
 """Area of a large test slide, in multiples of the training size."""
 STAGES = (("coarse", 2.0), ("middle", 1.0), ("fine", 0.5))
 SLIDES = {"train": 64, "val": 32, "test": 40, "large": 20}
-KEEPS = (4, 8, 16, 32, 64, 128)
-EVERYTHING = 10**9
-CASCADES: dict[str, dict[str, Any]] = {
-    "keep8": {"keep_train": 8, "keep_validation": 8},
-    "random": {"keep_random": True, "keep_validation": 8, "validation_keeps": [4, 16, "all"]},
-    "teach": {"keep_random": True, "keep_validation": 8, "validation_keeps": [4, 16, "all"], "teach": 0.3},
-}
-MODELS: dict[str, dict[str, str]] = {
-    "pooled": {},
-    "additive": {"readout": "additive", "rows": "independent"},
-    "additive-transformer": {"readout": "additive", "rows": "transformer"},
-}
-RECIPES = {f"{model}-{cascade}": (MODELS[model], CASCADES[cascade]) for model in MODELS for cascade in CASCADES}
-"""Read-out and rows of the stage models, and the section ``cascade``."""
 _SHARES = (0.6, 0.2, 0.2)
 _PX = 8
 
@@ -87,7 +82,13 @@ def image_pools(generator: np.random.Generator) -> tuple[Pool, Pool, Pool]:
     return pools
 
 
-def make_fields(pool: Pool, fields: int, positive: bool, generator: np.random.Generator) -> NDArray[np.float32]:
+def make_fields(
+    pool: Pool,
+    fields: int,
+    positive: bool,
+    generator: np.random.Generator,
+    key_share: tuple[float, float] = KEY_FIELDS,
+) -> NDArray[np.float32]:
     """Steps 2 and 3: the fields of one slide in random order.
 
     Args:
@@ -95,11 +96,12 @@ def make_fields(pool: Pool, fields: int, positive: bool, generator: np.random.Ge
         fields: number of fields.
         positive: whether there are fields rich in the key digit.
         generator: draws digits and images.
+        key_share: smallest and largest share of fields rich in the key digit; a positive slide has at least one.
 
     Returns:
         float32 (fields, 32, 32), grey values from 0 to 1.
     """
-    keys = max(1, round(fields * generator.uniform(*KEY_FIELDS))) if positive else 0
+    keys = max(1, round(fields * generator.uniform(*key_share))) if positive else 0
     distractors = round(fields * generator.uniform(*DISTRACTOR_FIELDS))
     background = [digit for digit in pool if digit not in (KEY, DISTRACTOR)]
     digits = generator.choice(background, size=(fields, 16))
@@ -131,7 +133,7 @@ def slide_features(slide_id: str, fields: NDArray[np.float32]) -> SlideFeatures:
     return SlideFeatures(header, tuple(stages))
 
 
-def write_cohort(folder: Path, seed: int, slides: dict[str, int]) -> None:
+def write_cohort(folder: Path, seed: int, slides: dict[str, int], key_share: tuple[float, float] = KEY_FIELDS) -> None:
     """Write features, labels.csv, and two splits: ``same.csv`` and ``large.csv`` differ in their test slides."""
     generator = np.random.default_rng(seed)
     train_pool, val_pool, test_pool = image_pools(generator)
@@ -141,7 +143,7 @@ def write_cohort(folder: Path, seed: int, slides: dict[str, int]) -> None:
     for part, slide_ids in names.items():
         for place, slide_id in enumerate(slide_ids):
             size = int(generator.integers(FIELDS[0], FIELDS[1] + 1)) * (LARGE if part == "large" else 1)
-            fields = make_fields(pools[part], size, bool(place % 2), generator)
+            fields = make_fields(pools[part], size, bool(place % 2), generator, key_share)
             write_features(folder / "features" / f"{slide_id}.h5", slide_features(slide_id, fields))
             rows.append((slide_id, slide_id, CLASSES[place % 2]))
     _write_csv(folder / "labels.csv", rows)
@@ -162,14 +164,7 @@ def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilCo
             "split": str(folder / "same.csv"),
         },
         "classes": list(CLASSES),
-        "model": {
-            **model,
-            "widths": [64],
-            "hidden_width": 64,
-            "gate_width": 32,
-            "gate_dropout": 0.0,
-            "attention_dropout": 0.0,
-        },
+        "model": {**model, **SIZES},
         "loss": {"k_sample": 4},
         "cascade": cascade,
         "optimiser": {"learning_rate": 1e-3},
@@ -182,61 +177,84 @@ def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilCo
     return config
 
 
-def classify(config: HagMilConfig, folder: Path, keeps: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-    """Step 4: share of correct predictions and mean number of patches read, for each K and size."""
+def classify(config: HagMilConfig, folder: Path, keeps: Sequence[int]) -> dict[str, Any]:
+    """Step 4: right verdicts and patches read for each K and size, and the sure verdicts of the adaptive cascade."""
     checkpoint = load_checkpoint(config.out)
     run, spec = checkpoint_runner(checkpoint), checkpoint_spec(checkpoint)
-    found: dict[str, list[dict[str, float]]] = {}
+
+    def readings(split: str, part: Part) -> list[SlideReadings]:
+        path = config.out / f"readings-{split}-{part}.json"
+        return stored_readings(path, lambda: read_part(_part(config, folder, split, part), spec, run, keeps))
+
+    validation = readings("same", "val")
+    found: dict[str, Any] = {}
     for split in ("same", "large"):
-        data = config.data.model_copy(update={"split": folder / f"{split}.csv"})
-        part = open_part(config.model_copy(update={"data": data}), spec, "test")
-        found[split] = []
-        for keep in keeps:
-            stages = tuple(replace(stage, keep=stage.keep and keep) for stage in spec.stages)
-            scores = score_slides(part, replace(spec, stages=stages), run).verdict
-            right = np.mean([np.argmax(score.probabilities) == score.label for score in scores])
-            read = np.mean([patches_read(len(read_bag(slide).features[0]), keep) for slide in part.slides])
-            found[split].append({"keep": keep, "right": float(right), "patches_read": float(read)})
+        test = readings(split, "test")
+        found[split] = {"keeps": rows_by_keep(test), "certainty": certainty(validation, test)}
     return found
 
 
-def patches_read(coarse: int, keep: int) -> int:
-    """Patches of all stages that the cascade reads, from the number of coarse patches."""
-    bags = [coarse]
-    for _ in STAGES[1:]:
-        bags.append(4 * min(keep, bags[-1]))
-    return sum(bags)
+def _part(config: HagMilConfig, folder: Path, split: str, part: Part) -> EvaluationPart:
+    data = config.data.model_copy(update={"split": folder / f"{split}.csv"})
+    spec = checkpoint_spec(load_checkpoint(config.out))
+    return open_part(config.model_copy(update={"data": data}), spec, part)
 
 
-def measure(recipe: str, seeds: Sequence[int], keeps: Sequence[int], epochs: int) -> dict[str, Any]:
-    """Train and classify for each seed."""
+def measure(
+    recipe: str,
+    seeds: Sequence[int],
+    keeps: Sequence[int],
+    epochs: int,
+    folder: Path,
+    key_share: tuple[float, float] = KEY_FIELDS,
+) -> dict[str, Any]:
+    """Train and classify for each seed; features and runs stay in the folder, and later calls read them again."""
     runs = []
     for seed in seeds:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            write_cohort(folder, seed, SLIDES)
-            config = configuration(folder, recipe, seed, epochs)
-            start = time.process_time()
-            metrics = train(config)
-            seconds = time.process_time() - start
-            right = classify(config, folder, (*keeps, EVERYTHING))
-        runs.append(
-            {
-                "seed": seed,
-                "best_epoch": metrics.best_epoch,
-                "validation_loss": metrics.validation.loss,
-                "cpu_seconds": round(seconds, 1),
-                **right,
-            }
-        )
-        print(f"seed {seed}: {summary(runs[-1])}")
-    return {"machine": machine(), "recipe": recipe, "cascade": RECIPES[recipe][1], "epochs": epochs, "runs": runs}
+        cohort = folder / f"keys-{key_share[0]:g}-{key_share[1]:g}" / f"seed-{seed}"
+        if not (cohort / "large.csv").exists():  # written last
+            write_cohort(cohort, seed, SLIDES, key_share)
+        config = configuration(cohort, recipe, seed, epochs)
+        record = cohort / f"{recipe}.json"
+        if record.exists():
+            trained = json.loads(record.read_text())
+        else:
+            trained = _train(config)
+            record.write_text(json.dumps(trained))
+        runs.append({"seed": seed, **trained, **classify(config, cohort, keeps)})
+        print(f"seed {seed}: {summary(runs[-1])}", flush=True)
+    return {
+        "machine": machine(),
+        "recipe": recipe,
+        "cascade": RECIPES[recipe][1],
+        "epochs": epochs,
+        "key_share": key_share,
+        "runs": runs,
+    }
+
+
+def _train(config: HagMilConfig) -> dict[str, Any]:
+    start = time.process_time()
+    metrics = train(config)
+    seconds = time.process_time() - start
+    return {
+        "best_epoch": metrics.best_epoch,
+        "validation_loss": metrics.validation.loss,
+        "cpu_seconds": round(seconds, 1),
+    }
 
 
 def summary(run: dict[str, Any]) -> str:
     """One line: validation loss, and the share of correct predictions in % for each K at both sizes."""
-    shares = ("/".join(f"{100 * row['right']:.0f}" for row in run[split]) for split in ("same", "large"))
-    return f"validation loss {run['validation_loss']:.3f}; right {', '.join(shares)}; {run['cpu_seconds']} CPU seconds"
+    shares = ("/".join(f"{100 * row['right']:.0f}" for row in run[split]["keeps"]) for split in ("same", "large"))
+    sure = (
+        "{sure_right} of {sure} sure verdicts right of {slides}".format(**run[split]["certainty"])
+        for split in ("same", "large")
+    )
+    return (
+        f"validation loss {run['validation_loss']:.3f}; right {', '.join(shares)}; {', '.join(sure)}; "
+        f"{run['cpu_seconds']} CPU seconds"
+    )
 
 
 def main() -> None:
@@ -245,9 +263,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--keeps", type=int, nargs="+", default=list(KEEPS))
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--share", type=float, help="share of fields rich in the key digit, in place of 0.03 to 0.40")
+    parser.add_argument("--folder", type=Path, help="keeps features and runs, so that a later call need not train")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    report = measure(arguments.recipe, arguments.seeds, arguments.keeps, arguments.epochs)
+    key_share = KEY_FIELDS if arguments.share is None else (arguments.share, arguments.share)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        report = measure(arguments.recipe, arguments.seeds, arguments.keeps, arguments.epochs, folder, key_share)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 
