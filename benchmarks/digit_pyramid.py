@@ -21,7 +21,6 @@ import argparse
 import csv
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,14 @@ from benchmarks.machine import machine
 from benchmarks.stability import (
     KEEPS,
     RECIPES,
-    SIZES,
+    OpenPart,
     SlideReadings,
     certainty,
+    other_methods,
     read_part,
     rows_by_keep,
     stored_readings,
+    trained,
 )
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, write_features
 from hagmil.runtime.patches.quadtree import children
@@ -47,10 +48,11 @@ from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
 from hagmil.trainer.config.training import HagMilConfig, parse_config
 from hagmil.trainer.data.labels import Part
-from hagmil.trainer.evaluation.inputs import EvaluationPart, checkpoint_spec, open_part
+from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluationPart, checkpoint_spec, open_part
 from hagmil.trainer.evaluation.scoring import checkpoint_runner
-from hagmil.trainer.training.loop import train
 
+TESTS = ("same", "large")
+"""Test slides of the training size, and of 16 times the area."""
 CLASSES = ("negative", "positive")
 KEY, DISTRACTOR = 1, 7
 RICH = 0.5
@@ -147,7 +149,7 @@ def write_cohort(folder: Path, seed: int, slides: dict[str, int], key_share: tup
             write_features(folder / "features" / f"{slide_id}.h5", slide_features(slide_id, fields))
             rows.append((slide_id, slide_id, CLASSES[place % 2]))
     _write_csv(folder / "labels.csv", rows)
-    for split, test in (("same", "test"), ("large", "large")):
+    for split, test in zip(TESTS, ("test", "large"), strict=True):
         columns = [["train", *names["train"]], ["val", *names["val"]], ["test", *names[test]]]
         length = max(map(len, columns))
         _write_csv(folder / f"{split}.csv", zip(*([*one, *[""] * (length - len(one))] for one in columns), strict=True))
@@ -155,7 +157,6 @@ def write_cohort(folder: Path, seed: int, slides: dict[str, int], key_share: tup
 
 def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilConfig:
     """The configuration of one training: the sizes of the demonstration's model, with the settings of a recipe."""
-    model, cascade = RECIPES[recipe]
     tree = {
         "out": str(folder / f"run-{recipe}"),
         "data": {
@@ -164,9 +165,7 @@ def configuration(folder: Path, recipe: str, seed: int, epochs: int) -> HagMilCo
             "split": str(folder / "same.csv"),
         },
         "classes": list(CLASSES),
-        "model": {**model, **SIZES},
-        "loss": {"k_sample": 4},
-        "cascade": cascade,
+        **RECIPES[recipe],
         "optimiser": {"learning_rate": 1e-3},
         "schedule": {"max_epochs": epochs, "patience": None},
         "seed": seed,
@@ -182,22 +181,26 @@ def classify(config: HagMilConfig, folder: Path, keeps: Sequence[int]) -> dict[s
     checkpoint = load_checkpoint(config.out)
     run, spec = checkpoint_runner(checkpoint), checkpoint_spec(checkpoint)
 
-    def readings(split: str, part: Part) -> list[SlideReadings]:
-        path = config.out / f"readings-{split}-{part}.json"
-        return stored_readings(path, lambda: read_part(_part(config, folder, split, part), spec, run, keeps))
+    def readings(name: str) -> list[SlideReadings]:
+        path = config.out / f"readings-{name}.json"
+        return stored_readings(path, lambda: read_part(open_slides(folder)(config, spec, name), spec, run, keeps))
 
-    validation = readings("same", "val")
-    found: dict[str, Any] = {}
-    for split in ("same", "large"):
-        test = readings(split, "test")
-        found[split] = {"keeps": rows_by_keep(test), "certainty": certainty(validation, test)}
-    return found
+    validation = readings("val")
+    return {
+        test: {"keeps": rows_by_keep(readings(test)), "certainty": certainty(validation, readings(test))}
+        for test in TESTS
+    }
 
 
-def _part(config: HagMilConfig, folder: Path, split: str, part: Part) -> EvaluationPart:
-    data = config.data.model_copy(update={"split": folder / f"{split}.csv"})
-    spec = checkpoint_spec(load_checkpoint(config.out))
-    return open_part(config.model_copy(update={"data": data}), spec, part)
+def open_slides(folder: Path) -> OpenPart:
+    """Return a function that opens the slides for training or validation, or of one of the two tests."""
+
+    def opened(config: HagMilConfig, spec: EvaluatedModelSpec, name: str) -> EvaluationPart:
+        data = config.data.model_copy(update={"split": folder / f"{name if name in TESTS else TESTS[0]}.csv"})
+        part: Part = "train" if name == "train" else "val" if name == "val" else "test"
+        return open_part(config.model_copy(update={"data": data}), spec, part)
+
+    return opened
 
 
 def measure(
@@ -207,49 +210,44 @@ def measure(
     epochs: int,
     folder: Path,
     key_share: tuple[float, float] = KEY_FIELDS,
+    others: bool = False,
 ) -> dict[str, Any]:
-    """Train and classify for each seed; features and runs stay in the folder, and later calls read them again."""
+    """Train and classify for each seed; features and runs stay in the folder, and later calls read them again.
+
+    Args:
+        recipe: name of the recipe.
+        seeds: seeds of slides and training.
+        keeps: numbers of kept patches.
+        epochs: number of epochs.
+        folder: keeps features and runs.
+        key_share: see :func:`make_fields`.
+        others: whether to measure what others do with the same features, too.
+    """
     runs = []
     for seed in seeds:
         cohort = folder / f"keys-{key_share[0]:g}-{key_share[1]:g}" / f"seed-{seed}"
         if not (cohort / "large.csv").exists():  # written last
             write_cohort(cohort, seed, SLIDES, key_share)
         config = configuration(cohort, recipe, seed, epochs)
-        record = cohort / f"{recipe}.json"
-        if record.exists():
-            trained = json.loads(record.read_text())
-        else:
-            trained = _train(config)
-            record.write_text(json.dumps(trained))
-        runs.append({"seed": seed, **trained, **classify(config, cohort, keeps)})
+        runs.append({"seed": seed, **trained(config), **classify(config, cohort, keeps)})
+        if others:
+            runs[-1]["others"] = other_methods(config, open_slides(cohort), TESTS)
         print(f"seed {seed}: {summary(runs[-1])}", flush=True)
     return {
         "machine": machine(),
         "recipe": recipe,
-        "cascade": RECIPES[recipe][1],
+        "sections": RECIPES[recipe],
         "epochs": epochs,
         "key_share": key_share,
         "runs": runs,
     }
 
 
-def _train(config: HagMilConfig) -> dict[str, Any]:
-    start = time.process_time()
-    metrics = train(config)
-    seconds = time.process_time() - start
-    return {
-        "best_epoch": metrics.best_epoch,
-        "validation_loss": metrics.validation.loss,
-        "cpu_seconds": round(seconds, 1),
-    }
-
-
 def summary(run: dict[str, Any]) -> str:
     """One line: validation loss, and the share of correct predictions in % for each K at both sizes."""
-    shares = ("/".join(f"{100 * row['right']:.0f}" for row in run[split]["keeps"]) for split in ("same", "large"))
+    shares = ("/".join(f"{100 * row['right']:.0f}" for row in run[split]["keeps"]) for split in TESTS)
     sure = (
-        "{sure_right} of {sure} sure verdicts right of {slides}".format(**run[split]["certainty"])
-        for split in ("same", "large")
+        "{sure_right} of {sure} sure verdicts right of {slides}".format(**run[split]["certainty"]) for split in TESTS
     )
     return (
         f"validation loss {run['validation_loss']:.3f}; right {', '.join(shares)}; {', '.join(sure)}; "
@@ -264,13 +262,16 @@ def main() -> None:
     parser.add_argument("--keeps", type=int, nargs="+", default=list(KEEPS))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--share", type=float, help="share of fields rich in the key digit, in place of 0.03 to 0.40")
+    parser.add_argument("--others", action="store_true", help="also measure what others do with the same features")
     parser.add_argument("--folder", type=Path, help="keeps features and runs, so that a later call need not train")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     key_share = KEY_FIELDS if arguments.share is None else (arguments.share, arguments.share)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        report = measure(arguments.recipe, arguments.seeds, arguments.keeps, arguments.epochs, folder, key_share)
+        report = measure(
+            arguments.recipe, arguments.seeds, arguments.keeps, arguments.epochs, folder, key_share, arguments.others
+        )
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 

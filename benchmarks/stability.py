@@ -1,7 +1,8 @@
 """Verdicts of slides for growing numbers K of kept patches: figures that several benchmarks share.
 
 1. Run the cascade on the features of a slide with each K, in growing order; the last K keeps everything. Read the bag
-   of the last stage whole, and its rows with the highest attention as a bag of their own (:mod:`hagmil.bundle.adaptive`).
+   of the last stage whole, and its rows with the highest attention as a bag of their own
+   (:mod:`hagmil.bundle.adaptive`).
 2. For each K: the share of right verdicts, the agreement with keeping everything, and the patches read.
 3. The adaptive cascade: its threshold is a quantile of the margins of validation slides over all pairs of successive K,
    as in ``hagmil eval --calibrate``. A verdict is sure if a pair of successive K exceeds the threshold.
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +21,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from hagmil.bundle.adaptive import Reading, pair_margin, read_until_sure, top_rows
 from hagmil.runtime.patches.quadtree import child_rows
 from hagmil.spec import ATTENTION, LOGITS
+from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
+from hagmil.trainer.config.training import HagMilConfig
 from hagmil.trainer.data.cohort import CohortSlide, read_bag
-from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluationPart
-from hagmil.trainer.evaluation.scoring import StageRunner
+from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec, EvaluationPart, checkpoint_spec
+from hagmil.trainer.evaluation.scoring import StageRunner, checkpoint_runner
+from hagmil.trainer.training.loop import train
 
 KEEPS = (4, 8, 16, 32, 64, 128)
 EVERYTHING = 10**9
@@ -50,13 +57,24 @@ CASCADES: dict[str, dict[str, Any]] = {
     "teach": {"keep_random": True, "teach": 0.3, **_VALIDATION},
     "keep8-teach": {"keep_train": 8, "teach": 0.3, **_VALIDATION},
 }
-MODELS: dict[str, dict[str, str]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "pooled": {},
     "additive": {"readout": "additive", "rows": "independent"},
     "additive-transformer": {"readout": "additive", "rows": "transformer"},
 }
-RECIPES = {f"{model}-{cascade}": (MODELS[model], CASCADES[cascade]) for model in MODELS for cascade in CASCADES}
-"""Read-out and rows of the stage models, and the section ``cascade``; ``teach`` is random K with teaching."""
+TODAY = "pooled-keep8"
+"""The recipe of earlier versions: read-out, selection and losses as published."""
+RECIPES: dict[str, dict[str, Any]] = {
+    f"{model}-{cascade}": {
+        "model": {**MODELS[model], **SIZES},
+        "cascade": CASCADES[cascade],
+        "loss": {"k_sample": 4} if f"{model}-{cascade}" == TODAY else {"instance": "none"},
+    }
+    for model in MODELS
+    for cascade in CASCADES
+}
+"""Sections of the configuration; ``teach`` is random K with teaching. Only the recipe of earlier versions has the
+instance loss: with it, training on the digit pyramid starts later or not at all."""
 
 Bags = Sequence[NDArray[np.float32]]
 """Features of all patches of a slide, for each stage."""
@@ -199,14 +217,66 @@ def best_patches_mean(bags: Bags, factors: Sequence[int | None], attention: NDAr
     return bags[-1][rows].mean(axis=0), len(attention) + len(rows)
 
 
-def two_spacings(
-    train: EvaluationPart, tests: dict[str, EvaluationPart], coarse: StageRunner
-) -> dict[str, dict[str, float]]:
-    """Step 4: the share of right verdicts and the patches read, for each test part.
+def trained(config: HagMilConfig) -> dict[str, Any]:
+    """Train, unless the run folder has a record of it; return the figures of the training."""
+    record = config.out / "trained.json"
+    if not record.exists():
+        start = time.process_time()
+        metrics = train(config)
+        seconds = time.process_time() - start
+        figures = {
+            "epochs": metrics.epochs,
+            "best_epoch": metrics.best_epoch,
+            "validation_loss": round(metrics.validation.loss or 0.0, 4),
+            "cpu_seconds": round(seconds, 1),
+        }
+        record.write_text(json.dumps(figures))
+    found: dict[str, Any] = json.loads(record.read_text())
+    return found
+
+
+OpenPart = Callable[[HagMilConfig, EvaluatedModelSpec, str], EvaluationPart]
+"""Opens the slides for training ("train") or of a test (its name) with the features of a configuration."""
+
+
+def other_methods(config: HagMilConfig, open_slides: OpenPart, tests: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What others do with the same features: right verdicts and patches read, for each method and test.
+
+    The models of one stage have the read-out, rows and training of ``config``, whose cascade is trained already.
 
     Args:
-        train: the training slides.
-        tests: the test slides.
+        config: the configuration of a cascade.
+        open_slides: opens slides.
+        tests: names of the tests.
+    """
+    cascade = checkpoint_spec(load_checkpoint(config.out))
+    names = [stage.name for stage in cascade.stages]
+    found: dict[str, dict[str, Any]] = {}
+    runners = {}
+    for method, name in (("coarse stage alone", names[0]), ("everything at the finest stage", names[-1])):
+        out = config.out.with_name(f"run-{name}-alone")
+        data = config.data.model_copy(update={"stages": (name,)})
+        alone = config.model_copy(update={"out": out, "data": data})
+        trained(alone)
+        checkpoint = load_checkpoint(out)
+        spec, runners[method] = checkpoint_spec(checkpoint), checkpoint_runner(checkpoint)
+        found[method] = {
+            test: rows_by_keep(read_part(open_slides(alone, spec, test), spec, runners[method], ()))[0]
+            for test in tests
+        }
+    parts = {name: open_slides(config, cascade, name) for name in ("train", *tests)}
+    found[f"coarse stage and {BEST} best"] = two_spacings(parts, tests, runners["coarse stage alone"])
+    return found
+
+
+def two_spacings(
+    parts: dict[str, EvaluationPart], tests: Sequence[str], coarse: StageRunner
+) -> dict[str, dict[str, float]]:
+    """Step 4: the share of right verdicts and the patches read, for each test.
+
+    Args:
+        parts: the slides for training ("train") and of the tests.
+        tests: names of the tests.
         coarse: a model of the coarsest stage.
     """
 
@@ -219,12 +289,11 @@ def two_spacings(
         labels = np.array([slide.label for slide in part.slides])
         return np.stack([mean for mean, _ in found]), labels, float(np.mean([read for _, read in found]))
 
-    features, labels, _ = table(train)
-    centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    classifier = LogisticRegression(max_iter=1000).fit((features - centre) / spread, labels)
+    features, labels, _ = table(parts["train"])
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, labels)
     rows = {}
-    for name, part in tests.items():
-        features, labels, read = table(part)
-        right = float((classifier.predict((features - centre) / spread) == labels).mean())
-        rows[name] = {"right": round(right, 4), "patches_read": round(read, 1)}
+    for test in tests:
+        features, labels, read = table(parts[test])
+        right = float((classifier.predict(features) == labels).mean())
+        rows[test] = {"right": round(right, 4), "patches_read": round(read, 1)}
     return rows

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from benchmarks.digit_pyramid import (
-    EVERYTHING,
     KEY,
-    RECIPES,
+    TESTS,
     configuration,
     image_pools,
     make_fields,
-    patches_read,
+    measure,
     slide_features,
 )
+from benchmarks.stability import RECIPES, TODAY
 
 
 def test_the_images_of_training_validation_and_test_are_disjoint() -> None:
@@ -46,14 +46,25 @@ def test_the_patch_of_a_stage_is_the_mean_of_its_children() -> None:
     np.testing.assert_array_equal(fine[1].reshape(8, 8), fields[0, 8:16, :8])  # children are in column order
 
 
-def test_the_number_of_patches_read_depends_on_the_kept_patches() -> None:
-    assert patches_read(60, 4) == 60 + 16 + 16
-    assert patches_read(60, EVERYTHING) == 60 * 21
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_each_recipe_gives_a_configuration(recipe: str, tmp_path: Path) -> None:
     config = configuration(tmp_path, recipe, seed=3, epochs=2)
     assert config.model.readout == ("pooled" if recipe.startswith("pooled") else "additive")
     assert config.cascade.teach == (0.3 if recipe.endswith("teach") else 0.0)
-    assert config.cascade.keep_random != recipe.endswith("keep8")
+    assert config.cascade.keep_random == ("keep8" not in recipe)
+    assert config.loss.instance == ("cross_entropy" if recipe == TODAY else "none")
+
+
+def test_a_run_in_the_folder_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.digit_pyramid.FIELDS", (4, 6))
+    monkeypatch.setattr("benchmarks.digit_pyramid.LARGE", 2)
+    monkeypatch.setattr("benchmarks.digit_pyramid.SLIDES", {"train": 2, "val": 2, "test": 2, "large": 2})
+    report = measure("additive-random", [0], [2, 4], 1, tmp_path, others=True)
+    monkeypatch.delattr("benchmarks.stability.train")
+    assert measure("additive-random", [0], [2, 4], 1, tmp_path)["runs"][0]["same"] == report["runs"][0]["same"]
+    (run,) = report["runs"]
+    assert [row["keep"] for row in run["same"]["keeps"]] == [2, 4, None]
+    coarse, finest = (run["others"][name] for name in ("coarse stage alone", "everything at the finest stage"))
+    for test in TESTS:
+        assert finest[test]["patches_read"] == 16 * coarse[test]["patches_read"]
+        assert run[test]["keeps"][-1]["patches_read"] == 21 * coarse[test]["patches_read"]
