@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_DIR ?= hagmil-demo
 
-.PHONY: demo test lint format clean
+GPU_VENV ?= .venv-gpu
+
+.PHONY: demo test test-gpu-install lint format clean
 
 demo: $(READY)
 	$(BIN)/hagmil demo --out $(DEMO_DIR)
@@ -13,6 +15,15 @@ demo: $(READY)
 # Two processes, which take one test file at a time; one thread each, since more threads would compete for the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The GPU extras in fresh environments, from the package index (3 GB). Needs no GPU, but uses one if there is one.
+test-gpu-install:
+	for extra in gpu tensorrt-rtx; do \
+	  rm -rf $(GPU_VENV) && $(PYTHON) -m venv $(GPU_VENV) && \
+	  $(GPU_VENV)/bin/pip install --quiet --no-cache-dir --constraint constraints.txt ".[$$extra]" && \
+	  $(GPU_VENV)/bin/python scripts/check_gpu_install.py $$extra || exit 1; \
+	done
+	rm -rf $(GPU_VENV)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -25,7 +36,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO_DIR) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) $(DEMO_DIR) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml setup.py $(wildcard hagmil/runtime/tiles/*.[ch]) constraints.txt

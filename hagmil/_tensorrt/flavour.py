@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import get_args
 
+from hagmil._nvidia.driver import find_gpus
+from hagmil._nvidia.libraries import explain_missing
 from hagmil._optional import require
 from hagmil.bundle import FlavourName
 from hagmil.errors import EnvironmentLacks, UsageError
@@ -97,7 +99,7 @@ def load_flavour(name: FlavourName) -> Flavour:
     except EnvironmentLacks:
         raise
     except (ImportError, OSError) as error:
-        raise EnvironmentLacks(
+        raise explain_missing(str(error), name) or EnvironmentLacks(
             f'{_TITLES[name]} is installed but cannot be loaded ({error}); run: pip install "hagmil[{name}]"',
             code="package_broken",
         ) from error
@@ -105,17 +107,12 @@ def load_flavour(name: FlavourName) -> Flavour:
 
 
 def device_capability() -> str:
-    """Return the compute capability of this machine's GPU, such as ``8.9``.
+    """Return the compute capability of this machine's first GPU, such as ``8.9``.
 
     Raises:
-        EnvironmentLacks: cupy is not installed, or there is no GPU.
+        EnvironmentLacks: there is no driver, it is too old, or there is no GPU.
     """
-    cupy = require("cupy", extra="gpu")
-    try:
-        digits = str(cupy.cuda.Device().compute_capability)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise EnvironmentLacks(f"this machine has no NVIDIA GPU that CUDA can use: {error}", code="no_gpu") from error
-    return f"{digits[:-1]}.{digits[-1]}"
+    return find_gpus()[0].capability
 
 
 def resolve_capabilities(flavour: Flavour, requested: Sequence[str]) -> tuple[str, ...]:

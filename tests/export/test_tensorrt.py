@@ -35,7 +35,7 @@ from tests.export import shared
 from tests.export.checkpoints import additive_model
 from tests.export.graphs import BAGS, EXAMPLES, example, example_graph
 from tests.fakes.bundles import FEATURES, write_small_bundle
-from tests.fakes.cupy import fake_cupy
+from tests.fakes.cuda_driver import install_gpu
 from tests.fakes.gpu import Gpu
 from tests.fakes.tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, fake_tensorrt
 
@@ -79,7 +79,7 @@ def data_centre(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
     """A machine with a GPU of capability 9.0 and a fake TensorRT instead of TensorRT-RTX."""
     gpu = Gpu(capability="90")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    install_gpu(monkeypatch, gpu)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(gpu))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     return gpu
@@ -283,7 +283,7 @@ def test_the_data_centre_flavour_builds_for_the_present_gpu_only(data_centre: Gp
     with pytest.raises(EnvironmentLacks, match=r"which has compute capability 9\.0, not 8\.9.*tensorrt-rtx"):
         add_engines(small_bundle, EngineOptions(capabilities=("8.9",)))
     data_centre.capability = ""
-    with pytest.raises(EnvironmentLacks, match="this machine has no NVIDIA GPU"):
+    with pytest.raises(EnvironmentLacks, match="finds no NVIDIA GPU"):
         add_engines(small_bundle)
 
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tests.fakes.gpu import Gpu
 
 CALLED = (
-    "InferenceSession.disable_fallback",
     "InferenceSession.get_providers",
     "InferenceSession.io_binding",
     "InferenceSession.run",
@@ -99,7 +98,8 @@ def fake_onnxruntime(gpu: Gpu) -> ModuleType:
     class InferenceSession:
         """A session that runs on the CPU and may report the GPU."""
 
-        def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+        def __init__(self, path: str, options: Any, providers: list[str], enable_fallback: int = 1) -> None:
+            assert not enable_fallback
             self._providers = [providers[0], "CPUExecutionProvider"]
             self._real = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -114,9 +114,6 @@ def fake_onnxruntime(gpu: Gpu) -> ModuleType:
         def get_outputs(self) -> Any:
             """Outputs of the graph."""
             return self._real.get_outputs()
-
-        def disable_fallback(self) -> None:
-            """Do nothing; there is no fallback."""
 
         def run(self, output_names: list[str], input_feed: dict[str, NDArray[Any]], run_options: Any = None) -> Any:
             """Run on host arrays; counts copies if the session reports the GPU."""
@@ -148,6 +145,7 @@ def fake_onnxruntime(gpu: Gpu) -> ModuleType:
         RunOptions=real.RunOptions,
         GraphOptimizationLevel=real.GraphOptimizationLevel,
         ExecutionMode=real.ExecutionMode,
+        set_default_logger_severity=real.set_default_logger_severity,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     return module

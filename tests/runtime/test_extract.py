@@ -27,7 +27,7 @@ from hagmil.runtime.patches.plan import SlideLayout, lay_out
 from hagmil.runtime.patches.quadtree import children
 from hagmil.runtime.slides.open import open_slide
 from hagmil.tissue_parameters import TissueParameters
-from tests.fakes.cupy import fake_cupy
+from tests.fakes.cuda_driver import install_gpu
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import fake_onnxruntime
 from tests.runtime.slide_files import save_pyramid
@@ -60,7 +60,7 @@ def test_features_of_a_gpu_are_copied_to_the_host(
 ) -> None:
     gpu = Gpu()
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(gpu))
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    install_gpu(monkeypatch, gpu)
     request = slide_requests([str(tissue_path)])[0]
     extractor = Extractor.open(backbone, OPTIONS, provider="cuda", threads=1)  # tries the patch size once
     copies_before = gpu.copies_to_host

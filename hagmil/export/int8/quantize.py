@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from hagmil.errors import BundleError
 from hagmil.export.graph import opset_of, save
 from hagmil.export.passes.strip_metadata import strip_metadata
+from hagmil.runtime.sessions.load_onnxruntime import load_onnxruntime
 from hagmil.spec import PATCHES
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -101,6 +102,7 @@ def _check(source: Path) -> None:
 
 def _prepare(source: Path, prepared: Path) -> None:
     """Step 1; also gives every node a name."""
+    load_onnxruntime(extra="export")
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from hagmil._files import sha256_of, write_bytes, write_text
 from hagmil._models import FrozenModel
+from hagmil._nvidia.libraries import load_libraries
 from hagmil._tensorrt.builder import BuildRequest, build_engine
 from hagmil._tensorrt.cache import default_cache, timing_cache
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, device_capability, installed_flavours
@@ -144,14 +145,16 @@ def _choose_engines(bundle: Bundle, *, rebuild: bool, flavour: str | None, cache
     flavours = (choose_flavour(flavour),) if rebuild or flavour else installed_flavours()
     if not flavours:
         choose_flavour()  # raises the error that names the packages
+    for each in flavours:
+        load_libraries(each.name)
     capability = device_capability()
-    fits = [fitting_engines(bundle, each, capability) for each in flavours]
-    for each in fits:
-        if each.engines is not None:
-            return each.engines
+    choices = [fitting_engines(bundle, each, capability) for each in flavours]
+    for choice in choices:
+        if choice.engines is not None:
+            return choice.engines
     if rebuild:
         return _rebuild(bundle, flavours[0], capability, cache)
-    reasons = "; ".join(reason for each in fits for reason in each.reasons)
+    reasons = "; ".join(reason for choice in choices for reason in choice.reasons)
     problem = f"the bundle's engines do not fit: {reasons}" if bundle.manifest.engines else "the bundle has no engines"
     raise EnvironmentLacks(
         f'provider "tensorrt" cannot be used: {problem}; pass --rebuild to build engines on this machine, or export '

@@ -30,9 +30,10 @@ import numpy as np
 from hagmil._optional import require
 from hagmil.errors import BundleError, EnvironmentLacks
 from hagmil.runtime.memory.heap import configure_malloc
+from hagmil.runtime.sessions.cuda import cuda_failure, linker_problem, require_cuda
+from hagmil.runtime.sessions.load_onnxruntime import FATAL_ONLY, load_onnxruntime
 
 _PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_ERRORS_ONLY = 3
 _DEVICE, _DEVICE_ID = "cuda", 0  # the name that I/O binding uses
 _SHORT_RUN_S = 0.2  # acceptable delay of Ctrl-C
 _NO_SPINNING = ("session.intra_op.allow_spinning", "0")
@@ -47,7 +48,7 @@ def available_providers() -> list[str]:
     Raises:
         EnvironmentLacks: ONNX Runtime is not installed.
     """
-    present = set(_onnxruntime().get_available_providers())
+    present = set(load_onnxruntime().get_available_providers())
     return [name for name, full in _PROVIDER_NAMES.items() if full in present]
 
 
@@ -75,7 +76,7 @@ class OnnxSession:
         threads: int | None = None,
         many_runs: bool = False,
     ) -> None:
-        self._onnxruntime = _onnxruntime()
+        self._onnxruntime = load_onnxruntime(extra="gpu" if provider == "cuda" else "cpu")
         configure_malloc()
         self._path = onnx
         name = _PROVIDER_NAMES[provider]
@@ -86,17 +87,15 @@ class OnnxSession:
                 'pip uninstall onnxruntime; pip install "hagmil[gpu]"',
                 code="provider_missing",
             )
+        if provider == "cuda":
+            require_cuda()
         self._many_runs = many_runs
         self._seconds_a_row = math.inf
         self._keeps_memory = many_runs and provider == "cpu"
         self._session = self._load(name, threads)
         if self._session.get_providers()[0] != name:
-            raise EnvironmentLacks(
-                f'provider "{provider}" is installed but did not start on this machine; '
-                "check the device and its driver, and run hagmil doctor",
-                code="provider_failed",
-            )
-        self._session.disable_fallback()
+            reason = linker_problem(self._onnxruntime) or "ONNX Runtime gives no reason"
+            raise EnvironmentLacks(f'provider "{provider}" did not start: {reason}', code="provider_failed")
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -143,10 +142,16 @@ class OnnxSession:
         try:
             return self._run_on_host(inputs, last) if cupy is None else self._run_on_device(cupy, inputs)
         except Exception as error:
-            text = str(error)
-            if any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS):
-                raise EnvironmentLacks(f"{self._path.name}: out of memory: {text}", code="out_of_memory") from error
-            raise BundleError(f"{self._path.name} cannot run on these inputs: {text}", code="graph_failed") from error
+            lack = self._lack(str(error))
+            if lack is not None:
+                raise lack from error
+            raise BundleError(f"{self._path.name} cannot run on these inputs: {error}", code="graph_failed") from error
+
+    def _lack(self, text: str) -> EnvironmentLacks | None:
+        """The error for a message that is about the machine and not about the graph."""
+        if any(sign in text.lower() for sign in _OUT_OF_MEMORY_SIGNS):
+            return EnvironmentLacks(f"{self._path.name}: out of memory: {text}", code="out_of_memory")
+        return cuda_failure(text)
 
     def _run_on_host(self, inputs: dict[str, Any], last: bool) -> dict[str, Any]:
         def _run(options: Any) -> Any:
@@ -211,7 +216,7 @@ class OnnxSession:
 
     def _load(self, provider_name: str, threads: int | None) -> Any:
         options = self._onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         # Measured with the full-size transformer, which runs once per bag: the arena takes up to twice the memory and
         # saves no time; the priority-based order keeps more tensors and saves no time either. Memory patterns take
@@ -227,8 +232,13 @@ class OnnxSession:
         options.enable_mem_pattern = False
         options.enable_mem_reuse = False
         try:
-            return self._onnxruntime.InferenceSession(str(self._path), options, providers=[provider_name])
+            return self._onnxruntime.InferenceSession(
+                str(self._path), options, providers=[provider_name], enable_fallback=0
+            )
         except Exception as error:
+            lack = self._lack(str(error))
+            if lack is not None:
+                raise lack from error
             raise BundleError(f'"{self._path}" cannot be loaded: {error}', code="graph_invalid") from error
 
 
@@ -241,7 +251,3 @@ def _dtype(onnx_type: str) -> str:
     """Convert ONNX Runtime's ``tensor(float)`` to NumPy's ``float32``."""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _onnxruntime() -> ModuleType:
-    return require("onnxruntime", extra="cpu")

@@ -31,7 +31,7 @@ from hagmil.runtime.patches.plan import lay_out, stage_specs
 from hagmil.runtime.patches.stream import PatchBatch
 from hagmil.runtime.sessions import open_session
 from hagmil.runtime.slides.open import open_slide
-from tests.fakes.cupy import fake_cupy
+from tests.fakes.cuda_driver import install_gpu
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import CALLED, fake_onnxruntime
 from tests.fakes.recorded import find, parameter_names
@@ -45,7 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """A machine with a GPU, cupy, and an ONNX Runtime with CUDA."""
     gpu = Gpu()
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(gpu))
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    install_gpu(monkeypatch, gpu)
     return gpu
 
 

@@ -25,6 +25,7 @@ from hagmil.runtime.sessions.engines import engine_fitness
 from hagmil.runtime.sessions.trt import TensorRtSession
 from hagmil.spec import BACKBONE_INPUTS, BACKBONE_OUTPUTS, STAGE_INPUTS, stage_outputs
 from tests.fakes.bundles import FEATURES, PATCH_PX, write_small_bundle
+from tests.fakes.cuda_driver import install_gpu
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
 from tests.fakes.recorded import (
@@ -47,7 +48,7 @@ FAKES = {"tensorrt": fake_tensorrt, "tensorrt-rtx": fake_tensorrt_rtx}
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
     """A machine with a GPU of compute capability 8.9 and cupy, without TensorRT and with an empty cache."""
     gpu = Gpu()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
+    install_gpu(monkeypatch, gpu)
     for module in MODULES.values():
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -365,7 +366,7 @@ MISFITS = [
     (other_gpu, "built for compute capability 8.9, but this GPU has 12.0"),
     (other_flavour, "it was built with tensorrt-rtx, but tensorrt is in use"),
     (no_flavour, "no TensorRT is installed"),
-    (no_gpu, "this machine has no NVIDIA GPU"),
+    (no_gpu, "finds no NVIDIA GPU"),
     (other_graph, "built from another fine.onnx"),
 ]
 
@@ -460,7 +461,7 @@ def test_engine_fitness_gives_one_entry_for_each_engine(
     remove(monkeypatch, "tensorrt-rtx")
     assert all("not installed" in str(fitness.problem) for fitness in engine_fitness(bundle))
     gpu.capability = ""
-    assert all("no NVIDIA GPU" in str(fitness.problem) for fitness in engine_fitness(bundle))
+    assert all("finds no NVIDIA GPU" in str(fitness.problem) for fitness in engine_fitness(bundle))
 
 
 def test_the_installed_flavour_with_fitting_engines_is_used(

@@ -29,6 +29,8 @@ from hagmil.runtime.tissue.kernels.cupy_gpu import CupyKernels, open_cupy
 from hagmil.runtime.tissue.kernels.numba_cpu import NumbaKernels
 from hagmil.runtime.tissue.kernels.protocol import MIN_LIT_BRIGHTNESS, MaskKernels
 from hagmil.runtime.tissue.kernels.reference import ReferenceKernels
+from tests.fakes.cuda_driver import install_gpu
+from tests.fakes.gpu import Gpu
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 REFERENCE = ReferenceKernels()
@@ -421,20 +423,6 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: int, monkeypatc
 # Choice of the device.
 
 
-class CudaFailed(RuntimeError):
-    """Replaces the exception of cupy."""
-
-
-def fake_cupy(devices: int | Exception) -> SimpleNamespace:
-    def count() -> int:
-        if isinstance(devices, Exception):
-            raise devices
-        return devices
-
-    runtime = SimpleNamespace(getDeviceCount=count)
-    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime), asnumpy=np.asarray)
-
-
 def test_on_the_cpu_kernels_are_chosen_for_each_mask() -> None:
     assert kernels_on("cpu") is None
 
@@ -451,16 +439,16 @@ def test_a_missing_cupy_is_reported_with_the_extra_to_install(monkeypatch: pytes
     assert (lacks.value.code, lacks.value.exit_code) == ("package_missing", 5)
 
 
-@pytest.mark.parametrize("devices", [0, CudaFailed("cudaErrorNoDevice: no CUDA-capable device is detected")])
-def test_a_missing_gpu_is_an_error_without_fallback(monkeypatch: pytest.MonkeyPatch, devices: int | Exception) -> None:
-    monkeypatch.setattr(cupy_gpu, "require", lambda *_, **__: fake_cupy(devices))
-    with pytest.raises(EnvironmentLacks, match=r"no CUDA-capable device|no device is visible") as lacks:
+def test_a_missing_gpu_is_an_error_without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_gpu(monkeypatch, Gpu(capability=""))
+    with pytest.raises(EnvironmentLacks, match=r"finds no NVIDIA GPU.*--mask-device cpu gives the same") as lacks:
         kernels_on("cuda")
-    assert (lacks.value.code, lacks.value.exit_code) == ("mask_device_missing", 5)
+    assert (lacks.value.code, lacks.value.exit_code) == ("no_gpu", 5)
 
 
 def test_a_usable_gpu_makes_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = {"cupy": fake_cupy(1), "cupyx.scipy.ndimage": ndimage}
+    install_gpu(monkeypatch, Gpu())
+    modules = {"cupy": SimpleNamespace(asnumpy=np.asarray), "cupyx.scipy.ndimage": ndimage}
     monkeypatch.setattr(cupy_gpu, "require", lambda module, **_: modules[module])
     kernels = kernels_on("cuda")
     assert kernels is not None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil._nvidia.driver import find_gpus
 from hagmil._optional import require
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.tissue.kernels import arrays
@@ -96,22 +97,15 @@ def open_cupy() -> CupyKernels:
     """Return the kernels for the GPU of this machine.
 
     Raises:
-        EnvironmentLacks: cupy is not installed (``package_missing``), or finds no usable GPU (``mask_device_missing``).
+        EnvironmentLacks: cupy is not installed, or there is no driver or GPU.
     """
     cupy = require("cupy", extra="gpu")
     try:
-        devices = int(cupy.cuda.runtime.getDeviceCount())
-    except (RuntimeError, ImportError, OSError) as error:  # cupy's CUDARuntimeError is a RuntimeError
-        raise _no_device(str(error)) from error
-    if devices == 0:
-        raise _no_device("no device is visible")
+        find_gpus()
+    except EnvironmentLacks as lack:
+        raise EnvironmentLacks(
+            f"tissue masks on a GPU were requested, but {lack.message}; --mask-device cpu gives the same masks",
+            code=lack.code,
+        ) from lack
     ndimage = require("cupyx.scipy.ndimage", extra="gpu")
     return CupyKernels(xp=cupy, ndimage=ndimage, to_host=cupy.asnumpy)
-
-
-def _no_device(why: str) -> EnvironmentLacks:
-    return EnvironmentLacks(
-        f"tissue masks on a GPU were requested, but cupy finds no GPU ({why}); run hagmil doctor for details, or pass "
-        "--mask-device cpu, which gives the same masks",
-        code="mask_device_missing",
-    )
