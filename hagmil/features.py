@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hagmil._files import atomic_path
+from hagmil._files import write_bytes
 from hagmil.errors import DataError, one_line
 from hagmil.tissue_parameters import TissueParameters
 
@@ -124,10 +125,12 @@ def write_features(path: str | Path, slide: SlideFeatures) -> None:
 
     Raises:
         DataError: stage names, shapes or types are inconsistent.
+        EnvironmentLacks: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     _check(path, slide)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
+    content = BytesIO()  # the HDF5 library may crash if it writes to a full disk
+    with h5py.File(content, "w", track_order=True) as file:
         file.attrs.update(_header_attributes(slide.header))
         for stage in slide.stages:
             group = file.create_group(stage.name)
@@ -138,6 +141,7 @@ def write_features(path: str | Path, slide: SlideFeatures) -> None:
             rows, dim = stage.features.shape
             chunks = (min(rows, _CHUNK_ROWS), dim) if rows and dim else None
             group.create_dataset("features", data=stage.features, chunks=chunks)
+    write_bytes(path, content.getbuffer())
 
 
 def read_header(path: str | Path) -> FeatureHeader:

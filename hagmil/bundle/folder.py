@@ -10,7 +10,14 @@ from pathlib import Path
 from shutil import rmtree
 from uuid import uuid4
 
-from hagmil._files import read_limited, sha256_of, write_text
+from hagmil._files import (
+    OutputFolder,
+    read_limited,
+    reporting_output_errors,
+    sha256_of,
+    sibling_folder,
+    write_text,
+)
 from hagmil._models import first_problem, read_json
 from hagmil.bundle.entries import LARGEST_JSON_BYTES, MANIFEST_NAME, FileEntry
 from hagmil.bundle.listed_files import check_listed_files, check_references
@@ -90,24 +97,29 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         UsageError: ``target`` exists and is not empty.
+        EnvironmentLacks: the folder cannot be written (code ``disk_full`` or ``output_unwritable``).
     """
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+    if target.is_dir() and not overwrite and any(target.iterdir()):
         raise UsageError(f'"{target}" exists; choose another folder or pass --overwrite', code="exists")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".{target.name}.{uuid4().hex}.part"
-    staging.mkdir()
-    try:
+    parent = OutputFolder.open(target.parent)
+    with reporting_output_errors(target):
+        if target.exists() and not target.is_dir():
+            raise FileExistsError(f"{target} is a file")
+    with sibling_folder(target) as staging:
         yield staging
-        if target.exists():
-            replaced = target.parent / f".{target.name}.{uuid4().hex}.old"
-            target.rename(replaced)
-            staging.rename(target)
-            rmtree(replaced)
-        else:
-            staging.rename(target)
-    except BaseException:
-        rmtree(staging, ignore_errors=True)
-        raise
+        parent.require_present()
+        with reporting_output_errors(target):
+            _replace(target, staging)
+
+
+def _replace(target: Path, staging: Path) -> None:
+    if not target.exists():
+        staging.rename(target)
+        return
+    replaced = target.parent / f".{target.name}.{uuid4().hex}.old"
+    target.rename(replaced)
+    staging.rename(target)
+    rmtree(replaced)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -6,6 +6,7 @@ import signal
 import sys
 from types import FrameType
 
+from hagmil._files import is_disk_full
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted
 
 _EXTRAS = {
@@ -35,6 +36,10 @@ def main() -> None:
             raise
         remedy = f'pip install "hagmil[{_EXTRAS[package]}]"'
         _fail(EnvironmentLacks(f'package "{package}" is not installed; run: {remedy}', code="package_missing"))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _fail(EnvironmentLacks(f"no space left: {error}; free some space and run the command again", code="disk_full"))
     except KeyboardInterrupt:
         _fail(Interrupted("stopped"))
 

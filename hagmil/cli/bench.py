@@ -67,6 +67,7 @@ def bench(
     import shlex
     import sys
 
+    from hagmil._files import OutputFolder
     from hagmil.runtime.bench.page import write_report
     from hagmil.runtime.bench.report import HTML_NAME
     from hagmil.runtime.bench.run import BenchOptions, run_bench
@@ -87,9 +88,10 @@ def bench(
         sweep=sweep,
         command=shlex.join(["hagmil", *sys.argv[1:]]),
     )
+    folder = out or _DEFAULT_OUT
+    OutputFolder.open(folder)
     with common.StepProgress() as progress:
         report = run_bench(options, progress)
-    folder = out or _DEFAULT_OUT
     write_report(folder, report)
     _show(report)
     common.stdout().print(f"report: {folder / HTML_NAME}", markup=False, highlight=False)

@@ -67,6 +67,7 @@ def evaluate(
 
     Writes a JSON file and an HTML report. A bundle gives the same metrics as its checkpoint, unless it is calibrated.
     """
+    from hagmil._files import OutputFolder
     from hagmil.bundle import MANIFEST_NAME
     from hagmil.errors import UsageError
     from hagmil.trainer.cascade.keep_table import parse_keeps
@@ -76,6 +77,7 @@ def evaluate(
 
     kept = parse_keeps(keeps) if keeps is not None else ()
     loaded = load_config(config, overrides or [])
+    OutputFolder.open(out)
     with common.StepProgress() as progress:
         if (model / MANIFEST_NAME).is_file():
             from hagmil.export.evaluate_bundle import evaluate_bundle

@@ -14,10 +14,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import get_args
 
-from hagmil._files import atomic_path, sha256_of, write_bytes, write_text
+from hagmil._files import atomic_path, sha256_of, sibling_folder, write_bytes, write_text
 from hagmil._tensorrt.builder import BuildRequest, build_engine, check_request
 from hagmil._tensorrt.cache import timing_cache
 from hagmil._tensorrt.flavour import Flavour, choose_flavour, resolve_capabilities
@@ -162,9 +161,9 @@ def add_engines(
     target = engine_target(options)
     bundle = open_bundle(bundle_dir)
     profiles = bundle_profiles(bundle.manifest, batch=options.batch, patches=options.patches)  # step 2
-    with TemporaryDirectory(prefix=f".{bundle_dir.name}.", suffix=".part", dir=bundle_dir.absolute().parent) as folder:
-        built = build_engines(bundle, Path(folder), target, profiles, options, progress=progress)
-        _commit(bundle, Path(folder), built)
+    with sibling_folder(bundle_dir.absolute()) as folder:
+        built = build_engines(bundle, folder, target, profiles, options, progress=progress)
+        _commit(bundle, folder, built)
     return EnginesReport(open_bundle(bundle_dir), built)
 
 

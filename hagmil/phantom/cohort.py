@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from hagmil._files import write_text
+from hagmil._files import OutputFolder, write_text
 from hagmil.errors import UsageError
 from hagmil.phantom.classes import PHANTOM_CLASSES, PHANTOM_HIERARCHY
 from hagmil.phantom.files import write_phantom
@@ -77,6 +77,7 @@ def write_cohort(
 
     Raises:
         UsageError: a value is out of range, or the classes are unknown.
+        EnvironmentLacks: the folder cannot be written, or the disk is full.
     """
     if slides < 1:
         raise UsageError(f"phantom cohort: {slides} slides; pass at least 1")
@@ -86,9 +87,14 @@ def write_cohort(
         raise UsageError(f"phantom cohort: seed {seed} is negative; pass 0 or more")
     plan_seed, *slide_seeds = np.random.SeedSequence(seed).spawn(slides + 1)
     plan = _plan(slides, PHANTOM_CLASSES[classes], np.random.default_rng(plan_seed))
+    specs = [
+        PhantomSpec(int(slide_seed.generate_state(1, np.uint64)[0]), label, size_px, spacing_um)
+        for (_, label), slide_seed in zip(plan, slide_seeds, strict=True)
+    ]
+    output = OutputFolder.open(out_dir, "slides", "masks")
     made = []
-    for index, ((case_id, label), slide_seed) in enumerate(zip(plan, slide_seeds, strict=True)):
-        spec = PhantomSpec(int(slide_seed.generate_state(1, np.uint64)[0]), label, size_px, spacing_um)
+    for index, ((case_id, _), spec) in enumerate(zip(plan, specs, strict=True)):
+        output.require_present()
         made.append(_write_slide(out_dir, f"phantom_{index:03d}", case_id, spec))
         if progress is not None:
             progress(index + 1, slides, made[-1].slide_id)

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil._files import OutputFolder
 from hagmil.bundle import BackboneCard, open_backbone
 from hagmil.errors import BundleError, UsageError
 from hagmil.features import (
@@ -239,7 +240,7 @@ def extract(
     Raises:
         SlideError: the slide cannot be read, gives no spacing, is too coarse, or is not a brightfield slide.
         BundleError: the backbone cannot be used.
-        EnvironmentLacks: the provider is missing on this machine.
+        EnvironmentLacks: the provider is missing on this machine, or ``out`` cannot be written.
         UsageError: invalid stages, a patch size that the backbone does not take, or a backbone for patches of any size
             without ``patch_px``.
         DataError: ``out`` has a feature file of another slide with the same file name (code ``exists``).
@@ -284,11 +285,12 @@ def extract_many(
         One outcome for each slide, in the order of the requests.
 
     Raises:
-        EnvironmentLacks: the device is lost.
-        OSError: the disk is full.
+        EnvironmentLacks: ``out`` cannot be written, the disk is full, or the device is lost.
     """
+    output = OutputFolder.open(out)
     outcomes = []
     for request in requests:
+        output.require_present()
         outcome = _attempt(request, extractor, out / f"{request.slide_id}.h5", progress)
         outcomes.append(outcome)
         if on_outcome is not None:

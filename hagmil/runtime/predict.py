@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hagmil.errors import UsageError
+from hagmil._files import OutputFolder
+from hagmil.errors import EnvironmentLacks, UsageError
 from hagmil.progress import Progress
 from hagmil.runtime.inference.adaptive import adaptive_keeps
 from hagmil.runtime.inference.encode import EncodeOptions
@@ -18,7 +19,7 @@ from hagmil.runtime.inference.prefetch import SlidePrefetcher
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest, slide_request, slide_requests
 from hagmil.runtime.results.attention import read_attention, stage_attention
-from hagmil.runtime.results.failures import disk_full, ends_run, failure_of, interrupted, is_disk_full, writing
+from hagmil.runtime.results.failures import ends_run, failure_of, interrupted, is_output_error, output_failed, writing
 from hagmil.runtime.results.from_outcome import result_of_failure, result_of_outcome
 from hagmil.runtime.results.output_folder import read_results, require_choice, with_ids_of
 from hagmil.runtime.results.result import RESULT_NAME, Result, write_result
@@ -93,7 +94,7 @@ def predict_slide(
 
     Raises:
         BundleError: the bundle cannot be used.
-        EnvironmentLacks: the provider is missing on this machine, or the disk is full.
+        EnvironmentLacks: the provider is missing on this machine, the disk is full, or ``out`` cannot be written.
         UsageError: the provider is unknown, the spacing is not above 0, ``out`` has a result (code ``exists``), or the
             bundle cannot be used with ``adaptive`` or this ``keep``.
     """
@@ -144,7 +145,8 @@ def predict_many(
 
     Raises:
         BundleError: the bundle cannot be used.
-        EnvironmentLacks: the provider is missing on this machine, the disk is full, or the device is lost.
+        EnvironmentLacks: the provider is missing on this machine, the device is lost, the disk is full, or ``out``
+            cannot be written.
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
         UsageError: no slides, an unknown provider, a spacing that is not above 0, ``resume`` without ``out``, an
             ``out`` that holds results without ``resume`` or ``overwrite`` (code ``exists``), or a bundle that cannot be
@@ -184,13 +186,15 @@ def predict_requests(
 
     Raises:
         Interrupted: Ctrl-C while ``out`` is given; finished slides are written, and ``resume`` continues the run.
-        EnvironmentLacks: the disk is full, or the device is lost.
+        EnvironmentLacks: ``out`` cannot be written, the disk is full, or the device is lost.
         UsageError: ``out`` holds results, and the options say neither ``resume`` nor ``overwrite`` (code ``exists``),
             or the model cannot run with ``options.adaptive``.
     """
     _check_adaptive(model, options)
+    output = None
     if out is not None:
         require_choice(out, resume=options.resume, overwrite=options.overwrite)
+        output = OutputFolder.open(out, "*")
     others = {} if out is None else read_results(out)
     requests = with_ids_of(requests, others)
     earlier = _earlier_results(requests, others, model, out, options) if options.resume and out is not None else {}
@@ -204,6 +208,8 @@ def predict_requests(
     try:
         with _preparation(wanted, model, options) as prepare:
             for request in requests:
+                if output is not None:
+                    output.require_present()
                 folder = None if out is None else out / request.slide_id
                 others.pop(request.slide_id, None)
                 result = earlier.get(request.slide_id) or predict_one(
@@ -214,19 +220,23 @@ def predict_requests(
                     on_result(result)
                 if len(results) % _TABLE_EVERY == 0:
                     _write_table()
+        if output is not None:
+            output.require_present()
+        _write_table()
     except BaseException as error:
         if out is None:
             raise
         done = {result.slide_id for result in results}
         others = {slide_id: result for slide_id, result in read_results(out).items() if slide_id not in done}
-        with suppress(OSError):
+        with suppress(OSError, EnvironmentLacks):
+            if output is not None:
+                output.require_present()
             _write_table()
         if isinstance(error, KeyboardInterrupt):
             raise interrupted(len(results), len(requests)) from error
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise disk_full(out, len(results), len(requests)) from error
+        if is_output_error(error):
+            raise output_failed(error, out, len(results), len(requests)) from error
         raise
-    _write_table()
     return tuple(results)
 
 
@@ -253,8 +263,7 @@ def predict_one(
         The result; ``status`` says whether there is a verdict.
 
     Raises:
-        OSError: the disk is full.
-        EnvironmentLacks: the device is lost.
+        EnvironmentLacks: the device is lost, the disk is full, or the folder above ``folder`` cannot be written.
         UsageError: the model cannot run with ``options.adaptive``.
     """
     _check_adaptive(model, options)

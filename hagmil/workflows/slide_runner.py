@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from hagmil._files import temporary_folder
 from hagmil.bundle import Bundle, Manifest
 from hagmil.errors import SlideError
 from hagmil.export.parity.slide_parity import ModelSessions, SlideRecord, SlideRunner, StageRecord
@@ -57,8 +57,8 @@ def open_slide_runner(
     """
     given = slide_requests(slides) if slides else ()
     own = tuple(calibration)[:MAX_CALIBRATION_SLIDES] if not given and not phantoms else ()
-    with TemporaryDirectory(prefix="hagmil-parity-") as folder:
-        made = _phantoms(Path(folder), phantoms, progress) if phantoms else ()
+    with temporary_folder("parity") as folder:
+        made = _phantoms(folder, phantoms, progress) if phantoms else ()
         what = " and ".join(
             words
             for words, count in (

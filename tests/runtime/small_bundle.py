@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hagmil.bundle import Backbone, Manifest, Provenance, Stage, file_entries, write_manifest
+from hagmil._files import sha256_of
+from hagmil.bundle import Backbone, BackboneCard, Manifest, Provenance, Stage, file_entries, write_manifest
 from hagmil.spec import Readout
 from hagmil.tissue_parameters import TissueParameters
 
@@ -36,6 +37,25 @@ def backbone_graph(side: int | str = "side") -> onnx.ModelProto:
     patches = helper.make_tensor_value_info("patches", TensorProto.UINT8, ["batch", side, side, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3])
     return _model(nodes, [patches], [features], constants)
+
+
+def write_small_backbone(folder: Path) -> BackboneCard:
+    """Write a backbone whose features are the mean colour of a patch; return its card."""
+    folder.mkdir(exist_ok=True)
+    onnx.save(backbone_graph(), folder / "backbone.onnx")
+    card = BackboneCard(
+        name="mean-colour",
+        sha256=sha256_of(folder / "backbone.onnx"),
+        features=3,
+        patch_px=None,
+        weights="none",
+        mean=None,
+        std=None,
+        opset=20,
+        versions={},
+    )
+    (folder / "backbone.json").write_text(card.model_dump_json())
+    return card
 
 
 def stage_graph(sign: float = -1.0) -> onnx.ModelProto:

@@ -31,7 +31,7 @@ from tests.fakes.cuda_driver import install_gpu
 from tests.fakes.gpu import Gpu
 from tests.fakes.onnxruntime import fake_onnxruntime
 from tests.runtime.slide_files import save_pyramid
-from tests.runtime.small_bundle import backbone_graph
+from tests.runtime.small_bundle import backbone_graph, write_small_backbone
 
 OPTIONS = ExtractOptions(stages=parse_stages("2,1,0.5"), patch_px=16)
 
@@ -39,19 +39,7 @@ OPTIONS = ExtractOptions(stages=parse_stages("2,1,0.5"), patch_px=16)
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
-    onnx.save(backbone_graph(), folder / "backbone.onnx")
-    card = BackboneCard(
-        name="mean-colour",
-        sha256=sha256_of(folder / "backbone.onnx"),
-        features=3,
-        patch_px=None,
-        weights="none",
-        mean=None,
-        std=None,
-        opset=20,
-        versions={},
-    )
-    (folder / "backbone.json").write_text(card.model_dump_json())
+    write_small_backbone(folder)
     return folder
 
 

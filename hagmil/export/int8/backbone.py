@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Literal, NamedTuple, Protocol
 
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hagmil._files import temporary_folder
 from hagmil._machine import processor_name
 from hagmil.bundle import Quantization, Throughput
 from hagmil.errors import ParityError, UsageError
@@ -224,10 +224,10 @@ def _quantise(
     expected: NDArray[np.float32],
 ) -> _Quantised:
     """Step 1: make both graphs and copy the chosen one to ``graph``."""
-    with TemporaryDirectory(prefix="hagmil-int8-") as folder:
+    with temporary_folder("int8") as folder:
         tried: dict[Literal["int8", "fp32"], tuple[Path, _Quantised]] = {}
         for first in _FIRST_PRODUCTS:
-            target = Path(folder) / first / graph.name
+            target = folder / first / graph.name
             target.parent.mkdir()
             calibrated = write_quantised(
                 source, target, patches.calibration(wanted), first_product_fp32=first == "fp32"

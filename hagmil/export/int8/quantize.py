@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from hagmil._files import temporary_folder
 from hagmil.errors import BundleError
 from hagmil.export.graph import opset_of, save
 from hagmil.export.passes.strip_metadata import strip_metadata
@@ -60,8 +60,8 @@ def write_quantised(
     """
     _check(source)
     reader = _Reader(batches)
-    with TemporaryDirectory(prefix="hagmil-int8-") as folder:
-        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
+    with temporary_folder("int8") as folder:
+        prepared, quantised = folder / "prepared.onnx", folder / "quantised.onnx"
         _prepare(source, prepared)  # step 1
         _quantise(prepared, quantised, reader, first_product_fp32)
         model = onnx.load(quantised)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import torch
 
+from hagmil._files import temporary_folder
 from hagmil.bundle import Precision
 from hagmil.export.graph import save
 from hagmil.export.parity.compare import GraphUnderTest
@@ -32,7 +32,7 @@ def open_rounded(graph: Path) -> Session:
     Args:
         graph: the ONNX file; a float32 graph runs unmodified.
     """
-    with TemporaryDirectory(prefix="hagmil-rounded-") as folder:
-        twin = Path(folder) / graph.name
+    with temporary_folder("rounded") as folder:
+        twin = folder / graph.name
         save(rounded(onnx.load(graph)), twin)
         return open_session(twin, threads=torch.get_num_threads())

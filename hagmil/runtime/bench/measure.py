@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil._files import temporary_folder
 from hagmil.bundle import Manifest
 from hagmil.errors import SlideFailed, SlideRejected
 from hagmil.runtime.bench.repeats import repeat
@@ -276,8 +275,8 @@ def measure_end_to_end(
     """
 
     def _work() -> tuple[dict[str, float], tuple[StageFigures, ...]]:
-        with TemporaryDirectory(prefix="hagmil-bench-") as folder:
-            result = predict_one(request, model, Path(folder), options)
+        with temporary_folder("bench") as folder:
+            result = predict_one(request, model, folder, options)
         if result.status != "ok":
             kind = SlideRejected if result.status == "rejected" else SlideFailed
             raise kind(result.message or "no verdict", code=result.code)

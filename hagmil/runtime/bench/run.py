@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil._files import temporary_folder
 from hagmil._versions import __version__
 from hagmil.bundle import Bundle
 from hagmil.errors import BundleError, EnvironmentLacks, Interrupted
@@ -139,9 +139,9 @@ def _bench(options: BenchOptions, progress: Progress) -> BenchReport:
     kernels_on(options.mask_device)  # fails early if the device is missing
     loaded, skipped = _load(options)  # step 1
     bundle = next(iter(loaded.values())).model.bundle
-    with TemporaryDirectory(prefix="hagmil-bench-") as folder:
+    with temporary_folder("bench") as folder:
         progress("slide", 0, 1)
-        request = request_of(options.slide, Path(folder), bundle.manifest, options.phantom_px, options.spacing_um)
+        request = request_of(options.slide, folder, bundle.manifest, options.phantom_px, options.spacing_um)
         with open_slide(request.path, spacing_um=request.spacing_um) as slide:  # step 2
             workload = workload_of(slide, bundle.manifest, options.patches)
             described = describe_slide(slide, phantom=options.slide is None)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 
+from hagmil._files import temporary_folder
 from hagmil.errors import EnvironmentLacks
 from hagmil.runtime.bench.repeats import median_run
 from hagmil.runtime.bench.report import Memory, StartUp
@@ -90,8 +90,7 @@ def measure_start_up(call: InferCall, repeats: int) -> tuple[float, StartUp, Mem
 
 def _start(call: InferCall) -> tuple[float, tuple[float, Notes]]:
     """Run the command; return seconds to the first patch, the time of the start, and the notes of the process."""
-    with TemporaryDirectory(prefix="hagmil-bench-") as name:
-        folder = Path(name)
+    with temporary_folder("bench") as folder:
         notes = folder / "notes.json"
         command = [
             sys.executable,

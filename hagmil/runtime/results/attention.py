@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import h5py
 
-from hagmil._files import atomic_path
+from hagmil._files import write_bytes
 from hagmil.bundle import Hierarchy
 from hagmil.errors import DataError, one_line
 from hagmil.runtime.inference.cascade import StageOutcome
@@ -52,10 +53,8 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: H
         outcomes: the stages, coarse to fine.
         hierarchy: gives the names of the classes; None if labels have one layer.
     """
-    with (
-        atomic_path(folder / ATTENTION_NAME) as temporary,
-        h5py.File(temporary, "w", track_order=True) as file,
-    ):
+    content = BytesIO()  # the HDF5 library may crash if it writes to a full disk
+    with h5py.File(content, "w", track_order=True) as file:
         for stage in map(stage_attention, outcomes):
             group = file.create_group(stage.name)
             group.attrs["patch_size"] = stage.patch_px
@@ -72,6 +71,7 @@ def write_attention(folder: Path, outcomes: Sequence[StageOutcome], hierarchy: H
                 coarse = group.create_dataset(COARSE_ATTENTION.name, data=stage.coarse_attention)
                 fine = group.create_dataset(FINE_ATTENTION.name, data=stage.fine_attention)
                 coarse.attrs["classes"], fine.attrs["classes"] = list(hierarchy.coarse), list(hierarchy.fine)
+    write_bytes(folder / ATTENTION_NAME, content.getbuffer())
 
 
 def read_attention(path: str | Path) -> tuple[StageAttention, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hagmil._files import OutputFolder, is_disk_full
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted, SlideFailed, SlideRejected, one_line
 from hagmil.runtime.names import storable
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OUTPUT = ("disk_full", "output_unwritable", "output_lost")
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +40,6 @@ def ends_run(error: Exception) -> bool:
     return is_disk_full(error)
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether an error means that the disk or the quota is full."""
-    return isinstance(error, OSError) and error.errno in _DISK_FULL
-
-
 def failure_of(error: Exception, slide: str) -> Failure:
     """Describe the error that one slide failed with, and log it with its traceback if it is unexpected.
 
@@ -65,23 +60,24 @@ def failure_of(error: Exception, slide: str) -> Failure:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Write files of one slide: an error other than a full disk fails the slide only.
+    """Write files of one slide: an error fails the slide only, unless no file of the run can be written.
 
     Args:
-        path: the folder or file, for the message.
+        path: the slide's folder or file in the output folder of the run.
 
     Raises:
-        SlideFailed: a file cannot be written (code ``write_failed``).
-        OSError: the disk is full.
+        SlideFailed: this file or folder cannot be written (code ``write_failed``).
+        EnvironmentLacks: the disk is full, or the output folder cannot be written (``disk_full``,
+            ``output_unwritable``).
     """
     try:
         yield
-    except OSError as error:
-        if is_disk_full(error):
+    except (OSError, EnvironmentLacks) as error:
+        if is_disk_full(error) or (isinstance(error, EnvironmentLacks) and error.code != "output_unwritable"):
             raise
-        raise SlideFailed(
-            f'"{path}" cannot be written: {error.strerror or one_line(str(error))}', code="write_failed"
-        ) from error
+        OutputFolder.open(path.parent)
+        reason = error.message if isinstance(error, EnvironmentLacks) else error.strerror or one_line(str(error))
+        raise SlideFailed(f'"{path}" cannot be written: {reason}', code="write_failed") from error
 
 
 def interrupted(done: int, total: int) -> Interrupted:
@@ -89,8 +85,15 @@ def interrupted(done: int, total: int) -> Interrupted:
     return Interrupted(f"stopped after {done} of {total} slides; run the same command with --resume to continue")
 
 
-def disk_full(out: Path, done: int, total: int) -> EnvironmentLacks:
+def is_output_error(error: BaseException) -> bool:
+    """Whether an error means that no file of the run can be written."""
+    return is_disk_full(error) or (isinstance(error, EnvironmentLacks) and error.code in _OUTPUT)
+
+
+def output_failed(error: BaseException, out: Path, done: int, total: int) -> EnvironmentLacks:
     """The error of a run that could not write after ``done`` of ``total`` slides."""
+    if isinstance(error, EnvironmentLacks) and error.code != "disk_full":
+        return EnvironmentLacks(f"stopped after {done} of {total} slides: {error.message}", code=error.code)
     return EnvironmentLacks(
         f'no space left to write under "{out}" after {done} of {total} slides; '
         "free some space and run the same command with --resume",

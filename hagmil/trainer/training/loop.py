@@ -22,7 +22,7 @@ from typing import Literal, NoReturn
 import torch
 from pydantic import ValidationError
 
-from hagmil._files import write_text
+from hagmil._files import OutputFolder, write_text
 from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted, UsageError
 from hagmil.trainer.checkpoints.checkpoint import (
     BEST,
@@ -62,12 +62,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The objects that the functions of the loop share."""
+    """The objects that the functions of the loop share; ``output`` is that of the first process."""
 
     config: TrainingConfig
     cohort: Cohort
     method: Method
     group: ProcessGroup
+    output: OutputFolder | None
     stop: StopRequest
     progress: ProgressCallback
 
@@ -90,7 +91,7 @@ def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCal
         UsageError: the folder contains a run and ``resume`` is not set, the run was started with a different recipe or
             number of processes, the method does not support the stages of the features, or the training has diverged.
         DataError: features, labels and split do not match.
-        EnvironmentLacks: the device is missing or does not support the precision.
+        EnvironmentLacks: the device is missing or does not support the precision, or the run folder cannot be written.
         Interrupted: SIGINT or SIGTERM was received and the state was written, or another process was lost. The run can
             be resumed.
     """
@@ -98,21 +99,22 @@ def train(config: TrainingConfig, *, resume: bool = False, progress: ProgressCal
     check_folder(config, resume=resume)  # step 1
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with (
-        join_process_group(config.device) as group,
-        logging_to(config.out / LOG_NAME) if group.is_first else nullcontext(),
-        torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []),  # keep the caller's
-        StopRequest() as stop,
-    ):
-        check_precision(config.precision, group.device)
-        cohort = open_training_cohort(config)
-        torch.manual_seed(weights_seed(seed=config.seed))
-        method = new_method(config.model_copy(update={"device": str(group.device)}), cohort, group)
-        run = _Run(config, cohort, method, group, stop, progress or (lambda _: None))
-        state = _first_state(run)
-        if group.is_first:
-            write_config(config)
-        return _finish(run, _fit(run, state))
+    with join_process_group(config.device) as group:
+        output = OutputFolder.open(config.out, "*", "*/*") if group.is_first else None
+        with (
+            logging_to(config.out / LOG_NAME) if group.is_first else nullcontext(),
+            torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []),  # keep the caller's
+            StopRequest() as stop,
+        ):
+            check_precision(config.precision, group.device)
+            cohort = open_training_cohort(config)
+            torch.manual_seed(weights_seed(seed=config.seed))
+            method = new_method(config.model_copy(update={"device": str(group.device)}), cohort, group)
+            run = _Run(config, cohort, method, group, output, stop, progress or (lambda _: None))
+            state = _first_state(run)
+            if group.is_first:
+                write_config(config)
+            return _finish(run, _fit(run, state))
 
 
 def _fit(run: _Run, state: TrainingState) -> TrainingState:
@@ -264,8 +266,9 @@ def _stop(run: _Run, state: TrainingState) -> NoReturn:
 
 
 def _save(run: _Run, state: TrainingState, folder: Path) -> None:
-    if not run.group.is_first:
+    if run.output is None:
         return
+    run.output.require_present()
     is_last = folder == LAST
     write_checkpoint(
         run.config.out / folder,

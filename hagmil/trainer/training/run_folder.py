@@ -10,15 +10,16 @@ train.log               log of the training
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from hagmil._files import write_text
+from hagmil._files import reporting_output_errors, write_text
 from hagmil._models import FrozenModel
 from hagmil.errors import UsageError
 from hagmil.trainer.config.training import TrainingConfig
@@ -83,10 +84,16 @@ def write_config(config: TrainingConfig) -> None:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append the package's log messages of level INFO and above to a file while the block runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Append the package's log messages of level INFO and above to a file while the block runs.
+
+    Args:
+        path: the file, in an existing folder.
+
+    Raises:
+        EnvironmentLacks: the file cannot be written.
+    """
     logger = logging.getLogger("hagmil")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)
@@ -96,7 +103,21 @@ def logging_to(path: Path) -> Iterator[None]:
     finally:
         logger.setLevel(before)
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # of a write that has failed before
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose errors end the training; logging would print each with a traceback and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise the error of the last write."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with reporting_output_errors(Path(self.baseFilename)):
+            raise error
 
 
 def _stored(path: Path, model: type[BaseModel]) -> dict[str, Any]:

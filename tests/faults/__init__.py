@@ -1,0 +1,1 @@
+"""Faults of inputs, disks and signals: each case with what it must end in."""
