@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hagmil._models import FrozenModel, Within
 from hagmil.spec import PatchCount, PositiveCount, Share
@@ -62,7 +63,7 @@ class Certainty(FrozenModel):
     )
     level: float = Field(gt=0, lt=1, description="the quantile, or the bound of the share of sure and wrong verdicts")
     keeps: tuple[PatchCount, ...] = Field(
-        min_length=2, description="numbers of kept patches, in the order in which they run"
+        min_length=2, description="numbers of kept patches in ascending order, in which they run"
     )
     top_rows: PatchCount = Field(default=TOP_ROWS, description="rows of the second reading, by attention")
     slides: PositiveCount
@@ -70,3 +71,9 @@ class Certainty(FrozenModel):
     largest_bag: PatchCount = Field(description="patches of the coarsest stage, largest slide")
     unsure: Share = Field(description="share of these slides whose verdict is not sure")
     sure_right: Share | None = Field(description="share of the sure verdicts that are right; null without")
+
+    @model_validator(mode="after")
+    def _check_keeps(self) -> Certainty:
+        if any(before >= after for before, after in pairwise(self.keeps)):
+            raise ValueError("keeps must grow, because the cascade stops at the first number that is enough")
+        return self

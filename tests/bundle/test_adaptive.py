@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from hagmil.bundle import Certainty
 from hagmil.bundle.adaptive import Reading, is_sure, margin, pair_margin, read_until_sure, top_rows
 
 
@@ -62,3 +64,12 @@ def test_top_rows_keep_the_order_of_the_bag_and_take_the_first_of_equal_scores()
 
     assert top_rows(attention, 3).tolist() == [0, 1, 3]
     assert top_rows(attention, 9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_numbers_of_kept_patches_of_a_calibration_must_grow() -> None:
+    fields = {"threshold": 1, "method": "quantile", "level": 0.1, "slides": 9, "smallest_bag": 1, "largest_bag": 9}
+    fields |= {"unsure": 0.1, "sure_right": 1}
+    assert Certainty.model_validate({**fields, "keeps": [4, 8]}).keeps == (4, 8)
+    for keeps in ([8, 4], [4, 4]):
+        with pytest.raises(ValidationError, match="keeps must grow"):
+            Certainty.model_validate({**fields, "keeps": keeps})

@@ -71,10 +71,10 @@ def adaptive_keeps(bundle: Bundle, limit: int | None = None) -> tuple[int, ...]:
         )
     keeps = manifest.certainty.keeps
     within = tuple(keep for keep in keeps if limit is None or keep <= limit)
-    if len(within) < 2 or (limit is not None and limit > max(keeps)):
+    if len(within) < 2 or (limit is not None and limit > keeps[-1]):
         raise UsageError(
             f'bundle "{bundle.path}" is calibrated for {", ".join(map(str, keeps))} kept patches, and two of these '
-            f"numbers are compared; with --adaptive, pass --keep {sorted(keeps)[1]} to {max(keeps)}, not {limit}"
+            f"numbers are compared; with --adaptive, pass --keep {keeps[1]} to {keeps[-1]}, not {limit}"
         )
     return within
 
