@@ -26,12 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil._files import write_bytes
+from hagmil._models import read_json
 from hagmil.errors import DataError, one_line
+from hagmil.spec import LARGEST_PATCH_PX, LONGEST_FEATURES, MOST_PATCHES, MOST_STAGES
 from hagmil.tissue_parameters import TissueParameters
 
 FORMAT = "hagmil-features"
 FORMAT_VERSION = 1
 _CHUNK_ROWS = 1024
+_SPACINGS_UM = (0.01, 100)
+_LARGEST_LEVEL0_PX = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,48 +252,85 @@ def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
             f'feature file "{path}" has format version {attributes["format_version"]}; '
             f"this version of hagmil reads version {FORMAT_VERSION}"
         )
+    stages = tuple(str(name) for name in attributes["stages"])
+    if not 1 <= len(stages) <= MOST_STAGES or len(set(stages)) < len(stages) or "/" in "".join(stages):
+        raise ValueError(f"it has {len(stages)} stages; 1 to {MOST_STAGES} with different plain names are possible")
     try:
         return FeatureHeader(
             slide_id=str(attributes["slide_id"]),
             slide_name=str(attributes["slide_name"]),
             slide_sha256=str(attributes["slide_sha256"]),
-            slide_spacing_um=float(attributes["slide_spacing_um"]),
+            slide_spacing_um=float(_number(file, "slide_spacing_um", *_SPACINGS_UM)),
             spacing_source=str(attributes["spacing_source"]),
             backbone_name=str(attributes["backbone_name"]),
             backbone_sha256=str(attributes["backbone_sha256"]),
-            tissue=TissueParameters.model_validate_json(attributes["tissue"]),
-            stages=tuple(str(name) for name in attributes["stages"]),
+            tissue=read_json(TissueParameters, attributes["tissue"]),
+            stages=stages,
         )
     except KeyError as error:
         raise DataError(f'feature file "{path}" lacks an attribute: {error}') from error
 
 
 def _read_stage(path: Path, file: h5py.File, name: str) -> StageFeatures:
-    _read_stage_outline(path, file, name)
+    outline = _read_stage_outline(path, file, name)
     group = file[name]
+    coords = group["coords"][...]
+    if outline.rows and not 0 <= coords.min() <= coords.max() < _LARGEST_LEVEL0_PX:
+        raise ValueError(f"stage {name}: coords are outside 0 to {_LARGEST_LEVEL0_PX:,}")
     return StageFeatures(
         name=name,
-        coords=group["coords"][...],
+        coords=coords,
         features=group["features"][...],
-        patch_px=int(group.attrs["patch_size"]),
-        patch_level0=int(group.attrs["patch_size_level0"]),
-        spacing_um=float(group.attrs["spacing_um"]),
+        patch_px=outline.patch_px,
+        patch_level0=int(_number(group, "patch_size_level0", 1, _LARGEST_LEVEL0_PX)),
+        spacing_um=outline.spacing_um,
     )
 
 
 def _read_stage_outline(path: Path, file: h5py.File, name: str) -> StageOutline:
-    group = file[name]
-    coords, features = group["coords"].shape, group["features"].shape
-    if len(features) != 2 or coords != (features[0], 2):
+    group = _own(file, name)
+    coords, features = _dataset(group, "coords", ("int64",)), _dataset(group, "features", ("float16", "float32"))
+    if features.ndim != 2 or coords.shape != (features.shape[0], 2):
         raise DataError(
-            f'feature file "{path}", stage {name}: features of shape {features} do not fit coords of shape {coords}',
+            f'feature file "{path}", stage {name}: features of shape {features.shape} do not fit coords of shape '
+            f"{coords.shape}",
             code="features_unreadable",
         )
+    rows, dim = features.shape
+    if rows > MOST_PATCHES or dim > LONGEST_FEATURES:
+        raise ValueError(f"stage {name}: {rows} x {dim} features; at most {MOST_PATCHES:,} x {LONGEST_FEATURES:,}")
     return StageOutline(
         name=name,
-        rows=int(features[0]),
-        dim=int(features[1]),
-        dtype=str(group["features"].dtype),
-        patch_px=int(group.attrs["patch_size"]),
-        spacing_um=float(group.attrs["spacing_um"]),
+        rows=int(rows),
+        dim=int(dim),
+        dtype=str(features.dtype),
+        patch_px=int(_number(group, "patch_size", 1, LARGEST_PATCH_PX)),
+        spacing_um=float(_number(group, "spacing_um", *_SPACINGS_UM)),
     )
+
+
+def _own(group: h5py.Group, name: str) -> Any:
+    """A member of a group; links to other places and files are not followed."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is missing or a link")
+    return group[name]
+
+
+def _dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...]) -> h5py.Dataset:
+    """A dataset whose values are in this file as they are, so that it takes no more memory than the file has bytes."""
+    found = _own(group, name)
+    if not isinstance(found, h5py.Dataset) or found.dtype not in dtypes:
+        raise ValueError(f"{name} is not a dataset of {' or '.join(dtypes)}")
+    if found.is_virtual or found.external or found.id.get_create_plist().get_nfilters():
+        raise ValueError(f"{name} is compressed or in another file; repack it: h5repack -f NONE")
+    if not 0 <= found.nbytes <= Path(found.file.filename).stat().st_size:
+        raise ValueError(f"{name} of shape {found.shape} is larger than the file")
+    return found
+
+
+def _number(item: h5py.Group, name: str, low: float, high: float) -> float:
+    """An attribute that is one number within bounds."""
+    value = item.attrs[name]
+    if not np.isscalar(value) or not low <= value <= high:  # also for NaN
+        raise ValueError(f"attribute {name} is {value!s:.32}, outside {low:,} to {high:,}")
+    return float(value)

@@ -17,13 +17,20 @@ from hagmil._models import Within
 SpacingUm = Annotated[float, Within(0.05, 100)]
 """Micrometres per pixel of a stage or a mask."""
 
-PatchPx = Annotated[int, Within(8, 4096)]
+LARGEST_PATCH_PX = 4096
+LONGEST_FEATURES = 16_384
+MOST_PATCHES = 10_000_000
+MOST_STAGES = 16
+"""Limits of every bundle, checkpoint and feature file: side of a patch, length of a feature vector, patches of a slide
+at one stage, stages of a cascade."""
+
+PatchPx = Annotated[int, Within(8, LARGEST_PATCH_PX)]
 """Side of a patch in pixels."""
 
-FeatureLength = Annotated[int, Within(1, 16_384)]
+FeatureLength = Annotated[int, Within(1, LONGEST_FEATURES)]
 """Length of a feature vector."""
 
-PatchCount = Annotated[int, Within(1, 10_000_000)]
+PatchCount = Annotated[int, Within(1, MOST_PATCHES)]
 """Number of patches of a slide at one stage."""
 
 Count = Annotated[int, Within(0, 2**53)]
@@ -37,10 +44,6 @@ Share = Annotated[float, Within(0, 1)]
 
 ClassNames = Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)]
 """Names of the classes in the order of the logits."""
-
-MOST_STAGES = 16
-"""Largest number of stages of a cascade."""
-
 Kind = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 """The family of a model: ``hag-mil`` (a transformer for each stage), ``hmil`` (one spacing with a hierarchy of labels),
 or another head, by its name in :mod:`hagmil.trainer.models.registry`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -131,3 +133,93 @@ def test_the_outline_has_the_sizes_of_the_stages(tmp_path: Path) -> None:
     header, stages = read_outline(tmp_path / "a.h5")
     assert header == _slide().header
     assert stages[1] == StageOutline("1um", 20, 8, "float16", 64, 1.0)
+
+
+def _replace(path: Path, name: str, **options: object) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file.create_dataset(name, **options)
+
+
+def _compress(path: Path) -> None:
+    _replace(path, "1um/features", data=np.zeros((20, 8), np.float32), chunks=(20, 8), compression="gzip")
+
+
+def _make_huge(path: Path) -> None:
+    _replace(path, "1um/features", shape=(10**7, 16_384), dtype=np.float32, chunks=(1024, 1024))
+
+
+def _store_outside(path: Path) -> None:
+    _replace(path, "1um/coords", shape=(20, 2), dtype=np.int64, external=[("/dev/zero", 0, 320)])
+
+
+def _make_virtual(path: Path) -> None:
+    layout = h5py.VirtualLayout((20, 8), np.float32)
+    layout[...] = h5py.VirtualSource("/etc/passwd", "features", (20, 8))
+    with h5py.File(path, "r+") as file:
+        del file["1um/features"]
+        file["1um"].create_virtual_dataset("features", layout)
+
+
+def _link_to_another_file(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["1um"]
+        file["1um"] = h5py.ExternalLink("other.h5", "1um")
+
+
+def _link_inside(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["1um"]
+        file["1um"] = h5py.SoftLink("/2um")
+
+
+def _use_complex_numbers(path: Path) -> None:
+    _replace(path, "1um/features", data=np.zeros((20, 8), np.complex64))
+
+
+def _move_coords(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["1um/coords"][0, 0] = -5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_compress, "features is compressed or in another file"),
+        (_make_huge, "larger than the file"),
+        (_store_outside, "coords is compressed or in another file"),
+        (_make_virtual, "features is compressed or in another file"),
+        (_link_to_another_file, "1um is missing or a link"),
+        (_link_inside, "1um is missing or a link"),
+        (_use_complex_numbers, "features is not a dataset of float16 or float32"),
+        (_move_coords, "coords are outside 0 to"),
+    ],
+)
+def test_only_values_that_are_in_the_file_are_read(tmp_path: Path, change: Callable[[Path], None], words: str) -> None:
+    write_features(tmp_path / "a.h5", _slide())
+    write_features(tmp_path / "other.h5", _slide())
+    change(tmp_path / "a.h5")
+    with pytest.raises(DataError, match=words) as caught:
+        read_features(tmp_path / "a.h5")
+    assert caught.value.code == "features_unreadable"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "words"),
+    [
+        ("/", "slide_spacing_um", 1e308, "attribute slide_spacing_um is 1e\\+308, outside 0.01 to 100"),
+        ("1um", "spacing_um", float("nan"), "attribute spacing_um is nan, outside"),
+        ("1um", "patch_size", 2**63 - 1, "attribute patch_size is 9223372036854775807, outside 1 to 4,096"),
+        ("1um", "patch_size_level0", 0, "attribute patch_size_level0 is 0, outside 1 to 2,147,483,648"),
+        ("1um", "patch_size", [64, 64], "attribute patch_size is"),
+        ("/", "stages", ["1um"] * 2, "it has 2 stages; 1 to 16"),
+        ("/", "stages", ["1um/../2um"], "it has 1 stages; 1 to 16"),
+        ("/", "tissue", '{"median_um": 1e300}', "outside 0 to 1,000"),
+    ],
+)
+def test_numbers_have_bounds(tmp_path: Path, group: str, name: str, value: Any, words: str) -> None:
+    write_features(tmp_path / "a.h5", _slide())
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file[group].attrs[name] = value
+    with pytest.raises(DataError, match=words):
+        read_features(tmp_path / "a.h5")
