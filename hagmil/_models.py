@@ -75,7 +75,7 @@ def first_problem(error: Exception) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg']}{more}"
+    return " ".join(f"{where}: {first['msg']}{more}".split())
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> None:

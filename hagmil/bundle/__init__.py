@@ -21,6 +21,7 @@ from hagmil.bundle.engine_entry import (
 from hagmil.bundle.entries import (
     BACKBONE_CARD_NAME,
     BACKBONE_ONNX_NAME,
+    LARGEST_JSON_BYTES,
     MANIFEST_NAME,
     RESEARCH_USE_ONLY,
     SELFTEST_NAME,
@@ -54,6 +55,7 @@ from hagmil.bundle.tested import TOP_ROWS, Certainty, Tested, TestedKeep, Tested
 __all__ = [
     "BACKBONE_CARD_NAME",
     "BACKBONE_ONNX_NAME",
+    "LARGEST_JSON_BYTES",
     "MANIFEST_NAME",
     "RESEARCH_USE_ONLY",
     "SELFTEST_NAME",

@@ -22,8 +22,10 @@ from hagmil.bundle.listed_files import check_listed_files, check_references
 from hagmil.errors import BundleError
 from hagmil.spec import FeatureLength, PatchPx
 
-Mean = Annotated[float, Within(0, 1)]
-Deviation = Annotated[float, Within(0.001, 1)]
+MEANS = Within(0, 1)
+DEVIATIONS = Within(0.001, 1)
+Mean = Annotated[float, MEANS]
+Deviation = Annotated[float, DEVIATIONS]
 
 
 class BackboneCard(FrozenModel):
@@ -33,7 +35,10 @@ class BackboneCard(FrozenModel):
     format_version: Literal[1] = 1
     name: str
     onnx: GraphPath = BACKBONE_ONNX_NAME
-    sha256: Digest
+    sha256: Digest = Field(
+        description="digest of the graph, which contains the digest of weights in another file; it identifies the "
+        "backbone in checkpoints and feature files"
+    )
     weights_files: dict[PlainPath, Digest] = Field(
         default_factory=dict, description="files with weights of the graph, if it is larger than 2 GB"
     )
@@ -75,5 +80,11 @@ def open_backbone(path: str | Path) -> BackboneCard:
                 f'"{path / name}" does not match its digest in {BACKBONE_CARD_NAME}; export the backbone again',
                 code="digest_mismatch",
             )
-    check_references(path, card.onnx, digests, card.domains)
+    references = check_references(path, card.onnx, digests, card.domains)
+    if not {digests[name] for name in references.data_files} <= references.weights_sha256:
+        raise BundleError(
+            f'"{path / card.onnx}" does not contain the digest of its weights, so that its own digest does not cover '
+            "them; export the backbone again",
+            code="digest_mismatch",
+        )
     return card

@@ -16,8 +16,11 @@ from hagmil.errors import BundleError
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 """Names of the domain of the standard operators."""
 
+WEIGHTS_DIGEST_KEY = "weights_sha256"
+"""Metadata key of a graph with weights in another file: the digest of that file."""
+
 _INNER: dict[str, dict[int, str]] = {
-    "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
+    "Model": {7: "Graph", 14: "Metadata", 20: "TrainingInfo", 25: "Function"},
     "TrainingInfo": {1: "Graph", 2: "Graph"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
     "Function": {7: "Node", 11: "Attribute"},
@@ -26,6 +29,7 @@ _INNER: dict[str, dict[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "ExternalData"},
     "ExternalData": {1: "key", 2: "value"},
+    "Metadata": {1: "key", 2: "value"},
 }
 """Numbers of the fields to follow, by kind of message; a name in lower case is a string."""
 
@@ -41,10 +45,12 @@ class GraphReferences:
     Args:
         data_files: files with weights of the graph, relative to its folder, as the graph names them.
         domains: domains of its operators, without the standard domain.
+        weights_sha256: digests of files with weights, in the metadata of the graph.
     """
 
     data_files: frozenset[str]
     domains: frozenset[str]
+    weights_sha256: frozenset[str]
 
 
 def graph_references(path: Path) -> GraphReferences:
@@ -56,13 +62,15 @@ def graph_references(path: Path) -> GraphReferences:
     Raises:
         BundleError: it is not an ONNX file.
     """
-    walk = _Walk(set(), set())
+    walk = _Walk(set(), set(), set())
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             walk.message(data, 0, len(data), "Model", 0)
     except (OSError, ValueError, IndexError) as error:
         raise BundleError(f'"{path}" cannot be read as ONNX: {error}', code="graph_invalid") from error
-    return GraphReferences(frozenset(walk.data_files), frozenset(walk.domains - STANDARD_DOMAINS))
+    return GraphReferences(
+        frozenset(walk.data_files), frozenset(walk.domains - STANDARD_DOMAINS), frozenset(walk.weights_sha256)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ class _Walk:
 
     data_files: set[str]
     domains: set[str]
+    weights_sha256: set[str]
 
     def message(self, data: mmap.mmap, place: int, end: int, kind: str, depth: int) -> None:
         """Walk the message in the bytes ``place`` to ``end``."""
@@ -100,8 +109,10 @@ class _Walk:
             raise ValueError("it is truncated")
         if kind == "Node":
             self.domains.add(texts.get("domain", ""))
-        elif texts.get("key") == "location":
+        elif (kind, texts.get("key")) == ("ExternalData", "location"):
             self.data_files.add(texts.get("value", ""))
+        elif (kind, texts.get("key")) == ("Metadata", WEIGHTS_DIGEST_KEY):
+            self.weights_sha256.add(texts.get("value", ""))
 
 
 def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from hagmil.bundle.graph_references import graph_references
+from hagmil.bundle.graph_references import GraphReferences, graph_references
 from hagmil.errors import BundleError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def check_listed_files(folder: Path, names: Collection[str]) -> None:
         raise problem
 
 
-def check_references(folder: Path, graph: str, listed: Collection[str], domains: Collection[str]) -> None:
+def check_references(folder: Path, graph: str, listed: Collection[str], domains: Collection[str]) -> GraphReferences:
     """Check that a graph refers only to listed files and listed operators.
 
     Args:
@@ -70,6 +70,9 @@ def check_references(folder: Path, graph: str, listed: Collection[str], domains:
         graph: path of the ONNX file in the folder.
         listed: paths of all listed files.
         domains: listed domains of operators; the standard domain is always allowed.
+
+    Returns:
+        What the graph refers to.
 
     Raises:
         BundleError: the graph is not ONNX (``graph_invalid``), has weights in a file that is not listed
@@ -90,6 +93,7 @@ def check_references(folder: Path, graph: str, listed: Collection[str], domains:
             "operators of ONNX nor listed; export it again",
             code="unlisted_operators",
         )
+    return references
 
 
 def _linked(path: Path, problem: str) -> BundleError:

@@ -15,12 +15,10 @@ from onnx import TensorProto
 from onnx.external_data_helper import set_external_data
 
 from hagmil._files import atomic_path, sha256_of, write_bytes
+from hagmil.bundle.graph_references import WEIGHTS_DIGEST_KEY
 
 LARGEST_FILE_BYTES = 2_000_000_000
 DATA_SUFFIX = ".data"
-WEIGHTS_DIGEST_KEY = "weights_sha256"
-"""Metadata key of a graph with weights in another file: the digest of that file."""
-
 _SMALL_BYTES = 1024
 _ALIGNMENT_BYTES = 4096
 

@@ -40,7 +40,7 @@ from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.slides.slide_files import SlideFiles, slide_sha256
 from hagmil.runtime.tissue.kernels import MaskKernels
-from hagmil.spec import PATCHES
+from hagmil.spec import LARGEST_PATCH_PX, PATCHES
 from hagmil.tissue_parameters import TissueParameters
 
 _log = logging.getLogger(__name__)
@@ -135,6 +135,10 @@ class Extractor:
             raise UsageError(
                 f'backbone "{card.name}" takes patches of {card.patch_px} px, not {patch_px}; omit --patch-px',
                 code="patch_px",
+            )
+        if not 1 <= patch_px <= LARGEST_PATCH_PX:
+            raise UsageError(
+                f"--patch-px is {patch_px}; patches have 1 to {LARGEST_PATCH_PX:,} pixels on a side", code="patch_px"
             )
         session = CheckedSession(
             open_session(folder / card.onnx, provider=provider, threads=threads, many_runs=True),

@@ -12,8 +12,8 @@ import pytest
 from onnx import helper
 from onnx.external_data_helper import set_external_data
 
+from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard, file_entries, open_backbone, open_bundle, write_manifest
-from hagmil.bundle.graph_references import graph_references
 from hagmil.errors import BundleError
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.verify import verify_bundle
@@ -146,6 +146,9 @@ def test_operators_outside_of_the_standard_domain_must_be_listed(bundle: Path) -
 
 def test_a_backbone_refers_to_listed_files_only(tmp_path: Path) -> None:
     _write_external(tmp_path / "backbone.onnx", "w.bin")
+    model = onnx.load(tmp_path / "backbone.onnx", load_external_data=False)
+    model.metadata_props.add(key="weights_sha256", value=sha256_of(tmp_path / "w.bin"))
+    (tmp_path / "backbone.onnx").write_bytes(model.SerializeToString())
     digests = {name: entry.sha256 for name, entry in file_entries(tmp_path).items()}
     card = BackboneCard(
         name="a",
@@ -165,4 +168,9 @@ def test_a_backbone_refers_to_listed_files_only(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         open_backbone(tmp_path)
     assert caught.value.code == "unlisted_file"
-    assert graph_references(tmp_path / "backbone.onnx").data_files == {"w.bin"}
+    (tmp_path / "w.bin").write_bytes(bytes(24))
+    other = card.model_copy(update={"weights_files": {"w.bin": sha256_of(tmp_path / "w.bin")}})
+    (tmp_path / "backbone.json").write_text(other.model_dump_json())
+    with pytest.raises(BundleError, match="its own digest does not cover") as caught:
+        open_backbone(tmp_path)
+    assert caught.value.code == "digest_mismatch"

@@ -18,10 +18,20 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from hagmil._files import sha256_of, write_text
+from hagmil._models import Within
 from hagmil._versions import export_versions
-from hagmil.bundle import BACKBONE_CARD_NAME, BACKBONE_ONNX_NAME, BackboneCard, Precision, new_folder
+from hagmil.bundle import (
+    BACKBONE_CARD_NAME,
+    BACKBONE_ONNX_NAME,
+    BackboneCard,
+    Precision,
+    first_problem,
+    new_folder,
+)
+from hagmil.bundle.backbone_card import DEVIATIONS, MEANS
 from hagmil.bundle.graph_references import graph_references
 from hagmil.errors import BundleError, UsageError
 from hagmil.export.backbones import resnet, tiny
@@ -106,7 +116,8 @@ def export_backbone(
         The card in ``backbone.json``.
 
     Raises:
-        UsageError: the backbone or file does not exist, weights are missing, or options do not apply to it.
+        UsageError: the backbone or file does not exist, weights are missing, or options do not apply to it or are out
+            of bounds.
         BundleError: the weights are refused or do not fit, or the graph cannot be a backbone.
         ParityError: outputs of the graph differ from the source; nothing is written.
         EnvironmentLacks: a package is missing.
@@ -114,6 +125,8 @@ def export_backbone(
     is_onnx = name.endswith(SUFFIX)
     if not is_onnx and (mean or std or output):
         raise UsageError("--mean, --std and --output apply to ONNX encoders only")
+    _check_channels("--mean", mean, MEANS)
+    _check_channels("--std", std, DEVIATIONS)
     if is_onnx and (weights is not None or patch_px is not None):
         raise UsageError("--weights and --patch-px do not apply to ONNX encoders, which contain both")
     with new_folder(out_dir, overwrite=overwrite) as folder:
@@ -252,7 +265,7 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
     check_contract(prepared.model, (_fixed_patches(side),) if side else BACKBONE_INPUTS, BACKBONE_OUTPUTS)
     save(prepared.model, graph)
     rows = _compare(prepared, graph, progress)
-    card = BackboneCard(
+    card = _card(
         name=prepared.name,
         sha256=sha256_of(graph),
         weights_files={name: sha256_of(folder / name) for name in data_files(graph)},
@@ -269,6 +282,21 @@ def _write(prepared: _Prepared, folder: Path, progress: Progress | None) -> Back
     write_text(folder / BACKBONE_CARD_NAME, card.model_dump_json(indent=2) + "\n")
     write_text(folder / PARITY_NAME, report.model_dump_json(indent=2) + "\n")
     return card
+
+
+def _check_channels(option: str, values: Channels | None, allowed: Within) -> None:
+    if values is not None and not all(allowed.low <= value <= allowed.high for value in values):
+        raise UsageError(
+            f"{option} is {','.join(f'{value:g}' for value in values)}, but each number must be within {allowed.low} "
+            f"to {allowed.high}: pixels are in 0..1 (divide numbers for 0..255 by 255)"
+        )
+
+
+def _card(**values: Any) -> BackboneCard:
+    try:
+        return BackboneCard(**values)
+    except ValidationError as error:
+        raise BundleError(f"the encoder cannot be a backbone: {first_problem(error)}", code="not_a_backbone") from error
 
 
 def run_one_by_one(run: Run) -> Run:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hagmil.errors import UsageError
+from hagmil.errors import DataError, UsageError
 from hagmil.runtime.inputs import SlideRequest, unique_id
 from hagmil.runtime.names import storable
 from hagmil.runtime.results.result import RESULT_NAME, Result, read_result
@@ -51,8 +51,8 @@ def read_results(out: Path) -> dict[str, Result]:
     for path in sorted(out.glob(f"*/{RESULT_NAME}")):
         try:
             result = read_result(path.parent)
-        except (OSError, ValueError) as error:
-            _log.warning('"%s" is not a result of this version of hagmil and is left out: %s', path, error)
+        except DataError as error:
+            _log.warning("%s; it is left out", error.message)
             continue
         if result.slide_id == path.parent.name:
             found[result.slide_id] = result

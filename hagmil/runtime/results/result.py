@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
-from hagmil._files import write_text
-from hagmil._models import FrozenModel
+from hagmil._files import read_limited, write_text
+from hagmil._models import FrozenModel, first_problem, read_json
+from hagmil.bundle import LARGEST_JSON_BYTES
+from hagmil.errors import DataError
 
 RESULT_NAME = "result.json"
 ATTENTION_NAME = "attention.h5"
@@ -190,7 +192,10 @@ def read_result(folder: str | Path) -> Result:
         folder: the folder of the slide's results.
 
     Raises:
-        OSError: the file does not exist or cannot be read.
-        ValueError: it is not a result of this version.
+        DataError: the file does not exist, cannot be read, or is not a result of this version.
     """
-    return Result.model_validate_json((Path(folder) / RESULT_NAME).read_bytes())
+    path = Path(folder) / RESULT_NAME
+    try:
+        return read_json(Result, read_limited(path, LARGEST_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise DataError(f'result "{path}" cannot be read: {first_problem(error)}', code="result_unreadable") from error

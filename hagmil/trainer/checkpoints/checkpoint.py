@@ -14,20 +14,31 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hagmil._files import atomic_path, write_text
-from hagmil._models import FrozenModel
+from hagmil._models import FrozenModel, Within, first_problem, read_json
 from hagmil.bundle import Hierarchy
-from hagmil.errors import BundleError, UsageError
-from hagmil.spec import AttentionForm, Kind, Readout
+from hagmil.errors import BundleError, UsageError, one_line
+from hagmil.spec import (
+    LARGEST_PATCH_PX,
+    MOST_STAGES,
+    AttentionForm,
+    ClassNames,
+    Count,
+    FeatureLength,
+    Kind,
+    PatchCount,
+    Readout,
+    SpacingUm,
+)
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.metrics.classification import ClassificationMetrics
 from hagmil.trainer.models.iat import IatConfig
@@ -47,8 +58,8 @@ class CheckpointStage(FrozenModel):
     """A stage: its spacing, and the number of patches that it keeps for the next."""
 
     name: str
-    spacing_um: float = Field(gt=0)
-    keep: int | None = Field(ge=1, description="patches kept in deployment; null for the last stage")
+    spacing_um: SpacingUm
+    keep: PatchCount | None = Field(description="patches kept in deployment; null for the last stage")
 
 
 class CheckpointBackbone(FrozenModel):
@@ -63,13 +74,13 @@ class TrainingRecord(FrozenModel):
     """The training that the weights come from."""
 
     versions: dict[str, str] = Field(description="versions of the packages")
-    seed: int
+    seed: Count
     recipe_sha256: str = Field(description="digest of the configuration without paths, device and threads")
     labels_sha256: str
     split_sha256: str
     features_sha256: str
-    train_slides: int
-    epoch: int = Field(description="complete epochs of training of these weights")
+    train_slides: Count
+    epoch: Count = Field(description="complete epochs of training of these weights")
     validation: ClassificationMetrics | None = Field(
         description="metrics of these weights; null before the end of the first epoch"
     )
@@ -90,11 +101,11 @@ class CheckpointCard(FrozenModel):
     format_version: Literal[1] = 1
     hagmil: str = Field(description="version of hagmil that wrote the checkpoint")
     kind: Kind
-    classes: tuple[str, ...] = Field(min_length=2, description="names of the classes in the order of the logits")
+    classes: ClassNames = Field(description="names of the classes in the order of the logits")
     hierarchy: Hierarchy | None = Field(default=None, description="null if the labels have one layer")
-    patch_px: int = Field(ge=1)
-    stages: tuple[CheckpointStage, ...] = Field(min_length=1, description="coarse to fine")
-    feature_dim: int = Field(ge=1)
+    patch_px: Annotated[int, Within(1, LARGEST_PATCH_PX)]
+    stages: tuple[CheckpointStage, ...] = Field(min_length=1, max_length=MOST_STAGES, description="coarse to fine")
+    feature_dim: FeatureLength
     model: SerializeAsAny[FrozenModel]
     backbone: CheckpointBackbone | None = Field(description="null if unknown")
     tissue: TissueParameters
@@ -176,11 +187,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if text is None:
         raise BundleError(f'"{weights_path}" is not a checkpoint of hagmil', code="checkpoint_invalid")
     try:
-        card = CheckpointCard.model_validate_json(text)
-    except ValidationError as error:
-        raise BundleError(f'checkpoint "{weights_path}" is not valid: {error}', code="checkpoint_invalid") from error
+        card = read_json(CheckpointCard, text)
+    except ValueError as error:
+        raise BundleError(
+            f'checkpoint "{weights_path}" is not valid: {first_problem(error)}', code="checkpoint_invalid"
+        ) from error
     beside = weights_path.with_name(CARD_NAME)
-    if beside.is_file() and beside.read_text(encoding="utf-8") != _pretty(card):
+    if beside.is_file() and beside.read_bytes() != _pretty(card).encode():
         _log.warning('"%s" differs from the card in the weights file, which is used', beside)
     return Checkpoint(weights_path, card)
 
@@ -198,13 +211,14 @@ def build_models(checkpoint: Checkpoint) -> list[nn.Module]:
         BundleError: the weights are damaged or altered, or do not fit the models.
     """
     card = checkpoint.card
-    models = _empty_models(card)
     tensors = _tensors(checkpoint.weights_path, "stages.")
     if _digest(tensors) != card.weights_sha256:
         raise BundleError(
             f'checkpoint "{checkpoint.weights_path}": the weights do not have the digest in the card',
             code="checkpoint_altered",
         )
+    _check_sizes(card, tensors, checkpoint.weights_path)
+    models = _empty_models(card)
     _fill(models, tensors, checkpoint.weights_path)
     return [model.eval() for model in models]
 
@@ -263,7 +277,11 @@ def restore(folder: Path, models: Sequence[nn.Module], optimisers: Sequence[Opti
     path = folder / WEIGHTS_NAME
     _fill(models, _tensors(path, "stages."), path)
     for index, optimiser in enumerate(optimisers):
-        _fill_optimiser(optimiser, _tensors(path, f"optimisers.{index}."))
+        try:
+            _fill_optimiser(optimiser, _tensors(path, f"optimisers.{index}."))
+        except (ValueError, KeyError, RuntimeError) as error:
+            problem = f'checkpoint "{path}": the state of an optimiser does not fit: {one_line(str(error))}'
+            raise BundleError(problem, code="checkpoint_invalid") from error
 
 
 def _empty_models(card: CheckpointCard) -> list[nn.Module]:
@@ -271,16 +289,40 @@ def _empty_models(card: CheckpointCard) -> list[nn.Module]:
     return model_kind(card.kind).build(card.model, sizes)
 
 
+def _check_sizes(card: CheckpointCard, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare the sizes in the card with the weights before memory is allocated for models of these sizes."""
+    try:
+        with torch.device("meta"):
+            outlines = _empty_models(card)
+    except NotImplementedError:  # a head of another package that computes with its initial weights
+        return
+    expected = {name: tensor.shape for name, tensor in _state(outlines).items()}
+    wrong = sorted(name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape)
+    if wrong:
+        name = wrong[0]
+        raise BundleError(
+            f'checkpoint "{path}": {name} has the shape {tuple(tensors[name].shape)}, but the card says '
+            f"{tuple(expected[name])}",
+            code="checkpoint_invalid",
+        )
+    _check_names(expected, tensors, path)
+
+
 def _pretty(card: CheckpointCard) -> str:
     return card.model_dump_json(indent=2) + "\n"
 
 
-def _weights(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+def _state(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """All weights of the models, by their names in a checkpoint."""
     return {
-        f"stages.{index}.{name}": tensor.detach().cpu().contiguous()
+        f"stages.{index}.{name}": tensor
         for index, model in enumerate(models)
         for name, tensor in model.state_dict().items()
     }
+
+
+def _weights(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _state(models).items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -292,15 +334,18 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _fill(models: Sequence[nn.Module], tensors: Mapping[str, Tensor], path: Path) -> None:
-    expected = {f"stages.{index}.{name}" for index, model in enumerate(models) for name in model.state_dict()}
-    wrong = sorted(expected ^ tensors.keys())
+def _check_names(expected: Mapping[str, object], tensors: Mapping[str, Tensor], path: Path) -> None:
+    wrong = sorted(expected.keys() ^ tensors.keys())
     if wrong:
         raise BundleError(
             f'checkpoint "{path}" does not fit the models: {", ".join(wrong[:5])}'
             + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
             code="checkpoint_invalid",
         )
+
+
+def _fill(models: Sequence[nn.Module], tensors: Mapping[str, Tensor], path: Path) -> None:
+    _check_names(_state(models), tensors, path)
     for index, model in enumerate(models):
         prefix = f"stages.{index}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -7,9 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hagmil._models import FrozenModel
+from hagmil._models import FrozenModel, Within
 from hagmil.bundle import Hierarchy
+from hagmil.spec import MOST_STAGES, ClassNames, PatchCount, PatchPx, SpacingUm
 from hagmil.trainer.losses.instance import InstanceLossKind
+from hagmil.trainer.models.limits import Dropout, LossWeight
+
+Epochs = Annotated[int, Within(1, 10**6)]
+LearningRate = Annotated[float, Within(1e-12, 10)]
 
 Layout = Literal["hdf5", "hag-mil-pt", "hmil-pt"]
 """Layout of feature files: ours, or that of one of the two published codes."""
@@ -31,24 +36,31 @@ class DataConfig(FrozenModel):
         "labels are in the pickled lists of HMIL",
     )
     split: Path = Field(description="CSV as written by CLAM, in either form; if fold is set, folder of HMIL's lists")
-    fold: int | None = Field(default=None, ge=0, description="number of the fold in HMIL's pickled lists; null: a CSV")
+    fold: Annotated[int, Within(0, 1000)] | None = Field(
+        default=None, description="number of the fold in HMIL's pickled lists; null: a CSV"
+    )
     layout: Layout = Field(default="hdf5", description="layout of the feature files: hdf5, hag-mil-pt or hmil-pt")
     stages: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
         description="hdf5: names of the stages to train on, coarse to fine; null: all stages in the files",
     )
-    levels: tuple[int, ...] = Field(
-        default=(2, 1, 0), min_length=1, description="hag-mil-pt: levels of the slide files, coarse to fine"
+    levels: tuple[Annotated[int, Within(0, 63)], ...] = Field(
+        default=(2, 1, 0),
+        min_length=1,
+        max_length=MOST_STAGES,
+        description="hag-mil-pt: levels of the slide files, coarse to fine",
     )
-    spacing_um: tuple[float, ...] | None = Field(
+    spacing_um: tuple[SpacingUm, ...] | None = Field(
         default=None,
         description="for .pt files, which do not contain it: micrometres per pixel of each stage, coarse to fine",
     )
-    patch_px: int | None = Field(
-        default=None, ge=8, description="for .pt files, which do not contain it: side of a patch in pixels"
+    patch_px: PatchPx | None = Field(
+        default=None, description="for .pt files, which do not contain it: side of a patch in pixels"
     )
-    prefetch: int = Field(default=1, ge=0, description="number of bags that a thread reads ahead; 0: no thread")
+    prefetch: Annotated[int, Within(0, 1000)] = Field(
+        default=1, description="number of bags that a thread reads ahead; 0: no thread"
+    )
 
     @model_validator(mode="after")
     def _check_layout(self) -> DataConfig:
@@ -72,8 +84,8 @@ class DataConfig(FrozenModel):
 class HierarchyConfig(FrozenModel):
     """Coarse and fine classes; labels.csv contains the fine class."""
 
-    coarse: tuple[str, ...] = Field(min_length=2, description="coarse classes in the order of the logits")
-    fine: tuple[str, ...] = Field(min_length=2, description="fine classes in the order of the logits")
+    coarse: ClassNames = Field(description="coarse classes in the order of the logits")
+    fine: ClassNames = Field(description="fine classes in the order of the logits")
     fine_to_coarse: dict[str, str] = Field(description="coarse class of each fine class")
 
     @model_validator(mode="after")
@@ -105,15 +117,14 @@ class HierarchyConfig(FrozenModel):
 class LossConfig(FrozenModel):
     """Losses of HAG-MIL; the defaults are those of the published recipe."""
 
-    bag_weight: float = Field(default=0.5, ge=0, description="weight of the cross entropy of the slide")
-    instance_weight: float = Field(default=0.5, ge=0, description="weight of CLAM's clustering loss of patches")
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the bag loss, except at the finest stage")
+    bag_weight: LossWeight = Field(default=0.5, description="weight of the cross entropy of the slide")
+    instance_weight: LossWeight = Field(default=0.5, description="weight of CLAM's clustering loss of patches")
+    label_smoothing: Dropout = Field(default=0.1, description="of the bag loss, except at the finest stage")
     instance: InstanceLossKind = Field(
         default="cross_entropy", description="instance loss: cross_entropy, svm (smooth top-1) or none"
     )
-    k_sample: int = Field(
+    k_sample: PatchCount = Field(
         default=8,
-        ge=1,
         description="number of patches with the highest, and with the lowest attention, for the instance loss",
     )
     subtyping: bool = Field(default=False, description="true if classes exclude one another and none means normal")
@@ -122,16 +133,12 @@ class LossConfig(FrozenModel):
 class AlignmentConfig(FrozenModel):
     """Alignment losses between the stages of a cascade with a hierarchy (ours, see docs/hierarchy.md)."""
 
-    bag: float = Field(
+    bag: LossWeight = Field(
         default=0.5,
-        ge=0,
-        allow_inf_nan=False,
         description="weight of the loss between fine prediction and coarse label; 0: off",
     )
-    instance: float = Field(
+    instance: LossWeight = Field(
         default=0.1,
-        ge=0,
-        allow_inf_nan=False,
         description="weight of the loss between the attention of a stage and that of the next coarser one; 0: off",
     )
 
@@ -139,61 +146,63 @@ class AlignmentConfig(FrozenModel):
 class OptimiserConfig(FrozenModel):
     """Adam; HAG-MIL has one optimiser for each stage."""
 
-    learning_rate: float = Field(default=1e-5, gt=0, description="learning rate of Adam")
-    weight_decay: float = Field(default=1e-5, ge=0, description="weight decay of Adam")
+    learning_rate: LearningRate = Field(default=1e-5, description="learning rate of Adam")
+    weight_decay: Annotated[float, Within(0, 10)] = Field(default=1e-5, description="weight decay of Adam")
 
 
 class HmilOptimiserConfig(FrozenModel):
     """Adam with the defaults of HMIL."""
 
-    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
-    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of Adam")
+    learning_rate: LearningRate = Field(default=1e-4, description="learning rate of Adam")
+    weight_decay: Annotated[float, Within(0, 10)] = Field(default=0.0, description="weight decay of Adam")
 
 
 class HeadOptimiserConfig(FrozenModel):
     """Adam with the defaults of CLAM."""
 
-    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
-    weight_decay: float = Field(default=1e-5, ge=0, description="weight decay of Adam")
+    learning_rate: LearningRate = Field(default=1e-4, description="learning rate of Adam")
+    weight_decay: Annotated[float, Within(0, 10)] = Field(default=1e-5, description="weight decay of Adam")
 
 
 class CascadeConfig(FrozenModel):
     """Number of patches with the highest attention that a stage keeps for the next."""
 
-    keep_train: int = Field(default=7000, ge=1, description="kept patches in training")
+    keep_train: PatchCount = Field(default=7000, description="kept patches in training")
     keep_random: bool = Field(
         default=False,
         description="true: in place of keep_train, at each step and stage, n^u of n patches, with u uniform on 0..1",
     )
-    keep_validation: int = Field(default=10000, ge=1, description="kept patches in validation, test and deployment")
-    validation_keeps: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] | None = Field(
+    keep_validation: PatchCount = Field(default=10000, description="kept patches in validation, test and deployment")
+    validation_keeps: tuple[PatchCount | Literal["all"], ...] | None = Field(
         default=None,
         min_length=1,
         description="numbers of kept patches, or all, over which the validation loss of the verdict is averaged, such "
         "as [4, 16, all]; null: keep_validation alone",
     )
-    teach: float = Field(
+    teach: LossWeight = Field(
         default=0.0,
-        ge=0,
-        allow_inf_nan=False,
         description="weight of the loss by which the finest stage teaches coarser stages which patches to keep; 0: off",
     )
-    teach_from: int = Field(default=5, ge=1, description="first epoch with teaching, counted from 1")
+    teach_from: Epochs = Field(default=5, description="first epoch with teaching, counted from 1")
 
 
 class PlateauConfig(FrozenModel):
     """Lowers the learning rate when the validation loss stops falling."""
 
-    factor: float = Field(default=0.1, gt=0, lt=1, description="factor by which the learning rate is multiplied")
-    patience: int = Field(default=5, ge=0, description="epochs without a lower validation loss before it is lowered")
-    threshold: float = Field(default=1e-4, ge=0, lt=1, description="relative decrease that counts as a lower loss")
+    factor: Annotated[float, Within(1e-6, 0.999999)] = Field(
+        default=0.1, description="factor by which the learning rate is multiplied"
+    )
+    patience: Annotated[int, Within(0, 10**6)] = Field(
+        default=5, description="epochs without a lower validation loss before it is lowered"
+    )
+    threshold: Dropout = Field(default=1e-4, description="relative decrease that counts as a lower loss")
 
 
 class ScheduleConfig(FrozenModel):
     """Number of epochs and order of slides."""
 
-    max_epochs: int = Field(default=200, ge=1, description="largest number of epochs")
-    patience: int | None = Field(default=20, ge=1, description=_PATIENCE)
+    max_epochs: Epochs = Field(default=200, description="largest number of epochs")
+    patience: Epochs | None = Field(default=20, description=_PATIENCE)
     weighted_sampling: bool = Field(default=False, description="sample slides so that all classes are equally frequent")
     plateau: PlateauConfig | None = Field(default=None, description=_PLATEAU)
 
@@ -201,9 +210,11 @@ class ScheduleConfig(FrozenModel):
 class HmilScheduleConfig(ScheduleConfig):
     """Number of epochs, order of slides, and batches of bags."""
 
-    max_epochs: int = Field(
-        default=200, ge=1, description="number of epochs, T of the curriculum; cannot be changed when a run is resumed"
+    max_epochs: Epochs = Field(
+        default=200, description="number of epochs, T of the curriculum; cannot be changed when a run is resumed"
     )
-    patience: int | None = Field(default=None, ge=1, description=_PATIENCE)
+    patience: Epochs | None = Field(default=None, description=_PATIENCE)
     plateau: PlateauConfig | None = Field(default=PlateauConfig(), description=_PLATEAU)
-    batch_size: int = Field(default=64, ge=1, description="slides per step; the last batch of an epoch may be smaller")
+    batch_size: Annotated[int, Within(1, 65_536)] = Field(
+        default=64, description="slides per step; the last batch of an epoch may be smaller"
+    )

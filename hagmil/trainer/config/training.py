@@ -8,14 +8,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
-from hagmil._models import FrozenModel
+from hagmil._models import FrozenModel, Within
 from hagmil.bundle import Hierarchy
 from hagmil.errors import UsageError
+from hagmil.spec import ClassNames, Count
 from hagmil.trainer.compute.mixed_precision import TrainingPrecision
 from hagmil.trainer.config.explained import section_of
 from hagmil.trainer.config.sections import (
@@ -56,6 +57,7 @@ _SEED = "seed of weights, sampling and dropout"
 _DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
 _DEVICE = "cpu, cuda or cuda:N"
 _THREADS = "threads of torch on the CPU; null: torch's default"
+Seed = Annotated[int, Within(0, 2**63 - 1)]
 _PRECISION = "fp32, or bf16: training steps in mixed precision; losses, optimisers and evaluation stay in float32"
 
 
@@ -86,7 +88,7 @@ class HagMilConfig(_Training):
     kind: Literal["hag-mil"] = Field(default="hag-mil", description=_KIND)
     out: Path = Field(default=Path("runs/hag-mil"), description=_OUT)
     data: DataConfig
-    classes: tuple[str, ...] | None = Field(default=None, min_length=2, description=_CLASSES)
+    classes: ClassNames | None = Field(default=None, description=_CLASSES)
     hierarchy: HierarchyConfig | None = Field(
         default=None,
         description="in place of classes: coarse labels at the coarse stages, fine labels at the finest; null: none",
@@ -97,13 +99,12 @@ class HagMilConfig(_Training):
     optimiser: OptimiserConfig = OptimiserConfig()
     cascade: CascadeConfig = CascadeConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    seed: int = Field(default=0, ge=0, description=_SEED)
+    seed: Seed = Field(default=0, description=_SEED)
     device: str = Field(default="cpu", pattern=_DEVICE_PATTERN, description=_DEVICE)
-    threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    threads: Annotated[int, Within(1, 4096)] | None = Field(default=None, description=_THREADS)
     precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
-    checkpoint_blocks_above: int | None = Field(
+    checkpoint_blocks_above: Count | None = Field(
         default=16384,
-        ge=0,
         description="compute each block twice for bags with more patches, which saves memory; null: never",
     )
 
@@ -133,9 +134,9 @@ class HmilTrainingConfig(_Training):
     loss: HmilLossConfig = HmilLossConfig()
     optimiser: HmilOptimiserConfig = HmilOptimiserConfig()
     schedule: HmilScheduleConfig = HmilScheduleConfig()
-    seed: int = Field(default=0, ge=0, description=_SEED)
+    seed: Seed = Field(default=0, description=_SEED)
     device: str = Field(default="cpu", pattern=_DEVICE_PATTERN, description=_DEVICE)
-    threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    threads: Annotated[int, Within(1, 4096)] | None = Field(default=None, description=_THREADS)
     precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
 
     def class_names(self) -> tuple[str, ...]:
@@ -153,14 +154,14 @@ class HeadTrainingConfig(_Training):
     kind: str = Field(description=_KIND)
     out: Path = Field(default=Path("runs/head"), description=_OUT)
     data: DataConfig
-    classes: tuple[str, ...] | None = Field(default=None, min_length=2, description=_CLASSES)
+    classes: ClassNames | None = Field(default=None, description=_CLASSES)
     model: SerializeAsAny[FrozenModel]
     loss: SerializeAsAny[FrozenModel]
     optimiser: HeadOptimiserConfig = HeadOptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    seed: int = Field(default=0, ge=0, description=_SEED)
+    seed: Seed = Field(default=0, description=_SEED)
     device: str = Field(default="cpu", pattern=_DEVICE_PATTERN, description=_DEVICE)
-    threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    threads: Annotated[int, Within(1, 4096)] | None = Field(default=None, description=_THREADS)
     precision: TrainingPrecision = Field(default="fp32", description=_PRECISION)
 
     def class_names(self) -> tuple[str, ...] | None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from hagmil._models import FrozenModel
 from hagmil.errors import UsageError
+from hagmil.spec import PatchCount
 from hagmil.trainer.losses.instance import InstanceLossKind, bag_loss, instance_loss
+from hagmil.trainer.models.limits import Dropout, LossWeight
 
 
 class HeadOutput(Protocol):
@@ -33,18 +35,18 @@ class HeadOutput(Protocol):
 class CrossEntropyConfig(FrozenModel):
     """Cross entropy of the logits."""
 
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target given to all classes")
+    label_smoothing: Dropout = Field(default=0.0, description="share of the target given to all classes")
 
 
 class ClamLossConfig(FrozenModel):
     """Cross entropy and CLAM's instance loss, with the weights of the published code."""
 
-    bag_weight: float = Field(default=0.7, ge=0, description="weight of the cross entropy of the slide")
-    instance_weight: float = Field(default=0.3, ge=0, description="weight of the clustering loss of patches")
+    bag_weight: LossWeight = Field(default=0.7, description="weight of the cross entropy of the slide")
+    instance_weight: LossWeight = Field(default=0.3, description="weight of the clustering loss of patches")
     instance: InstanceLossKind = Field(
         default="svm", description="instance loss: cross_entropy, svm (smooth top-1) or none"
     )
-    k_sample: int = Field(default=8, ge=1, description="patches with the highest, and with the lowest attention")
+    k_sample: PatchCount = Field(default=8, description="patches with the highest, and with the lowest attention")
     subtyping: bool = Field(default=False, description="true if classes exclude one another and none means normal")
 
 

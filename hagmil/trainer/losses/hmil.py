@@ -22,42 +22,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from hagmil._models import FrozenModel
+from hagmil._models import FrozenModel, Within
 from hagmil.trainer.losses.hierarchy import bag_alignment_loss, membership
 from hagmil.trainer.models.hmil import HmilTrainingOutput
+from hagmil.trainer.models.limits import LossWeight
 
 BASE_TEMPERATURE = 0.1
 """Reference temperature of the contrastive loss, independent of the lowest temperature of the schedule."""
 
 
 def _weight(loss: str) -> float:
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description=f"weight of the {loss}; 0: off")
+    weight: float = Field(default=1.0, description=f"weight of the {loss}; 0: off")
     return weight
 
 
 class HmilLossConfig(FrozenModel):
     """Weights of the losses and range of the temperature; the defaults are those of the paper."""
 
-    coarse: float = _weight("cross entropy of the coarse label, which the curriculum multiplies by a")
-    fine: float = _weight("cross entropy of the fine label")
-    bag_alignment: float = _weight("alignment of fine probabilities, summed into coarse classes, with the coarse label")
-    instance_alignment: float = _weight("alignment of fine and coarse attention")
-    contrastive: float = _weight(
+    coarse: LossWeight = _weight("cross entropy of the coarse label, which the curriculum multiplies by a")
+    fine: LossWeight = _weight("cross entropy of the fine label")
+    bag_alignment: LossWeight = _weight(
+        "alignment of fine probabilities, summed into coarse classes, with the coarse label"
+    )
+    instance_alignment: LossWeight = _weight("alignment of fine and coarse attention")
+    contrastive: LossWeight = _weight(
         "contrastive loss of the fine class embeddings, which the curriculum multiplies by 1 - a"
     )
     curriculum: bool = Field(default=True, description="weigh by a = 1 - (t/T)² and 1 - a; false: both are 1")
-    lowest_temperature: float = Field(
-        default=0.1, gt=0, allow_inf_nan=False, description="temperature of the contrastive loss half way through"
+    lowest_temperature: Annotated[float, Within(0.001, 1000)] = Field(
+        default=0.1, description="temperature of the contrastive loss half way through"
     )
-    highest_temperature: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="temperature of the contrastive loss at start and end"
+    highest_temperature: Annotated[float, Within(0.001, 1000)] = Field(
+        default=1.0, description="temperature of the contrastive loss at start and end"
     )
 
     @model_validator(mode="after")

@@ -20,16 +20,19 @@ from torch import Tensor, nn
 
 from hagmil._models import FrozenModel
 from hagmil.trainer.models.iat import StageOutput, TrainingOutput
+from hagmil.trainer.models.limits import Dropout, LayerWidth
 from hagmil.trainer.models.pooling import hidden_layers
 
 
 class AbmilConfig(FrozenModel):
     """Sizes of attention-based pooling."""
 
-    hidden_widths: tuple[int, ...] = Field(default=(512,), description="widths of the linear layers before attention")
+    hidden_widths: tuple[LayerWidth, ...] = Field(
+        default=(512,), max_length=16, description="widths of the linear layers before attention"
+    )
     gated: bool = Field(default=True, description="true: tanh and sigmoid gates; false: tanh only")
-    gate_width: int = Field(default=256, ge=1, description="width of the gates")
-    dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout of hidden features and gates, in training")
+    gate_width: LayerWidth = Field(default=256, description="width of the gates")
+    dropout: Dropout = Field(default=0.25, description="dropout of hidden features and gates, in training")
 
 
 class ClamConfig(AbmilConfig):

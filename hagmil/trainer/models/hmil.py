@@ -21,16 +21,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hagmil._models import FrozenModel
+from hagmil.trainer.models.limits import Dropout, LayerWidth
 
 
 class HmilConfig(FrozenModel):
     """Sizes of the network; the defaults are the published sizes."""
 
-    bottleneck_width: int = Field(default=256, ge=1, description="width between the two linear layers of h1")
-    fine_width: int = Field(default=256, ge=1, description="width of a row of h2, for the fine attention")
-    coarse_gate_width: int = Field(default=256, ge=1, description="width of the gates of the coarse attention")
-    fine_gate_width: int = Field(default=64, ge=1, description="width of the gates of the fine attention")
-    gate_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in the gates; the published one is 0")
+    bottleneck_width: LayerWidth = Field(default=256, description="width between the two linear layers of h1")
+    fine_width: LayerWidth = Field(default=256, description="width of a row of h2, for the fine attention")
+    coarse_gate_width: LayerWidth = Field(default=256, description="width of the gates of the coarse attention")
+    fine_gate_width: LayerWidth = Field(default=64, description="width of the gates of the fine attention")
+    gate_dropout: Dropout = Field(default=0.0, description="dropout in the gates; the published one is 0")
 
 
 class HmilOutput(NamedTuple):

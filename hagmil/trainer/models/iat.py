@@ -18,15 +18,16 @@ The raw scores of the last block are the attention that selects the patches of t
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hagmil._models import FrozenModel
+from hagmil._models import FrozenModel, Within
 from hagmil.spec import Readout
+from hagmil.trainer.models.limits import LARGEST_MODEL, Dropout, LayerWidth
 from hagmil.trainer.models.nystrom import NystromAttention
 
 RESIDUAL_SCALE = math.sqrt(9 / math.log(9) - 1)
@@ -46,21 +47,29 @@ class IatConfig(FrozenModel):
         description="transformer: rows attend to one another, as published; independent: each row depends on its patch "
         "only, which requires readout: additive",
     )
-    widths: tuple[int, ...] = Field(
+    widths: tuple[LayerWidth, ...] = Field(
         default=(1024, 1536, 512, 1024),
         min_length=1,
+        max_length=32,
         description="widths of the blocks; each block has half as many landmarks",
     )
-    heads: int = Field(default=8, ge=1, description="heads of the Nystrom attention")
-    hidden_width: int = Field(default=512, ge=1, description="width of the rows for the gates and the instance loss")
-    gate_width: int = Field(default=256, ge=1, description="width of the tanh and of the sigmoid gate")
-    gate_dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout in the gates")
-    attention_dropout: float = Field(default=0.3, ge=0, lt=1, description="dropout after the Nystrom attention")
-    pinv_iterations: int = Field(default=6, ge=1, description="Newton-Schulz steps of the pseudo-inverse")
-    value_kernel: int = Field(default=33, ge=1, description="taps of the convolution over values; odd")
+    heads: Annotated[int, Within(1, 256)] = Field(default=8, description="heads of the Nystrom attention")
+    hidden_width: LayerWidth = Field(default=512, description="width of the rows for the gates and the instance loss")
+    gate_width: LayerWidth = Field(default=256, description="width of the tanh and of the sigmoid gate")
+    gate_dropout: Dropout = Field(default=0.25, description="dropout in the gates")
+    attention_dropout: Dropout = Field(default=0.3, description="dropout after the Nystrom attention")
+    pinv_iterations: Annotated[int, Within(1, 100)] = Field(
+        default=6, description="Newton-Schulz steps of the pseudo-inverse"
+    )
+    value_kernel: Annotated[int, Within(1, 1025)] = Field(
+        default=33, description="taps of the convolution over values; odd"
+    )
 
     @model_validator(mode="after")
     def _check_form(self) -> IatConfig:
+        weights = sum(5 * width**2 for width in self.widths)  # projection to the width, queries, keys, values, output
+        if weights > LARGEST_MODEL:
+            raise ValueError(f"widths give about {weights:,} weights; at most {LARGEST_MODEL:,} are allowed")
         if self.rows == "independent":
             if self.readout != "additive":
                 raise ValueError("rows: independent requires readout: additive")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hagmil._models import FrozenModel
 from hagmil.trainer.models.iat import StageOutput
+from hagmil.trainer.models.limits import Dropout
 
 
 class PoolingConfig(FrozenModel):
@@ -23,7 +24,7 @@ class PoolingConfig(FrozenModel):
     hidden_widths: tuple[int, ...] = Field(
         default=(), description="widths of linear layers with ReLU before the classifier; []: a linear classifier"
     )
-    dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout after each of these layers, in training")
+    dropout: Dropout = Field(default=0.25, description="dropout after each of these layers, in training")
 
 
 def hidden_layers(feature_dim: int, widths: tuple[int, ...], dropout: float) -> nn.Sequential:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import torch
-from pydantic import ValidationError
 
 from hagmil._files import OutputFolder, write_text
+from hagmil._models import first_problem, read_json
 from hagmil.errors import BundleError, DataError, EnvironmentLacks, Interrupted, UsageError
 from hagmil.trainer.checkpoints.checkpoint import (
     BEST,
@@ -176,9 +176,9 @@ def _resumed_state(run: _Run, fresh: TrainingState) -> TrainingState:
         _log.info("starting a new training on %d slides", len(run.cohort.train))
         return fresh
     try:
-        state = TrainingState.model_validate_json(read_training_state(folder))
-    except ValidationError as error:
-        raise BundleError(f'cannot resume from checkpoint "{folder}": {error}') from error
+        state = read_json(TrainingState, read_training_state(folder))
+    except ValueError as error:
+        raise BundleError(f'cannot resume from checkpoint "{folder}": {first_problem(error)}') from error
     for what in ("labels", "split", "features"):
         if getattr(state, f"{what}_sha256") != getattr(fresh, f"{what}_sha256"):
             raise DataError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from hagmil._models import FrozenModel
+from hagmil.spec import Count
 from hagmil.trainer.config.sections import PlateauConfig
 
 
@@ -15,8 +16,8 @@ class PlateauState(FrozenModel):
     """Immutable state of the plateau schedule."""
 
     best_loss: float | None = Field(default=None, description="null before the first epoch")
-    bad_epochs: int = Field(default=0, description="epochs without a lower loss since the best one or a reduction")
-    reductions: int = Field(default=0, description="number of times that the learning rate was lowered")
+    bad_epochs: Count = Field(default=0, description="epochs without a lower loss since the best one or a reduction")
+    reductions: Count = Field(default=0, description="number of times that the learning rate was lowered")
 
     def after_epoch(self, loss: float | None, config: PlateauConfig) -> PlateauState:
         """The state after one more epoch.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from hagmil._models import FrozenModel
+from hagmil.spec import Count, PositiveCount
 from hagmil.trainer.config.sections import ScheduleConfig
 from hagmil.trainer.metrics.classification import ClassificationMetrics
 from hagmil.trainer.training.lr_plateau import PlateauState
@@ -19,16 +20,16 @@ class TrainingState(FrozenModel):
     labels_sha256: str
     split_sha256: str
     features_sha256: str
-    epoch: int = Field(default=0, description="number of finished epochs")
-    position: int = Field(default=0, description="finished slides of the current epoch, over all processes")
-    processes: int = Field(default=1, description="number of processes; the same when the run is resumed")
+    epoch: Count = Field(default=0, description="number of finished epochs")
+    position: Count = Field(default=0, description="finished slides of the current epoch, over all processes")
+    processes: PositiveCount = Field(default=1, description="number of processes; the same when the run is resumed")
     loss_sums: tuple[float, ...] = Field(
         default=(), description="sum of each loss over the finished slides of the epoch"
     )
     validation: ClassificationMetrics | None = Field(default=None, description="metrics of the last finished epoch")
     best_loss: float | None = None
-    best_epoch: int | None = None
-    stale_epochs: int = Field(default=0, description="epochs since the best epoch")
+    best_epoch: Count | None = None
+    stale_epochs: Count = Field(default=0, description="epochs since the best epoch")
     plateau: PlateauState = PlateauState()
 
     def after_step(self, losses: tuple[float, ...], *, slides: int) -> TrainingState:

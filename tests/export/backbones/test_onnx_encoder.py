@@ -146,3 +146,25 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
         load_onnx_encoder(tmp_path / "encoder.onnx")
     with pytest.raises(UsageError, match=r"ONNX file .* does not exist"):
         load_onnx_encoder(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "message"),
+    [
+        (
+            "mean",
+            (123.675, 116.28, 103.53),
+            r"--mean is 123\.675,116\.28,103\.53, .* within 0 to 1: pixels are in 0\.\.1",
+        ),
+        ("std", (0.2, 0.2, 0.0), r"--std is 0\.2,0\.2,0, .* within 0\.001 to 1"),
+        ("std", (float("nan"), 0.2, 0.2), "--std is nan"),
+        ("mean", (-0.1, 0.2, 0.2), "--mean is -0.1"),
+    ],
+)
+def test_normalisation_out_of_bounds_is_refused_with_the_range(
+    tmp_path: Path, option: str, values: tuple[float, float, float], message: str
+) -> None:
+    given = {"mean": MEAN, "std": STD, option: values}
+    with pytest.raises(UsageError, match=message):
+        export_backbone(str(write_encoder(tmp_path / "encoder.onnx")), None, tmp_path / "out", **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

@@ -186,3 +186,62 @@ def _step(models: list[IntegratedAttentionTransformer], optimisers: list[Adam]) 
         optimiser.zero_grad()
         model.eval()(bag).logits.sum().backward()
         optimiser.step()
+
+
+def _rewrite(folder: Path, changes: dict[str, object]) -> None:
+    """Write a checkpoint again with other values in its card."""
+    path = folder / WEIGHTS_NAME
+    card = json.loads((folder / CARD_NAME).read_text())
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = card
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    save_file(load_file(path), path, metadata={"checkpoint": json.dumps(card)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_px": 2**63}, "patch_px: 9223372036854775808 is outside 1 to 4,096"),
+        ({"feature_dim": 0}, "feature_dim: 0 is outside 1 to 16,384"),
+        ({"tissue.median_um": 1e300}, "median_um: 1e\\+300 is outside 0 to 1,000"),
+        ({"tissue.spacing_um": float("nan")}, "NaN is not a number of JSON"),
+        ({"model.pinv_iterations": 10**9}, "pinv_iterations: 1000000000 is outside 1 to 100"),
+        ({"model.widths": [30_000]}, "widths.*30000 is outside 1 to 8,192"),
+        ({"training.seed": -1}, "seed: -1 is outside 0 to"),
+    ],
+)
+def test_numbers_of_the_card_have_bounds(
+    tmp_path: Path, models: list[IntegratedAttentionTransformer], changes: dict[str, object], message: str
+) -> None:
+    write_checkpoint(tmp_path, _card(models), models)
+    _rewrite(tmp_path, changes)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_checkpoint(tmp_path)
+    assert caught.value.code == "checkpoint_invalid"
+
+
+def test_sizes_that_do_not_fit_the_weights_are_refused_before_models_are_built(
+    tmp_path: Path, models: list[IntegratedAttentionTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, _card(models), models)
+    _rewrite(tmp_path, {"model.hidden_width": 8192, "feature_dim": 16_384})
+    monkeypatch.setattr(IntegratedAttentionTransformer, "load_state_dict", None)
+    with pytest.raises(BundleError, match=r"has the shape .*, but the card says") as caught:
+        build_models(load_checkpoint(tmp_path))
+    assert caught.value.code == "checkpoint_invalid"
+
+
+def test_a_damaged_state_of_an_optimiser_is_refused(
+    tmp_path: Path, models: list[IntegratedAttentionTransformer]
+) -> None:
+    optimisers = [Adam(model.parameters()) for model in models]
+    _step(models, optimisers)
+    write_checkpoint(tmp_path, _card(models), models, optimisers=optimisers)
+    path = tmp_path / WEIGHTS_NAME
+    tensors = {name.replace("optimisers.0.0.", "optimisers.0.x."): tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    with pytest.raises(BundleError, match="the state of an optimiser does not fit"):
+        restore(tmp_path, models, optimisers)
