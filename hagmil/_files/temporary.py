@@ -80,12 +80,13 @@ def remove_own_temporaries() -> None:
 
 
 def remove_abandoned(folder: Path, *patterns: str) -> None:
-    """Remove the temporary files and folders that killed runs left in a folder.
+    """Remove the temporary files and folders that killed runs left in a folder and in the system's temporary folder.
 
     Args:
         folder: the folder; nothing happens if it is missing.
         patterns: globs of subfolders in which to search too.
     """
+    _remove_abandoned_in(Path(tempfile.gettempdir()), _FOLDER)
     for each in (folder, *(found for pattern in patterns for found in folder.glob(pattern))):
         if each.is_dir():
             _remove_abandoned_in(each, _SIBLING)

@@ -118,8 +118,16 @@ def _replace(target: Path, staging: Path) -> None:
         return
     replaced = target.parent / f".{target.name}.{uuid4().hex}.old"
     target.rename(replaced)
-    staging.rename(target)
-    rmtree(replaced)
+    try:
+        staging.rename(target)
+    except BaseException:
+        replaced.rename(target)
+        raise
+    try:
+        rmtree(replaced)
+    except BaseException:
+        rmtree(replaced, ignore_errors=True)
+        raise
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

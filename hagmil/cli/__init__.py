@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
+from typing import NoReturn
 
-from hagmil._files import is_disk_full
+from hagmil.cli._signals import stop_signals
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted
 
 _EXTRAS = {
@@ -23,32 +22,50 @@ _EXTRAS = {
 
 def main() -> None:
     """Run the command line; print errors of hagmil as one line and exit with their exit code."""
+    stop_signals.watch()
+    try:
+        _run()
+    except BaseException as error:
+        stop_signals.finish()
+        if stop_signals.received is not None and not isinstance(error, Interrupted):
+            _stopped()  # whatever the interrupt became
+        if isinstance(error, HagmilError):
+            _fail(error)
+        raise
+    finally:
+        stop_signals.finish()
+
+
+def _run() -> None:
+    """Run the command line, and raise errors of hagmil for full disks, missing packages and Ctrl-C."""
+    from hagmil._files import is_disk_full
     from hagmil.cli.app import app
 
-    signal.signal(signal.SIGTERM, _stop)
     try:
         app(standalone_mode=True)
-    except HagmilError as error:
-        _fail(error)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        problem = f"no space left: {error}; free some space and run the command again"
+        raise EnvironmentLacks(problem, code="disk_full") from error
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in _EXTRAS:
             raise
         remedy = f'pip install "hagmil[{_EXTRAS[package]}]"'
-        _fail(EnvironmentLacks(f'package "{package}" is not installed; run: {remedy}', code="package_missing"))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        _fail(EnvironmentLacks(f"no space left: {error}; free some space and run the command again", code="disk_full"))
-    except KeyboardInterrupt:
-        _fail(Interrupted("stopped"))
+        problem = f'package "{package}" is not installed; run: {remedy}'
+        raise EnvironmentLacks(problem, code="package_missing") from error
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _stopped() -> NoReturn:
+    from hagmil._files import remove_own_temporaries
+
+    remove_own_temporaries()
+    name = stop_signals.received.name if stop_signals.received else "a signal"
+    _fail(Interrupted(f"stopped by {name}; run the same command again to continue or to start again"))
 
 
-def _fail(error: HagmilError) -> None:
+def _fail(error: HagmilError) -> NoReturn:
     from rich.console import Console
     from rich.text import Text
 

@@ -127,21 +127,25 @@ def _save(
     source = pyvips.SourceCustom()
     source.on_read(reader.read)
     pixels_per_mm = 1000.0 / spacing_um
+
+    def save(temporary: Path) -> None:
+        image = pyvips.Image.new_from_source(source, "", access="sequential", unlimited=True)
+        image.tiffsave(
+            str(temporary),
+            tile=True,
+            tile_width=TILE_PX,
+            tile_height=TILE_PX,
+            pyramid=True,
+            resunit="cm",
+            xres=pixels_per_mm,
+            yres=pixels_per_mm,
+            keep="none",
+            **options,
+        )
+
     with atomic_path(path) as temporary:
         try:
-            image = pyvips.Image.new_from_source(source, "", access="sequential", unlimited=True)
-            image.tiffsave(
-                str(temporary),
-                tile=True,
-                tile_width=TILE_PX,
-                tile_height=TILE_PX,
-                pyramid=True,
-                resunit="cm",
-                xres=pixels_per_mm,
-                yres=pixels_per_mm,
-                keep="none",
-                **options,
-            )
+            _in_thread(save, temporary, reader.stop)
         except pyvips.Error:
             if reader.failure is None:
                 raise
@@ -149,6 +153,16 @@ def _save(
             reader.close()
         if reader.failure is not None:
             raise reader.failure
+
+
+def _in_thread(save: Callable[[Path], None], path: Path, stop: Callable[[BaseException], None]) -> None:
+    """Save in another thread, because signals arrive in the main thread, where libvips would lose their exception."""
+    with ThreadPoolExecutor(1, thread_name_prefix="phantom-save") as pool:
+        try:
+            pool.submit(save, path).result()
+        except BaseException as error:
+            stop(error)
+            raise
 
 
 class _PngReader:
@@ -171,6 +185,8 @@ class _PngReader:
     def read(self, length: int) -> memoryview | None:
         """Read up to ``length`` bytes; None at the end."""
         try:
+            if self.failure is not None:
+                return None
             while not self._rest:
                 piece = next(self._parts, None)
                 if piece is None:
@@ -181,6 +197,10 @@ class _PngReader:
             return None
         part, self._rest = self._rest[:length], self._rest[length:]
         return part
+
+    def stop(self, failure: BaseException) -> None:
+        """End the stream at the next read."""
+        self.failure = self.failure or failure
 
     def close(self) -> None:
         """Stop painting and free the pixels."""

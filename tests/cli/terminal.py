@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from hagmil import cli
+from hagmil.cli._signals import SIGNALS
 
 
 def hagmil(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -60,7 +61,8 @@ def _own_handlers() -> Iterator[None]:
     """Let a command configure signals and logging as in a new process, and restore both afterwards."""
     root, library = logging.getLogger(), logging.getLogger("hagmil")
     handlers, levels = root.handlers[:], (root.level, library.level)
-    handler = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    wakeup = signal.set_wakeup_fd(-1)
     root.handlers = []
     try:
         yield
@@ -68,4 +70,6 @@ def _own_handlers() -> Iterator[None]:
         root.handlers = handlers
         root.setLevel(levels[0])
         library.setLevel(levels[1])
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)

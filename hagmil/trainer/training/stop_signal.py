@@ -1,4 +1,7 @@
-"""Graceful stop: SIGTERM and SIGINT set a flag that the training loop polls."""
+"""Graceful stop: SIGTERM and SIGINT set a flag that the training loop polls.
+
+The loop ends the current step and writes its state, which may take longer than the command line would wait.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._wakeup = -1
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
+            self._wakeup = signal.set_wakeup_fd(-1)
             self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
         return self
 
@@ -37,4 +42,6 @@ class StopRequest:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         self._before = {}
