@@ -2,7 +2,7 @@
 
 1. Every library that the extra's packages need is found, except the driver's: the linker loads ONNX Runtime's CUDA
    provider or the bindings of TensorRT-RTX, or misses only the driver.
-2. ``hagmil infer`` runs on the GPU. Without a driver it exits with 5 and a message that names the driver only.
+2. ``hagmil infer`` and ``doctor`` use the GPU. Without a driver they exit with 5, with a message that names the driver.
 3. Nothing that ONNX Runtime logs reaches the terminal.
 
 ``make test-gpu-install`` runs this in fresh environments, on any Linux machine with a network.
@@ -74,6 +74,7 @@ def main(extra: str) -> None:
         slide = Path(folder) / "slide.tiff"
         write_phantom(PhantomSpec(seed=0, size_px=2048), slide)
         check_output(run("infer", str(slide), "--out", f"{folder}/results", *_ARGUMENTS[extra]), expected)
+    check_output(run("doctor", *_ARGUMENTS[extra][:2], "--json"), expected)
     print(f'extra "{extra}": ok')
 
 

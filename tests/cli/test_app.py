@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from hagmil.runtime.sessions.onnx import available_providers
 from tests.cli.terminal import hagmil, hagmil_process
+from tests.conftest import REPOSITORY
 
 COMMANDS = (
     "infer",
@@ -74,8 +78,28 @@ def test_a_folder_without_a_bundle_exits_with_4(tmp_path: Path) -> None:
 def test_doctor_lists_versions_and_missing_packages() -> None:
     done = hagmil("doctor")
     assert done.returncode == 0
-    for word in ("python", "pyvips", "onnxruntime", "provider cpu", "provider cuda", "hagmil[gpu]"):
+    for word in (
+        "python",
+        "pyvips",
+        "onnxruntime",
+        "provider cpu",
+        "provider cuda",
+        "CPUExecutionProvider: the test graph",
+    ):
         assert word in done.stdout
+
+
+def test_doctor_exits_with_5_if_the_given_provider_does_not_start() -> None:
+    if "cuda" in available_providers():
+        pytest.skip("this machine's ONNX Runtime has CUDA")
+    done = hagmil("doctor", "--provider", "cuda", "--json")
+    assert (done.returncode, done.stderr) == (5, "")
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, json.loads((REPOSITORY / "docs" / "schemas" / "doctor.schema.json").read_text()))
+    (trial,) = report["providers"]
+    assert (trial["provider"], trial["state"], trial["code"]) == ("cuda", "missing", "provider_missing")
+    assert "hagmil[gpu]" in trial["detail"]
+    assert hagmil("doctor", "--provider", "abacus").returncode == 2
 
 
 def test_a_missing_package_is_named_with_its_install_command(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hagmil._nvidia import driver
+from hagmil.runtime.doctor import trial
 from hagmil.runtime.sessions import cuda, engines
 from tests.fakes.cupy import fake_cupy
 from tests.fakes.gpu import Gpu
@@ -83,7 +84,7 @@ def install_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeDriver:
     """Give the machine a driver with this GPU, CUDA's libraries, and cupy."""
     fake = FakeDriver(gpu)
     monkeypatch.setattr(driver, "open_library", lambda: fake)
-    for module in (cuda, engines):
+    for module in (cuda, engines, trial):
         monkeypatch.setattr(module, "load_libraries", lambda _extra: None)
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(gpu))
     return fake

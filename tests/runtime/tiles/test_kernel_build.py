@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hagmil.runtime.doctor import examine
+from hagmil.runtime.doctor.installed import find_installed
 from hagmil.runtime.tiles import kernel as tile_kernel
 from hagmil.runtime.tiles.filter_weights import linear_filter
 from tests.conftest import REPOSITORY
@@ -71,7 +71,7 @@ def test_the_kernel_without_vector_instructions_gives_the_same_pixels(
 
 
 def test_doctor_and_reports_name_the_tile_kernel() -> None:
-    (finding,) = [finding for finding in examine() if finding.name == "tile kernel"]
+    (finding,) = [finding for finding in find_installed() if finding.name == "tile kernel"]
     assert finding.state == ("optional" if NOT_COMPILED else "ok")
     assert (tile_kernel.REMEDY if NOT_COMPILED else tile_kernel.kernel_name()) in finding.detail
     assert tile_kernel.kernel_name().startswith("NumPy" if NOT_COMPILED else "compiled, libjpeg-turbo ")
@@ -123,9 +123,9 @@ def test_without_the_compiled_kernel_numpy_is_used_and_doctor_gives_the_remedy()
     code = (
         "import sys; sys.modules['hagmil.runtime.tiles._tile_kernel'] = None\n"
         "from hagmil.runtime.tiles import kernel as tile_kernel, kernel_numpy\n"
-        "from hagmil.runtime.doctor import examine\n"
+        "from hagmil.runtime.doctor.installed import find_installed\n"
         "assert tile_kernel.read_tiles is kernel_numpy.read_tiles\n"
-        "print(tile_kernel.kernel_name(), examine()[-1])"
+        "print(tile_kernel.kernel_name(), find_installed()[-1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("NumPy, simplejpeg")

@@ -1,0 +1,1 @@
+"""What this machine has and lacks: installed software, GPUs, and a trial of each provider on a tiny graph."""
