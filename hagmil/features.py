@@ -34,7 +34,8 @@ from hagmil.tissue_parameters import TissueParameters
 FORMAT = "hagmil-features"
 FORMAT_VERSION = 1
 _CHUNK_ROWS = 1024
-_SPACINGS_UM = (0.01, 100)
+_STAGE_SPACINGS_UM = (0.05, 100)
+_SLIDE_SPACINGS_UM = (0.001, 1000)
 _LARGEST_LEVEL0_PX = 2**31
 
 
@@ -260,7 +261,7 @@ def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
             slide_id=str(attributes["slide_id"]),
             slide_name=str(attributes["slide_name"]),
             slide_sha256=str(attributes["slide_sha256"]),
-            slide_spacing_um=float(_number(file, "slide_spacing_um", *_SPACINGS_UM)),
+            slide_spacing_um=float(_number(file, "slide_spacing_um", *_SLIDE_SPACINGS_UM)),
             spacing_source=str(attributes["spacing_source"]),
             backbone_name=str(attributes["backbone_name"]),
             backbone_sha256=str(attributes["backbone_sha256"]),
@@ -305,7 +306,7 @@ def _read_stage_outline(path: Path, file: h5py.File, name: str) -> StageOutline:
         dim=int(dim),
         dtype=str(features.dtype),
         patch_px=int(_number(group, "patch_size", 1, LARGEST_PATCH_PX)),
-        spacing_um=float(_number(group, "spacing_um", *_SPACINGS_UM)),
+        spacing_um=float(_number(group, "spacing_um", *_STAGE_SPACINGS_UM)),
     )
 
 

@@ -207,7 +207,7 @@ def test_only_values_that_are_in_the_file_are_read(tmp_path: Path, change: Calla
 @pytest.mark.parametrize(
     ("group", "name", "value", "words"),
     [
-        ("/", "slide_spacing_um", 1e308, "attribute slide_spacing_um is 1e\\+308, outside 0.01 to 100"),
+        ("/", "slide_spacing_um", 1e308, "attribute slide_spacing_um is 1e\\+308, outside 0.001 to 1,000"),
         ("1um", "spacing_um", float("nan"), "attribute spacing_um is nan, outside"),
         ("1um", "patch_size", 2**63 - 1, "attribute patch_size is 9223372036854775807, outside 1 to 4,096"),
         ("1um", "patch_size_level0", 0, "attribute patch_size_level0 is 0, outside 1 to 2,147,483,648"),

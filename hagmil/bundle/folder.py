@@ -76,12 +76,34 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         ) from error
     bundle = Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(text).hexdigest())
     if verify:
-        check_listed_files(path, manifest.files)
-        for name in manifest.files:
-            check_file(bundle, name)
-        for graph in bundle.graphs():
-            check_graph_references(bundle, graph)
+        check_bundle(bundle)
     return bundle
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Check that the files of a bundle are those that its manifest lists; see :func:`open_bundle`.
+
+    Raises:
+        BundleError: a file is missing, altered or a link, or a graph has weights or operators that are not listed.
+    """
+    check_listed_files(bundle.path, bundle.manifest.files)
+    for name in bundle.manifest.files:
+        check_file(bundle, name)
+    for graph in bundle.graphs():
+        check_graph_references(bundle, graph)
+
+
+def file_states(bundle: Bundle) -> dict[str, tuple[int, int, int, int] | None]:
+    """Device, inode, size and time of every listed file, to find out whether one was changed; None if it is missing."""
+    states: dict[str, tuple[int, int, int, int] | None] = {}
+    for name in bundle.manifest.files:
+        try:
+            found = bundle.file(name).stat()
+        except OSError:
+            states[name] = None
+        else:
+            states[name] = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return states
 
 
 @contextmanager

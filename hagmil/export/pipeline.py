@@ -377,7 +377,10 @@ def _finish(inputs: _ExportInputs, folder: Path, parity: ParityReport) -> None:
 
 def _backbone_parity(backbone_dir: Path) -> ParityReport | None:
     path = backbone_dir / PARITY_NAME
-    return ParityReport.model_validate_json(path.read_bytes()) if path.is_file() else None
+    try:
+        return ParityReport.model_validate_json(path.read_bytes()) if path.is_file() else None
+    except ValidationError as error:
+        raise BundleError(f'"{path}" is not valid: {first_problem(error)}', code="bundle_invalid") from error
 
 
 def _manifest(inputs: _ExportInputs, folder: Path, quantization: Quantization | None = None) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,9 @@ from onnx.external_data_helper import set_external_data
 from hagmil._files import sha256_of
 from hagmil.bundle import BackboneCard, file_entries, open_backbone, open_bundle, write_manifest
 from hagmil.errors import BundleError
+from hagmil.runtime.inference import loaded_bundle
 from hagmil.runtime.inference.loaded_bundle import load_model
+from hagmil.runtime.sessions import open_session
 from hagmil.runtime.verify import verify_bundle
 from tests.runtime.small_bundle import stage_graph, write_small_bundle
 
@@ -174,3 +177,17 @@ def test_a_backbone_refers_to_listed_files_only(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="its own digest does not cover") as caught:
         open_backbone(tmp_path)
     assert caught.value.code == "digest_mismatch"
+
+
+def test_a_file_that_is_replaced_while_a_bundle_is_loaded_is_noticed(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_and_replace(*arguments: Any, **options: Any) -> Any:
+        other = (bundle / STAGE).read_bytes()
+        (bundle / "copy").write_bytes(other)
+        (bundle / "copy").replace(bundle / STAGE)
+        return open_session(*arguments, **options)
+
+    monkeypatch.setattr(loaded_bundle, "open_session", open_and_replace)
+    with pytest.raises(BundleError, match="changed while it was loaded"):
+        load_model(bundle)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hagmil.bundle import Bundle, open_bundle
+from hagmil.bundle import Bundle, check_bundle, file_states, open_bundle
 from hagmil.errors import BundleError, UsageError
 from hagmil.runtime.inference.contract import CheckedSession, graph_contracts
 from hagmil.runtime.memory.heap import trim_heap
@@ -55,7 +55,9 @@ def load_model(
             contract.
         EnvironmentLacks: the provider is missing on this machine.
     """
-    bundle = open_bundle(builtin_bundle() if path is None else Path(path))
+    bundle = open_bundle(builtin_bundle() if path is None else Path(path), verify=False)
+    before = file_states(bundle)
+    check_bundle(bundle)
     manifest = bundle.manifest
     if provider == "tensorrt":
         if manifest.precision == "int8":
@@ -70,6 +72,11 @@ def load_model(
     sessions = [CheckedSession(open_graph(contract.graph), contract) for contract in graph_contracts(manifest)]
     backbone, *stages = sessions
     _check_patch_size(bundle, backbone)
+    if file_states(bundle) != before:
+        raise BundleError(
+            f'bundle "{bundle.path}": files were changed while it was loaded; load it again when they are complete',
+            code="digest_mismatch",
+        )
     trim_heap()
     return LoadedModel(bundle=bundle, backbone=backbone, stages=tuple(stages))
 
