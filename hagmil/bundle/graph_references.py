@@ -117,8 +117,11 @@ class _Walk:
 
 def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
     """A variable-length integer (7 bits per byte, least significant first), and the place behind it."""
-    value = 0
-    for index in range(_LONGEST_VARINT):
+    value = data[place]
+    if value < 0x80:
+        return value, place + 1
+    value &= 0x7F
+    for index in range(1, _LONGEST_VARINT):
         byte = data[place + index]
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
