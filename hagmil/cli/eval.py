@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from hagmil.bundle import Tested, TestedKeep, TestedSize
+    from hagmil.bundle import Certainty, Tested, TestedKeep, TestedSize
     from hagmil.trainer.evaluation.report import EvaluationReport
     from hagmil.trainer.metrics.bootstrap import Estimate
 
@@ -50,8 +50,21 @@ def evaluate(
     ] = False,
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="Fit a temperature on the validation part first, and store it in the bundle."),
+        typer.Option(
+            "--calibrate",
+            help="Fit a temperature and choose the threshold of sure verdicts on the validation part first, and store "
+            "both in the bundle.",
+        ),
     ] = False,
+    risk: Annotated[
+        float | None,
+        typer.Option(
+            "--risk",
+            help="With --calibrate: largest expected share of sure and wrong verdicts, such as 0.05, in place of the "
+            "heuristic threshold.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: overrides a key of the configuration; repeatable.")
     ] = None,
@@ -89,13 +102,14 @@ def evaluate(
                 keeps=kept,
                 record=record,
                 calibrate=calibrate,
+                risk=risk,
                 provider=provider,
                 resamples=resamples,
                 seed=seed,
                 progress=progress,
             )
-        elif calibrate or record:
-            option = "--calibrate" if calibrate else "--record"
+        elif calibrate or record or risk is not None:
+            option = "--calibrate" if calibrate else "--record" if record else "--risk"
             raise UsageError(f'"{model}" is not a bundle, and {option} changes a bundle: run hagmil export first')
         else:
             from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
@@ -107,7 +121,9 @@ def evaluate(
     _show(report)
     if report.tested is not None:
         _show_keeps(report.tested)
-    if record:
+    if calibrate and report.model.certainty is not None:
+        common.stdout().print(_certainty(report.model.certainty), highlight=False)
+    if record or calibrate:
         console = common.stdout()
         console.print(f"stored in the manifest, whose digest is now {report.model.sha256[:16]}...", highlight=False)
     common.stdout().print(f"report: {out / HTML_NAME}", markup=False, highlight=False)
@@ -153,7 +169,22 @@ def _show_keeps(tested: Tested) -> None:
     common.stdout().print(held, highlight=False)
 
 
-def _bags(tested: Tested | TestedSize) -> str:
+def _certainty(certainty: Certainty) -> str:
+    """Describe the threshold of sure verdicts in two lines."""
+    how = (
+        f"heuristic: {certainty.level:.0%} quantile of the margins"
+        if certainty.method == "quantile"
+        else f"at most {certainty.level:.1%} of verdicts are expected to be sure and wrong"
+    )
+    right = "" if certainty.sure_right is None else f", {certainty.sure_right:.1%} of the sure verdicts are right"
+    return (
+        f"a verdict is sure above a margin of {certainty.threshold:.3f} ({how})\n"
+        f"on {certainty.slides} validation slides of {_bags(certainty)} patches at the coarsest stage: "
+        f"{certainty.unsure:.1%} are unsure{right}"
+    )
+
+
+def _bags(tested: Tested | TestedSize | Certainty) -> str:
     return f"{tested.smallest_bag:,} to {tested.largest_bag:,}"
 
 

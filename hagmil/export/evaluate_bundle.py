@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hagmil.bundle import Bundle, open_bundle, write_manifest
+from hagmil.bundle.adaptive import KEEPS
 from hagmil.errors import UsageError
 from hagmil.progress import Progress, no_progress
 from hagmil.runtime.inference.contract import CheckedSession, graph_contracts
 from hagmil.runtime.sessions import open_session
 from hagmil.spec import BAG
+from hagmil.trainer.cascade.certainty import calibrate_certainty, check_risk
 from hagmil.trainer.cascade.keep_table import check_keeps, tabulate_keeps
 from hagmil.trainer.cascade.slide_cascade import StageOutputs, StageRunner
 from hagmil.trainer.config.training import TrainingConfig
@@ -37,6 +39,7 @@ def evaluate_bundle(
     keeps: Sequence[int] = (),
     record: bool = False,
     calibrate: bool = False,
+    risk: float | None = None,
     provider: str = "cpu",
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -48,9 +51,11 @@ def evaluate_bundle(
         path: folder of the bundle.
         config: configuration with the paths of features, labels and split.
         part: train, val or test.
-        keeps: numbers of kept patches to compare with all patches; empty for none.
+        keeps: numbers of kept patches to compare with all patches, in ascending order; empty for none.
         record: store the comparison of ``keeps`` in the bundle.
-        calibrate: fit a temperature on the validation part first and store it in the bundle.
+        calibrate: on the validation part, fit a temperature and, for a cascade, choose the threshold of sure verdicts,
+            and store both in the bundle first.
+        risk: with ``calibrate``, largest expected share of sure and wrong verdicts; None for the heuristic threshold.
         provider: execution provider of the stage models: ``cpu`` or ``cuda``.
         resamples: number of bootstrap resamples.
         seed: random seed of the bootstrap.
@@ -60,18 +65,16 @@ def evaluate_bundle(
         The report. Only the manifest of the bundle is written, and only with ``record`` or ``calibrate``.
 
     Raises:
-        UsageError: ``record`` is given without ``keeps``, or ``keeps`` for a model that keeps no patches.
+        UsageError: ``record`` is given without ``keeps``, ``risk`` without ``calibrate``, ``keeps`` or ``risk`` for a
+            model that keeps no patches, or there are too few validation slides for the risk.
         BundleError: the bundle cannot be used.
         DataError: tables or features cannot be read, or do not fit the model.
         EnvironmentLacks: the provider is not available.
     """
-    if record and not keeps:
-        raise UsageError("--record stores the results of --keeps in a bundle; add --keeps")
     bundle = open_bundle(path)
-    if keeps:
-        check_keeps(bundle.manifest.kind, len(bundle.manifest.stages))
+    _check_options(bundle, keeps, record=record, calibrate=calibrate, risk=risk)
 
-    def score(name: Part, keeps: Sequence[int] = ()) -> tuple[Scores, EvaluationPart]:
+    def score(name: Part, keeps: Sequence[int], with_top: bool) -> tuple[Scores, EvaluationPart]:
         slides = open_part(config, bundle_spec(bundle), name)
         scores = score_bundle(
             bundle,
@@ -79,17 +82,21 @@ def evaluate_bundle(
             provider=provider,
             threads=config.threads,
             keeps=keeps,
+            with_top=with_top,
             after_slide=lambda done: progress(name, done, len(slides.slides)),
         )
         return scores, slides
 
-    scores, slides = score(part, keeps)  # before the calibration, so that an error leaves the bundle unchanged
+    ladder = KEEPS if calibrate and _is_cascade(bundle) else ()
+    same = calibrate and part == "val"  # one pass gives both
+    scores, slides = score(part, (*keeps, *ladder) if same else keeps, same)  # before any change of the bundle
     if calibrate:
-        bundle = calibrate_bundle(path, scores if part == "val" else score("val")[0])
+        bundle = calibrate_bundle(path, scores if same else score("val", ladder, True)[0], risk=risk)
     spec = bundle_spec(bundle)
-    table = (
-        tabulate_keeps(scores.readings, spec.classes, part, temperature=bundle.manifest.temperature) if keeps else None
-    )
+    table = None
+    if keeps:
+        temperature = bundle.manifest.temperature
+        table = tabulate_keeps(scores.readings, keeps, spec.classes, part, temperature=temperature)
     if record:
         bundle = _update(path, tested=table)
     manifest = bundle.manifest
@@ -100,6 +107,7 @@ def evaluate_bundle(
         kind=spec.kind,
         temperature=manifest.temperature,
         coarse_temperature=manifest.coarse_temperature,
+        certainty=manifest.certainty,
     )
     calibrated = scores.at(manifest.temperature, manifest.coarse_temperature)
     return make_report(
@@ -152,6 +160,7 @@ def score_bundle(
     provider: str = "cpu",
     threads: int | None = None,
     keeps: Sequence[int] = (),
+    with_top: bool = False,
     after_slide: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Run a bundle on the slides of a part and return its scores, without temperature scaling.
@@ -162,6 +171,7 @@ def score_bundle(
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads of each session; None for all cores.
         keeps: see :func:`hagmil.trainer.evaluation.scoring.score_slides`.
+        with_top: see the same function.
         after_slide: called after each slide with the number of slides done.
 
     Raises:
@@ -170,28 +180,47 @@ def score_bundle(
         EnvironmentLacks: the provider is not available.
     """
     run = bundle_runner(bundle, provider=provider, threads=threads)
-    return score_slides(part, bundle_spec(bundle), run, keeps=keeps, after_slide=after_slide)
+    return score_slides(part, bundle_spec(bundle), run, keeps=keeps, with_top=with_top, after_slide=after_slide)
 
 
-def calibrate_bundle(path: Path, scores: Scores) -> Bundle:
-    """Fit temperatures and store them in the manifest of a bundle; this changes the digest of the manifest.
+def calibrate_bundle(path: Path, scores: Scores, *, risk: float | None = None) -> Bundle:
+    """Fit temperatures, choose the threshold of sure verdicts, and store them in the manifest, whose digest changes.
 
     Args:
         path: folder of the bundle.
-        scores: scores on validation slides, without temperature scaling.
+        scores: scores on validation slides, without temperature scaling; readings with ``top_logits`` for a threshold.
+        risk: see :func:`evaluate_bundle`.
 
     Returns:
         The updated bundle.
 
     Raises:
         DataError: there are no slides.
+        UsageError: there are too few slides for the risk.
         BundleError: the bundle is altered or invalid.
     """
+    certainty = calibrate_certainty(scores.readings, risk=risk) if scores.readings else None
     return _update(
         path,
+        certainty=certainty,
         temperature=fit_temperature(*probability_table(scores.verdict)),
         coarse_temperature=fit_temperature(*probability_table(scores.coarse)) if scores.coarse else None,
     )
+
+
+def _is_cascade(bundle: Bundle) -> bool:
+    return len(bundle.manifest.stages) > 1
+
+
+def _check_options(bundle: Bundle, keeps: Sequence[int], *, record: bool, calibrate: bool, risk: float | None) -> None:
+    if record and not keeps:
+        raise UsageError("--record stores the results of --keeps in a bundle; add --keeps")
+    if risk is not None:
+        if not calibrate:
+            raise UsageError("--risk belongs to the threshold that --calibrate chooses; add --calibrate")
+        check_risk(risk)
+    if keeps or risk is not None:
+        check_keeps(bundle.manifest.kind, len(bundle.manifest.stages))
 
 
 def _update(path: Path, **sections: object) -> Bundle:

@@ -88,6 +88,10 @@ def test_calibrate_stores_a_temperature_in_a_bundle_and_refuses_a_run(study: Pat
     assert after.manifest.temperature is not None
     assert after.sha256 != before.sha256
     assert f"{after.manifest.temperature:.4f}" in done.stdout
+    assert after.manifest.certainty is not None
+    assert f"a verdict is sure above a margin of {after.manifest.certainty.threshold:.3f} (heuristic" in done.stdout
+    assert "on 4 validation slides of 3 to 6 patches" in done.stdout
+    assert after.sha256[:16] in done.stdout
     assert read(tmp_path).model.temperature == after.manifest.temperature
 
 

@@ -174,6 +174,30 @@ def test_recording_needs_numbers_of_kept_patches(bundle: Path, config: TrainingC
         evaluate_bundle(bundle, config, record=True)
 
 
+def test_calibration_of_a_cascade_stores_the_threshold_of_sure_verdicts(bundle: Path, config: TrainingConfig) -> None:
+    report = evaluate_bundle(bundle, config, part="val", keeps=[20], calibrate=True, resamples=10)
+    found = open_bundle(bundle).manifest.certainty
+    assert found is not None
+    assert report.model.certainty == found
+    assert (found.method, found.level, found.slides) == ("quantile", 0.1, 6)
+    assert (found.smallest_bag, found.largest_bag, found.keeps) == (15, 30, (4, 8, 16, 32, 64))
+    assert [row.keep for row in report.tested.keeps] == [20, None]  # type: ignore[union-attr]
+    evaluate_bundle(bundle, config, calibrate=True, risk=0.2, resamples=10)
+    changed = open_bundle(bundle).manifest
+    assert changed.certainty is not None
+    assert (changed.certainty.method, changed.certainty.level) == ("risk", 0.2)
+    assert changed.certainty.slides == 6
+
+
+def test_too_few_slides_for_a_risk_leave_the_bundle_unchanged(bundle: Path, config: TrainingConfig) -> None:
+    digest = open_bundle(bundle).sha256
+    with pytest.raises(UsageError, match="needs at least 19 validation slides with tissue, but there are 6"):
+        evaluate_bundle(bundle, config, calibrate=True, risk=0.05)
+    with pytest.raises(UsageError, match="add --calibrate"):
+        evaluate_bundle(bundle, config, risk=0.05)
+    assert open_bundle(bundle).sha256 == digest
+
+
 def _assert_scaled(before: EvaluationReport, after: EvaluationReport, temperature: float | None) -> None:
     assert temperature is not None
     for one, other in zip(before.slides, after.slides, strict=True):

@@ -45,24 +45,31 @@ def check_keeps(kind: Kind, stages: int) -> None:
     """Raise an error unless verdicts of a model depend on the number of kept patches.
 
     Args:
-        kind: kind of the model.
+        kind: kind of the model, for the message.
         stages: number of stages.
 
     Raises:
-        UsageError: the model is HMIL or has a single stage.
+        UsageError: the model has a single stage.
     """
-    if kind == "hmil" or stages < 2:
-        what = "a model of kind hmil" if kind == "hmil" else "a model with a single stage"
-        raise UsageError(f"{what} keeps no patches: it reads the whole slide; remove --keeps, --record and --risk")
+    if stages < 2:
+        raise UsageError(
+            f"the model of kind {kind} has a single stage, which reads all patches; leave out --keeps and --risk"
+        )
 
 
 def tabulate_keeps(
-    slides: Sequence[SlideReadings], classes: Sequence[str], part: Part, *, temperature: float | None = None
+    slides: Sequence[SlideReadings],
+    keeps: Sequence[int],
+    classes: Sequence[str],
+    part: Part,
+    *,
+    temperature: float | None = None,
 ) -> Tested:
     """Tabulate the verdicts of slides by number of kept patches and by slide size.
 
     Args:
-        slides: readings with the same numbers of kept patches.
+        slides: readings with these numbers of kept patches and with all patches.
+        keeps: numbers of kept patches, in ascending order.
         classes: names in the order of the logits.
         part: part of the split that the slides are from.
         temperature: divisor of the logits for the AUC; None means 1.
@@ -72,6 +79,10 @@ def tabulate_keeps(
     """
     if not slides:
         raise DataError(f"there is no slide with tissue in the {part} part to test numbers of kept patches on")
+
+    def rows(group: Sequence[SlideReadings]) -> tuple[TestedKeep, ...]:
+        return tuple(_row(group, keep, classes, temperature) for keep in (*keeps, None))
+
     ranges = _ranges(slides)
     sizes = [slide.coarse_patches for slide in slides]
     return Tested(
@@ -79,20 +90,29 @@ def tabulate_keeps(
         slides=len(slides),
         smallest_bag=min(sizes),
         largest_bag=max(sizes),
-        keeps=_by_keep(slides, classes, temperature),
-        sizes=tuple(_size(group, classes, temperature) for group in ranges) if len(ranges) > 1 else (),
-        held_from=held_from(slides),
+        keeps=rows(slides),
+        sizes=tuple(
+            TestedSize(
+                smallest_bag=min(slide.coarse_patches for slide in group),
+                largest_bag=max(slide.coarse_patches for slide in group),
+                keeps=rows(group),
+            )
+            for group in ranges
+            if len(ranges) > 1
+        ),
+        held_from=held_from(slides, keeps),
     )
 
 
-def held_from(slides: Sequence[SlideReadings]) -> int | None:
+def held_from(slides: Sequence[SlideReadings], keeps: Sequence[int]) -> int | None:
     """Return the smallest tested number of kept patches from which on the verdicts hold (step 3); None without one.
 
     Args:
-        slides: readings with the same numbers of kept patches, at least one.
+        slides: readings with these numbers of kept patches and with all patches.
+        keeps: numbers of kept patches, in ascending order.
     """
     found = None
-    for keep in sorted((keep for keep in slides[0].by_keep if keep is not None), reverse=True):
+    for keep in reversed(keeps):
         if not all(_agrees(slide, keep) for slide in slides):
             break
         found = keep
@@ -113,18 +133,6 @@ def _range_of(size: int, smallest: int) -> int:
     while size >= end:
         index, end = index + 1, end * SIZE_RATIO
     return index
-
-
-def _size(slides: Sequence[SlideReadings], classes: Sequence[str], temperature: float | None) -> TestedSize:
-    sizes = [slide.coarse_patches for slide in slides]
-    return TestedSize(smallest_bag=min(sizes), largest_bag=max(sizes), keeps=_by_keep(slides, classes, temperature))
-
-
-def _by_keep(
-    slides: Sequence[SlideReadings], classes: Sequence[str], temperature: float | None
-) -> tuple[TestedKeep, ...]:
-    keeps = [*sorted(keep for keep in slides[0].by_keep if keep is not None), None]
-    return tuple(_row(slides, keep, classes, temperature) for keep in keeps)
 
 
 def _row(

@@ -48,13 +48,15 @@ class SlideReadings:
     by_keep: dict[int | None, KeepReading]
 
     def ladder(self, keeps: Sequence[int]) -> tuple[Reading, ...]:
-        """Return readings for the rule that stops the adaptive cascade.
+        """Return the readings that the adaptive cascade takes from this slide if no verdict is sure.
+
+        It ends after the second number with which every patch is read, as in deployment.
 
         Args:
-            keeps: numbers of kept patches whose readings have ``top_logits``.
+            keeps: numbers of kept patches in ascending order; their readings have ``top_logits``.
         """
         found = []
-        for keep in keeps:
+        for keep in keeps[: _useful(keeps, self.most_kept)]:
             reading = self.by_keep[keep]
             assert reading.top_logits is not None  # computed for all readings or for none
             found.append(Reading(keep, reading.patches_read, reading.logits, reading.top_logits))
@@ -88,18 +90,22 @@ def read_slide(cascade: SlideCascade, keeps: Sequence[int], *, with_top: bool = 
     return SlideReadings(slide.slide_id, slide.label, cascade.coarse_patches, cascade.most_kept, by_keep)
 
 
-def limited_ladder(most_kept: int, keeps: Sequence[int] = KEEPS) -> tuple[int, ...]:
-    """Return the numbers of kept patches up to the first one with which every patch is read.
+def limited_ladder(slides: Sequence[SlideReadings], keeps: Sequence[int] = KEEPS) -> tuple[int, ...]:
+    """Return the numbers of kept patches that the adaptive cascade can use on some of the slides.
 
     Args:
-        most_kept: smallest number of kept patches with which every patch of the largest slide is read.
+        slides: at least one slide.
         keeps: in ascending order.
 
     Returns:
         At least the first two numbers.
     """
-    below = sum(keep < most_kept for keep in keeps)
-    return tuple(keeps[: max(2, below + 1)])
+    return tuple(keeps[: _useful(keeps, max(slide.most_kept for slide in slides))])
+
+
+def _useful(keeps: Sequence[int], most_kept: int) -> int:
+    """Count the numbers up to the second one with which every patch is read."""
+    return sum(keep < most_kept for keep in keeps) + 2
 
 
 def _reading(cascade: SlideCascade, run: CascadeRun, *, with_top: bool) -> KeepReading:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from hagmil._files import atomic_path, write_text
 from hagmil._models import FrozenModel, Within, first_problem, read_json
-from hagmil.bundle import Hierarchy
+from hagmil.bundle import Certainty, Hierarchy, Tested
 from hagmil.errors import BundleError, UsageError, one_line
 from hagmil.spec import (
     LARGEST_PATCH_PX,
@@ -110,6 +110,13 @@ class CheckpointCard(FrozenModel):
     backbone: CheckpointBackbone | None = Field(description="null if unknown")
     tissue: TissueParameters
     weights_sha256: str = Field(description="digest of names, types, shapes and values of the weights")
+    tested: Tested | None = Field(
+        default=None, description="verdicts of the validation slides by number of kept patches; null if not tested"
+    )
+    certainty: Certainty | None = Field(
+        default=None,
+        description="when the adaptive cascade calls a verdict sure, from the same slides; null if unknown",
+    )
     training: TrainingRecord | None = Field(default=None, description="null if the weights were imported")
     imported: ImportRecord | None = Field(default=None, description="null if the weights were trained by hagmil")
 

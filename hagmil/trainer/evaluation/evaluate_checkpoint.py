@@ -35,7 +35,7 @@ def evaluate_checkpoint(
         path: a checkpoint folder, its weights file, or a run folder (whose best checkpoint is evaluated).
         config: locations of features, labels and split, and the device.
         part: train, val or test.
-        keeps: numbers of kept patches to compare with all patches; empty for none.
+        keeps: numbers of kept patches to compare with all patches, in ascending order; empty for none.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
         progress: called after each slide with the name of the part.
@@ -66,7 +66,7 @@ def evaluate_checkpoint(
         after_slide=lambda done: progress(part, done, len(slides.slides)),
     )
     model = EvaluatedModel(what="checkpoint", path=str(path), sha256=checkpoint.card.weights_sha256, kind=spec.kind)
-    table = tabulate_keeps(scores.readings, spec.classes, part) if keeps else None
+    table = tabulate_keeps(scores.readings, keeps, spec.classes, part) if keeps else None
     return make_report(
         scores, spec, model, part, tested=table, empty_slides=slides.empty, resamples=resamples, seed=seed
     )

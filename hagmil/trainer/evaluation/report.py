@@ -11,7 +11,7 @@ from pydantic import Field
 
 from hagmil._models import FrozenModel
 from hagmil._versions import __version__
-from hagmil.bundle import Digest, Tested
+from hagmil.bundle import Certainty, Digest, Tested
 from hagmil.errors import DataError
 from hagmil.spec import Kind
 from hagmil.trainer.data.labels import Part
@@ -39,6 +39,10 @@ class EvaluatedModel(FrozenModel):
     kind: Kind
     temperature: float | None = Field(default=None, description="divisor of the logits; null: not calibrated")
     coarse_temperature: float | None = Field(default=None, description="the same for the coarse classes of a hierarchy")
+    certainty: Certainty | None = Field(
+        default=None,
+        description="when the adaptive cascade calls a verdict sure; null: not calibrated, or a checkpoint",
+    )
 
 
 class SlideVerdict(FrozenModel):

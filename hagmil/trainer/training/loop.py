@@ -4,7 +4,8 @@
 2. Continue from the last checkpoint, if there is one.
 3. In each epoch, train on every slide, validate, and write the checkpoints. After a signal, write the state between two
    steps and end the run as interrupted.
-4. Evaluate the best weights and write metrics.json.
+4. Evaluate the best weights, with several numbers of kept patches too if the training chose them so, and write
+   metrics.json.
 
 Several processes can train together (:mod:`hagmil.trainer.compute.distributed`): all run this loop with the same state
 and share the slides; only the first process writes files and reports progress.
@@ -28,6 +29,7 @@ from hagmil.trainer.checkpoints.checkpoint import (
     BEST,
     LAST,
     WEIGHTS_NAME,
+    load_checkpoint,
     read_training_state,
     restore,
     weights_sha256,
@@ -41,6 +43,7 @@ from hagmil.trainer.data.prefetch import read_ahead
 from hagmil.trainer.methods.base import Method, set_learning_rate
 from hagmil.trainer.methods.registry import new_method
 from hagmil.trainer.training.checkpoint_card import checkpoint_card
+from hagmil.trainer.training.kept_patches import is_planned, measure_kept_patches
 from hagmil.trainer.training.progress import Phase, ProgressCallback, TrainingProgress
 from hagmil.trainer.training.run_folder import (
     LOG_NAME,
@@ -211,10 +214,31 @@ def _finish(run: _Run, state: TrainingState) -> RunMetrics:
         validation=_evaluate(run, state, "validation").metrics,
         test=_evaluate(run, state, "test").metrics,
     )
+    if is_planned(config, cohort):
+        _test_kept_patches(run, state)
     if run.group.is_first:
         write_text(config.out / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
     _log.info("best epoch %d: validation %s; test %s", metrics.best_epoch, metrics.validation, metrics.test)
     return metrics
+
+
+def _test_kept_patches(run: _Run, state: TrainingState) -> None:
+    """Classify the validation slides with several numbers of kept patches; the best checkpoint gets the result."""
+    folder = run.config.out / BEST
+    card = load_checkpoint(folder).card
+
+    def after_slide(done: int) -> None:
+        _report(run, state, "kept patches", done, len(run.cohort.val))
+        if run.stop.received is not None:
+            _stop(run, state)
+
+    keep = card.stages[0].keep
+    assert keep is not None  # there are several stages
+    found = measure_kept_patches(run.method, run.cohort, keep=keep, group=run.group, after_slide=after_slide)
+    if run.group.is_first:
+        update = {"tested": found.tested, "certainty": found.certainty}
+        write_checkpoint(folder, card.model_copy(update=update), run.method.models)
+    _log.info("kept patches: every verdict is that of all patches from %s on", found.tested.held_from)
 
 
 def _evaluate(run: _Run, state: TrainingState, phase: Literal["validation", "test"]) -> Evaluation:

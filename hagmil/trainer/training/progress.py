@@ -8,7 +8,7 @@ from typing import Literal
 
 from hagmil.trainer.metrics.classification import ClassificationMetrics
 
-Phase = Literal["train", "validation", "test"]
+Phase = Literal["train", "validation", "test", "kept patches"]
 
 
 @dataclass(frozen=True, slots=True)

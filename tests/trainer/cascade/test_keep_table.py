@@ -30,7 +30,7 @@ SLIDES = [
 
 
 def test_a_row_has_the_shares_the_auc_the_patches_and_the_margins_of_its_slides() -> None:
-    four, eight, everything = tabulate_keeps(SLIDES, CLASSES, "val").keeps
+    four, eight, everything = tabulate_keeps(SLIDES, (4, 8), CLASSES, "val").keeps
     assert [row.keep for row in (four, eight, everything)] == [4, 8, None]
     assert [row.right for row in (four, eight, everything)] == [0.75, 1.0, 0.75]
     assert [row.agreement for row in (four, eight, everything)] == [0.5, 0.75, 1.0]
@@ -41,7 +41,7 @@ def test_a_row_has_the_shares_the_auc_the_patches_and_the_margins_of_its_slides(
 
 
 def test_sizes_are_divided_into_ranges_that_begin_at_the_smallest_slide() -> None:
-    found = tabulate_keeps(SLIDES, CLASSES, "test")
+    found = tabulate_keeps(SLIDES, (4, 8), CLASSES, "test")
     assert (found.part, found.slides, found.smallest_bag, found.largest_bag) == ("test", 4, 10, 40)
     small, large = found.sizes
     assert (small.smallest_bag, small.largest_bag, small.keeps[0].slides) == (10, 39, 3)
@@ -52,19 +52,21 @@ def test_sizes_are_divided_into_ranges_that_begin_at_the_smallest_slide() -> Non
 
 
 def test_slides_of_similar_size_have_one_range_which_is_not_repeated() -> None:
-    assert tabulate_keeps(SLIDES[:2], CLASSES, "val").sizes == ()
+    assert tabulate_keeps(SLIDES[:2], (4, 8), CLASSES, "val").sizes == ()
 
 
 def test_verdicts_hold_from_the_smallest_number_after_which_none_changes() -> None:
-    assert held_from(SLIDES) is None
-    assert held_from(SLIDES[:2]) == 8
-    assert held_from([SLIDES[1], SLIDES[3]]) == 4
-    assert held_from([slide(1, 9, k4=1.0, k8=-1.0, all=1.0)]) is None
+    assert held_from(SLIDES, (4, 8)) is None
+    assert held_from(SLIDES[:2], (4, 8)) == 8
+    assert held_from([SLIDES[1], SLIDES[3]], (4, 8)) == 4
+    changing = [slide(1, 9, k4=1.0, k8=-1.0, all=1.0)]
+    assert held_from(changing, (4, 8)) is None
+    assert held_from(changing, (4,)) == 4
 
 
 def test_no_slides_raise_an_error() -> None:
     with pytest.raises(DataError, match="no slide with tissue in the val part"):
-        tabulate_keeps([], CLASSES, "val")
+        tabulate_keeps([], (4, 8), CLASSES, "val")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("4,8,all", (4, 8)), ("16, 4,4", (4, 16)), ("1", (1,))])
@@ -78,9 +80,7 @@ def test_other_text_raises_an_error(text: str) -> None:
         parse_keeps(text)
 
 
-def test_models_that_keep_no_patches_are_refused() -> None:
+def test_models_with_a_single_stage_are_refused() -> None:
     check_keeps("hag-mil", 2)
-    with pytest.raises(UsageError, match="kind hmil keeps no patches"):
+    with pytest.raises(UsageError, match="model of kind hmil has a single stage, which reads all patches"):
         check_keeps("hmil", 1)
-    with pytest.raises(UsageError, match="single stage keeps no patches"):
-        check_keeps("hag-mil", 1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hagmil.trainer.cascade.readings import limited_ladder, read_slide
+from hagmil.bundle.adaptive import KEEPS
+from hagmil.trainer.cascade.readings import KeepReading, SlideReadings, limited_ladder, read_slide
 from hagmil.trainer.cascade.slide_cascade import SlideCascade, StageOutputs
 from hagmil.trainer.data.cohort import open_training_cohort
 from tests.trainer.cohorts import THREE_STAGES, configured, write_cohort, write_slide
@@ -73,7 +75,11 @@ def test_a_bag_of_few_rows_is_its_own_second_bag(cascade: SlideCascade) -> None:
 
 
 @pytest.mark.parametrize(
-    ("most_kept", "expected"), [(1, (4, 8)), (8, (4, 8)), (9, (4, 8, 16)), (1000, (4, 8, 16, 32, 64, 128))]
+    ("most_kept", "expected"), [(1, (4, 8)), (8, (4, 8, 16)), (9, (4, 8, 16, 32)), (99, (4, 8, 16, 32, 64, 128))]
 )
-def test_the_ladder_ends_at_the_first_number_that_reads_everything(most_kept: int, expected: tuple[int, ...]) -> None:
-    assert limited_ladder(most_kept) == expected
+def test_the_ladder_ends_at_the_second_number_that_reads_everything(most_kept: int, expected: tuple[int, ...]) -> None:
+    reading = KeepReading(np.zeros(2, np.float32), np.zeros(2, np.float32), 1)
+    small = SlideReadings("small", 0, 1, 1, dict.fromkeys((*KEEPS, None), reading))
+    large = replace(small, most_kept=most_kept)
+    assert limited_ladder([large, small]) == expected
+    assert tuple(one.keep for one in large.ladder(KEEPS)) == expected

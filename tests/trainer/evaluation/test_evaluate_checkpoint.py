@@ -71,7 +71,7 @@ def test_numbers_of_kept_patches_are_compared_with_all_patches(tmp_path: Path) -
 def test_numbers_of_kept_patches_are_refused_for_hmil(tmp_path: Path) -> None:
     config = configured(write_hierarchy_cohort(tmp_path), schedule={"max_epochs": 1})
     train(config)
-    with pytest.raises(UsageError, match="kind hmil keeps no patches: it reads the whole slide; remove --keeps"):
+    with pytest.raises(UsageError, match="kind hmil has a single stage, which reads all patches; leave out --keeps"):
         evaluate_checkpoint(config.out, config, keeps=[4])
 
 

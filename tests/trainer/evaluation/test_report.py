@@ -166,7 +166,7 @@ def test_the_page_shows_kept_patches_as_a_table_and_a_curve_for_each_range_of_si
         )
         for label, size in enumerate(sizes)
     ]
-    table = tabulate_keeps(readings, ("a<b>", "c&d"), "test")
+    table = tabulate_keeps(readings, (4,), ("a<b>", "c&d"), "test")
     text = render_html(report.model_copy(update={"tested": table}))
     page = Page(text)
     assert page.open == []

@@ -17,8 +17,17 @@ import yaml
 from safetensors.torch import load_file
 
 from hagmil.errors import DataError, EnvironmentLacks, Interrupted, UsageError
-from hagmil.trainer.checkpoints.checkpoint import BEST, LAST, WEIGHTS_NAME, build_models, load_checkpoint
+from hagmil.trainer.checkpoints.checkpoint import (
+    BEST,
+    CARD_NAME,
+    LAST,
+    WEIGHTS_NAME,
+    CheckpointCard,
+    build_models,
+    load_checkpoint,
+)
 from hagmil.trainer.config.training import HagMilConfig
+from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from hagmil.trainer.training.loop import train
 from hagmil.trainer.training.progress import TrainingProgress
 from hagmil.trainer.training.run_folder import RunMetrics
@@ -114,6 +123,30 @@ def test_a_run_with_random_keep_and_teaching_resumes_with_the_same_weights(tmp_p
     assert train(broken, resume=True) == expected
     for checkpoint in (BEST, LAST):
         assert _equal(_everything(broken.out / checkpoint), _everything(whole.out / checkpoint))
+
+
+def test_weights_chosen_with_several_numbers_of_kept_patches_are_tested_with_more_of_them(tmp_path: Path) -> None:
+    tree = write_cohort(tmp_path, parts={"train": 4, "val": 5, "test": 2}, stages=THREE_STAGES)
+    cascade = {"keep_validation": 6, "validation_keeps": [1, "all"]}
+    config = configured(tree, cascade=cascade, schedule={"max_epochs": 1})
+    with pytest.raises(Killed):
+        train(config, progress=_at(("kept patches", 1, 3), _die))
+    assert load_checkpoint(config.out).card.tested is None
+    metrics = train(config, resume=True)
+    card = load_checkpoint(config.out).card
+    assert card == CheckpointCard.model_validate_json((config.out / BEST / CARD_NAME).read_bytes())
+    assert [row.keep for row in card.tested.keeps] == [4, 6, 8, 16, None]  # the largest slide has 5 and 20 patches
+    assert (card.tested.part, card.tested.slides) == ("val", 5)
+    assert {row.keep: row.right for row in card.tested.keeps}[6] == metrics.validation.accuracy
+    assert card.certainty.keeps == (4, 8, 16, 32, 64)
+    assert (card.certainty.method, card.certainty.slides, card.certainty.largest_bag) == ("quantile", 5, 5)
+    evaluated = evaluate_checkpoint(config.out, config, part="val", keeps=[4, 6, 8, 16], resamples=10)
+    assert evaluated.tested == card.tested
+
+
+def test_a_training_with_one_number_of_kept_patches_ends_without_this_test(whole: Whole) -> None:
+    card = load_checkpoint(whole.out).card
+    assert (card.tested, card.certainty) == (None, None)
 
 
 @pytest.mark.parametrize("stops_at", [("train", 1, 3), ("train", 2, 4), ("validation", 2, 1), ("test", 3, 1)])
