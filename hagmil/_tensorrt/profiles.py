@@ -84,12 +84,13 @@ def max_patches(manifest: Manifest) -> tuple[int, ...]:
     """Return the maximum bag size of each stage.
 
     The first stage reads all tissue, for which 40,000 patches are assumed. Every other stage reads the children of the
-    patches that the previous stage keeps.
+    patches that the previous stage keeps, in an ordinary or in an adaptive run.
     """
     counts = [_MAX_PATCHES]
+    adaptive = max(manifest.certainty.keeps) if manifest.certainty else 0
     for coarse, fine in pairwise(manifest.stages):
         factor = round(coarse.spacing_um / fine.spacing_um)
-        counts.append((coarse.keep or _MAX_PATCHES) * factor**2)
+        counts.append(max(coarse.keep or _MAX_PATCHES, adaptive) * factor**2)
     return tuple(counts)
 
 

@@ -38,6 +38,16 @@ def export(
             show_default=False,
         ),
     ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            min=1,
+            help="Patches kept at every stage except the last. Default: the smallest number from which on the verdicts "
+            "of the validation slides are those of all patches, or the number of the checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
     intended_use: Annotated[
         str | None,
         typer.Option("--intended-use", help="Intended use, for the manifest and the model card.", show_default=False),
@@ -177,6 +187,7 @@ def export(
                 backbone,
                 out,
                 precision=parse_precision(precision),
+                keep=keep,
                 parity_form=parse_parity_form(parity),
                 slides=slides,
                 calibration=SlidePatches(own, progress) if own else None,
@@ -242,6 +253,8 @@ def _show(report: ExportReport, engines: tuple[EngineReport, ...]) -> None:
             size, memory = common.megabytes(engine.file.bytes), common.megabytes(entry.memory_bytes)
             table.add_row(entry.file, entry.precision, gpus, f"{engine.layers}", size, memory, f"{engine.seconds:.1f}")
         console.print(table)
+    if report.keep_reason:
+        console.print(report.keep_reason, highlight=False)
     console.print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items()))
 
 

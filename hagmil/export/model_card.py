@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from hagmil.bundle import BackboneCard, Quantization
+from hagmil.bundle import BackboneCard, Quantization, TestedKeep
 from hagmil.export.parity.compare import PARITY_NAME, ParityReport, ParityRow, worst_by_tensor
 from hagmil.export.parity.slide_parity import SlideParity
 from hagmil.export.tracing import OPSET
@@ -20,6 +20,7 @@ def model_card(
     backbone: BackboneCard,
     *,
     intended_use: str,
+    keep_reason: str,
     parity: ParityReport,
     backbone_parity: ParityReport | None,
 ) -> str:
@@ -29,6 +30,7 @@ def model_card(
         checkpoint: the card of the checkpoint that was exported.
         backbone: the card of its backbone.
         intended_use: intended use of the bundle.
+        keep_reason: why the bundle keeps its number of patches; empty for a model with a single stage.
         parity: comparison of the graphs with their source.
         backbone_parity: comparison of the backbone with its source; None if unknown.
 
@@ -39,6 +41,7 @@ def model_card(
         f"# {checkpoint.kind} model for {', '.join(checkpoint.classes)}",
         intended_use,
         "## Model\n\n" + _model(checkpoint, backbone, parity),
+        *(("## Kept patches\n\n" + _kept_patches(checkpoint, keep_reason),) if keep_reason else ()),
         "## Training\n\n" + _training(checkpoint),
         "## Expected input\n\n" + _expectations(checkpoint),
         "## Limitations\n\n" + _limits(checkpoint),
@@ -88,6 +91,34 @@ def _hierarchy(checkpoint: CheckpointCard) -> str:
 def _stage_row(stage: CheckpointStage) -> Row:
     keep = "(gives the verdict)" if stage.keep is None else f"{stage.keep}"
     return (stage.name, f"{stage.spacing_um:g}", keep, f"`{stage.name}.onnx`")
+
+
+def _kept_patches(checkpoint: CheckpointCard, reason: str) -> str:
+    """The reason for the number of kept patches, the test that it is based on, and the threshold of sure verdicts."""
+    parts = [reason]
+    if checkpoint.tested is not None:
+        tested = checkpoint.tested
+        head = ("kept patches", "right", "agree with all patches", "patches read, mean")
+        rows = [
+            ("all" if row.keep is None else f"{row.keep}", *map(percent, (row.right, row.agreement)), _read(row))
+            for row in tested.keeps
+        ]
+        parts.append(
+            f"Verdicts of {tested.slides} validation slides of {tested.smallest_bag:,} to {tested.largest_bag:,} "
+            f"patches at the coarsest stage:\n\n{_table(head, rows)}"
+        )
+    if checkpoint.certainty is not None:
+        certainty = checkpoint.certainty
+        parts.append(
+            f"In adaptive runs, a verdict is sure above a margin of {certainty.threshold:.4g}, a heuristic: the "
+            f"{certainty.level:.0%} quantile of the margins of these slides. {percent(certainty.unsure)} of their "
+            "verdicts are unsure."
+        )
+    return "\n\n".join(parts)
+
+
+def _read(row: TestedKeep) -> str:
+    return f"{row.patches_read:,.0f}"
 
 
 def _training(checkpoint: CheckpointCard) -> str:

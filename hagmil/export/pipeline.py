@@ -1,6 +1,6 @@
 """Export of a checkpoint and a backbone to a bundle.
 
-1. Open both and check that they fit together.
+1. Open both, check that they fit together, and choose the number of kept patches.
 2. Export every stage model, and add the backbone, converted to half precision or int8 if requested.
 3. Compare every graph with its source; a difference stops the export, and nothing is written.
 4. If slides are given, compare the verdicts on them; a difference stops the export.
@@ -49,6 +49,7 @@ from hagmil.export.backbones.export_backbone import backbone_cases
 from hagmil.export.graph import copy_graph, opset_of, save
 from hagmil.export.half_backbone import check_half_parity, write_half_backbone
 from hagmil.export.int8.backbone import CalibrationPatches, PatchRequirements, quantise_backbone, with_verdicts
+from hagmil.export.keep_choice import choose_keep
 from hagmil.export.model_card import MODEL_CARD_NAME, model_card
 from hagmil.export.parity.compare import (
     PARITY_NAME,
@@ -79,11 +80,13 @@ class ExportReport:
     Args:
         bundle: the bundle, opened and verified.
         parity: every comparison that was made.
+        keep_reason: why the bundle keeps its number of patches; empty for a model with a single stage.
         seconds: wall-clock seconds by step: ``export``, ``parity``, ``slides``, ``rest``.
     """
 
     bundle: Bundle
     parity: ParityReport
+    keep_reason: str
     seconds: dict[str, float]
 
 
@@ -92,6 +95,7 @@ class _ExportInputs:
     """Everything that a bundle is made from."""
 
     checkpoint: CheckpointCard
+    keep_reason: str
     stages: tuple[Stage, ...]
     models: tuple[nn.Module, ...]
     backbone: BackboneCard
@@ -123,6 +127,7 @@ def export_bundle(
     out_dir: Path,
     *,
     precision: Precision = "fp32",
+    keep: int | None = None,
     parity_form: ParityForm = "default",
     slides: SlideRunner | None = None,
     calibration: CalibrationPatches | None = None,
@@ -139,6 +144,8 @@ def export_bundle(
         precision: of the graphs; their inputs and outputs are float32. fp16 graphs are compared with every operation
             rounded to 16 bits. int8 quantises the backbone, keeps the stage models in float32, and needs
             ``calibration`` and ``slides``.
+        keep: patches kept at every stage but the last; None for the choice of
+            :func:`hagmil.export.keep_choice.choose_keep`.
         parity_form: ``long`` also compares stage models on bags of 10,000 and 40,000 patches.
         slides: runs the cascade on slides, to compare verdicts; None to skip this comparison.
         calibration: reads the patches for int8 calibration; None for other precisions.
@@ -150,7 +157,8 @@ def export_bundle(
         The bundle and the comparisons.
 
     Raises:
-        UsageError: ``out_dir`` exists, or int8 is requested without calibration or slides.
+        UsageError: ``out_dir`` exists, int8 is requested without calibration or slides, or ``keep`` is given for a
+            model with a single stage.
         BundleError: checkpoint or backbone cannot be used, or do not fit together.
         ParityError: outputs of a graph or verdicts differ from the checkpoint; nothing is written to ``out_dir``.
     """
@@ -158,7 +166,7 @@ def export_bundle(
         raise UsageError("calibration patches are required with precision int8, and allowed with no other precision")
     if precision == "int8" and slides is None:
         raise UsageError("precision int8 requires slides to compare verdicts on; pass slides")
-    inputs = _open(checkpoint_dir, backbone_dir, precision, intended_use, calibration)  # step 1
+    inputs = _open(checkpoint_dir, backbone_dir, precision, keep, intended_use, calibration)  # step 1
     progress = progress or no_progress
     seconds: dict[str, float] = {}
     with new_folder(out_dir, overwrite=overwrite) as folder:
@@ -176,13 +184,14 @@ def export_bundle(
         start = perf_counter()
         _finish(inputs, folder, parity)
         seconds["rest"] = perf_counter() - start
-    return ExportReport(open_bundle(out_dir), parity, seconds)
+    return ExportReport(open_bundle(out_dir), parity, inputs.keep_reason, seconds)
 
 
 def _open(
     checkpoint_dir: Path,
     backbone_dir: Path,
     precision: Precision,
+    keep: int | None,
     intended_use: str | None,
     calibration: CalibrationPatches | None,
 ) -> _ExportInputs:
@@ -190,14 +199,16 @@ def _open(
     checkpoint = load_checkpoint(checkpoint_dir)
     backbone = open_backbone(backbone_dir)
     _check_fit(checkpoint.card, backbone)
+    card, keep_reason = choose_keep(checkpoint.card, keep)
     inputs = _ExportInputs(
-        checkpoint=checkpoint.card,
-        stages=_stages(checkpoint.card),
+        checkpoint=card,
+        keep_reason=keep_reason,
+        stages=_stages(card),
         models=tuple(build_models(checkpoint)),
         backbone=backbone,
         backbone_dir=backbone_dir,
         precision=precision,
-        intended_use=intended_use or _default_intended_use(checkpoint.card),
+        intended_use=intended_use or _default_intended_use(card),
         calibration=calibration,
     )
     if precision == "int8" and not inputs.reduces_backbone:
@@ -368,6 +379,7 @@ def _finish(inputs: _ExportInputs, folder: Path, parity: ParityReport) -> None:
         card,
         inputs.backbone,
         intended_use=inputs.intended_use,
+        keep_reason=inputs.keep_reason,
         parity=parity,
         backbone_parity=backbone_parity,
     )
@@ -405,6 +417,8 @@ def _manifest(inputs: _ExportInputs, folder: Path, quantization: Quantization | 
             quantization=quantization,
             opsets=_opsets(inputs, folder),
             domains=_domains(inputs, folder),
+            tested=card.tested,
+            certainty=card.certainty,
             files=file_entries(folder),
             provenance=Provenance(
                 created=datetime.now(UTC),

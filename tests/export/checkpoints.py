@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hagmil._versions import __version__
-from hagmil.bundle import BackboneCard
+from hagmil.bundle import BackboneCard, Certainty, Tested, TestedKeep
 from hagmil.tissue_parameters import TissueParameters
 from hagmil.trainer.checkpoints.checkpoint import (
     CheckpointBackbone,
@@ -24,6 +24,31 @@ from hagmil.trainer.models.iat import IatConfig
 
 WIDTHS = (16, 32)
 SMALL = IatConfig(widths=WIDTHS, heads=4, hidden_width=16, gate_width=8, value_kernel=5)
+
+TESTED = Tested(
+    part="val",
+    slides=9,
+    smallest_bag=12,
+    largest_bag=345,
+    keeps=tuple(
+        TestedKeep(
+            keep=keep, slides=9, right=0.9, auc=None, agreement=agreement, patches_read=200.0, margins={"tumour": 1.0}
+        )
+        for keep, agreement in ((4, 0.5), (20, 1.0), (None, 1.0))
+    ),
+    held_from=20,
+)
+CERTAINTY = Certainty(
+    threshold=0.25,
+    method="quantile",
+    level=0.1,
+    keeps=(4, 8, 16, 32),
+    slides=9,
+    smallest_bag=12,
+    largest_bag=345,
+    unsure=0.125,
+    sure_right=1.0,
+)
 
 
 def additive_config(rows: str) -> IatConfig:
@@ -77,6 +102,8 @@ def write_small_checkpoint(
         backbone=CheckpointBackbone(name=backbone.name, sha256=backbone.sha256),
         tissue=TissueParameters(),
         weights_sha256=weights_sha256(models),
+        tested=TESTED,
+        certainty=CERTAINTY,
         training=TrainingRecord(
             versions={"torch": "2"},
             seed=1,

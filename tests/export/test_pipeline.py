@@ -21,7 +21,7 @@ from hagmil.runtime.sessions import open_session
 from hagmil.runtime.verify import verify_bundle
 from hagmil.selftest import read_selftest
 from hagmil.trainer.checkpoints.checkpoint import load_checkpoint
-from tests.export.checkpoints import additive_config, write_small_checkpoint
+from tests.export.checkpoints import CERTAINTY, TESTED, additive_config, write_small_checkpoint
 from tests.export.shared import stage_graph
 
 
@@ -86,8 +86,18 @@ def test_the_model_card_contains_every_section(report: ExportReport) -> None:
         "| coarse | 1 | 20 | `coarse.onnx` |", "| validation: auc | 0.875 |", "0.5 um/px or finer",
         "| coarse | logits | 14 |", "| fine | attention | 7 |", "| backbone | features | 8 |",
         "Verdicts on slides were not compared.",
+        "20 patches are kept: the smallest tested number from which on all verdicts of 9 validation slides",
+        "| 4 | 90.00% | 50.00% | 200 |", "sure above a margin of 0.25, a heuristic",
+        "12.50% of their verdicts are unsure",
     ):  # fmt: skip
         assert part in card
+
+
+def test_the_manifest_contains_the_test_and_the_threshold_of_the_checkpoint(report: ExportReport) -> None:
+    manifest = report.bundle.manifest
+
+    assert (manifest.tested, manifest.certainty) == (TESTED, CERTAINTY)
+    assert report.keep_reason.startswith("20 patches are kept: the smallest tested number")
 
 
 def test_a_wrong_graph_stops_the_export_and_leaves_no_files(

@@ -32,7 +32,7 @@ from hagmil.export.pipeline import ExportReport
 from hagmil.export.stage_half_precision import ReducedPrecision
 from hagmil.export.tensorrt import BUILD_LOG_NAME, EngineOptions, add_engines, engine_target
 from tests.export import shared
-from tests.export.checkpoints import additive_model
+from tests.export.checkpoints import CERTAINTY, additive_model
 from tests.export.graphs import BAGS, EXAMPLES, example, example_graph
 from tests.fakes.bundles import FEATURES, write_small_bundle
 from tests.fakes.cuda_driver import install_gpu
@@ -348,6 +348,15 @@ def test_profiles_cover_the_largest_bag_of_each_stage(tmp_path: Path) -> None:
         (1, 3_000, 10_000),
         (10_001, 10_001, 20_000),  # four children of each of the 5,000 that the coarse stage keeps
     ]
+
+
+def test_profiles_cover_the_bags_of_adaptive_runs(tmp_path: Path) -> None:
+    manifest = open_bundle(write_small_bundle(tmp_path)).manifest
+    coarse = manifest.stages[0].model_copy(update={"keep": 4})
+    stages = {"stages": (coarse, *manifest.stages[1:])}
+    for certainty, largest in ((None, 4 * 4), (CERTAINTY, 4 * 32)):
+        profiles = bundle_profiles(manifest.model_copy(update={**stages, "certainty": certainty}))
+        assert [_lengths(profile["features"]) for profile in profiles["fine.onnx"]] == [(1, largest, largest)]
 
 
 def test_requested_profiles_apply_to_every_stage(tmp_path: Path) -> None:
