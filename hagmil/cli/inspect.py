@@ -12,7 +12,7 @@ from hagmil.cli import _common as common
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hagmil.bundle import Quantization
+    from hagmil.bundle import Certainty, Quantization, Tested
     from hagmil.export.inspect_graph import BundleView, GraphView
     from hagmil.export.parity.compare import ParityReport
 
@@ -58,6 +58,8 @@ def _show_bundle(console: Console, view: BundleView) -> None:
         ("patch", f"{manifest.patch_px} px"),
         ("precision", manifest.precision),
         ("temperature", "not calibrated" if manifest.temperature is None else f"{manifest.temperature:.4f}"),
+        ("tested", _tested(manifest.tested)),
+        ("sure verdicts", _certainty(manifest.certainty)),
         ("intended use", manifest.intended_use),
         ("made", f"{origin.created:%Y-%m-%d} by hagmil {origin.hagmil}"),
         ("weights", f"checkpoint {origin.checkpoint_sha256[:12]}...; backbone: {origin.backbone_weights}"),
@@ -74,6 +76,30 @@ def _show_bundle(console: Console, view: BundleView) -> None:
         show_quantisation(console, manifest.quantization)
     _show_parity(console, view.parity)
     _show_engines(console, view)
+
+
+def _tested(tested: Tested | None) -> str:
+    if tested is None:
+        return "not tested with several numbers of kept patches"
+    held = (
+        "with no tested number of kept patches"
+        if tested.held_from is None
+        else f"from {tested.held_from} kept patches on"
+    )
+    return (
+        f"verdicts are those of all patches {held}, on {tested.slides} slides ({tested.part}) of "
+        f"{tested.smallest_bag:,} to {tested.largest_bag:,} coarse patches"
+    )
+
+
+def _certainty(certainty: Certainty | None) -> str:
+    if certainty is None:
+        return "not calibrated"
+    how = "heuristic" if certainty.method == "quantile" else f"risk {certainty.level:g}"
+    return (
+        f"above a margin of {certainty.threshold:.4g} ({how}), from {certainty.slides} slides of "
+        f"{certainty.smallest_bag:,} to {certainty.largest_bag:,} coarse patches"
+    )
 
 
 def _show_graphs(console: Console, graphs: tuple[GraphView, ...]) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hagmil.bundle import open_backbone
+from hagmil.bundle import open_backbone, open_bundle, write_manifest
 from hagmil.export.pipeline import export_bundle
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle
 from tests.cli.terminal import hagmil
-from tests.export.checkpoints import write_small_checkpoint
+from tests.export.checkpoints import CERTAINTY, TESTED, write_small_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,16 @@ def test_a_bundle_is_described(bundle: Path) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     for start in ("parity of tensor", "fine attention 14", "engines: none", "backbone.onnx 0.2 20 20 fp32"):
         assert any(line.startswith(start) for line in lines), start
+
+
+def test_the_slides_with_which_a_bundle_was_tested_are_described(bundle: Path, tmp_path: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    copied = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    write_manifest(copied, manifest.model_copy(update={"tested": TESTED, "certainty": CERTAINTY}))
+    done = hagmil("inspect", copied)
+    assert done.returncode == 0, done.stderr
+    assert "those of all patches from 20 kept patches on, on 9 slides (val) of 12 to 345 coarse patches" in done.stdout
+    assert "above a margin of 0.25 (heuristic), from 9 slides of 12 to 345 coarse patches" in done.stdout
 
 
 def test_an_onnx_file_is_described_with_and_without_the_onnx_package(bundle: Path) -> None:

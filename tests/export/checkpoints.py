@@ -102,8 +102,8 @@ def write_small_checkpoint(
         backbone=CheckpointBackbone(name=backbone.name, sha256=backbone.sha256),
         tissue=TissueParameters(),
         weights_sha256=weights_sha256(models),
-        tested=TESTED,
-        certainty=CERTAINTY,
+        tested=TESTED if last else None,
+        certainty=CERTAINTY if last else None,
         training=TrainingRecord(
             versions={"torch": "2"},
             seed=1,

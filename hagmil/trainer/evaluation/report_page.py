@@ -42,7 +42,7 @@ def render_html(report: EvaluationReport) -> str:
     head = (
         f"<h1>Evaluation on the {name} part</h1><p>{verdict.slides} slides of {verdict.patients} patients"
         f"{_empty(report)}. {model.what.capitalize()} <code>{escape(model.path)}</code>, {model.kind}, SHA-256 "
-        f"<code>{model.sha256[:16]}</code>. {_temperature(report)} hagmil {escape(report.hagmil)}, "
+        f"<code>{model.sha256[:16]}</code>. {_temperature(report)}{_certainty(report)} hagmil {escape(report.hagmil)}, "
         f"{report.created:%Y-%m-%d %H:%M} UTC.</p>"
     )
     has_coarse = report.coarse is not None
@@ -164,6 +164,14 @@ def _temperature(report: EvaluationReport) -> str:
         return "Probabilities are not calibrated."
     coarse = "" if model.coarse_temperature is None else f", coarse {model.coarse_temperature:.3f}"
     return f"Probabilities are calibrated with temperature {model.temperature:.3f}{coarse}."
+
+
+def _certainty(report: EvaluationReport) -> str:
+    certainty = report.model.certainty
+    if certainty is None:
+        return ""
+    how = "a heuristic" if certainty.method == "quantile" else f"for a risk of {certainty.level:g}"
+    return f" Adaptive runs call a verdict sure above a margin of {certainty.threshold:.3f} ({how})."
 
 
 def _words(estimate: Estimate) -> str:
