@@ -63,6 +63,9 @@ class ArraySlide:
         result[: part.shape[0], : part.shape[1]] = part
         return result
 
+    def encoded_tiles(self, level: int) -> None:  # noqa: ARG002 - there are none
+        return None
+
     def fork(self) -> Self:
         return self
 

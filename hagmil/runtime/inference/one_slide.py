@@ -24,7 +24,7 @@ from hagmil.runtime.memory.heap import trim_heap
 from hagmil.runtime.patches.geometry import StageGeometry
 from hagmil.runtime.patches.plan import lay_out, require_tissue, stage_specs
 from hagmil.runtime.slides.open import open_slide
-from hagmil.runtime.slides.overview import PANEL_PX, Overview, read_overview, shrink_overview
+from hagmil.runtime.slides.overview import Overview, picture_of
 from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.slides.slide_files import SlideFiles
 from hagmil.runtime.tissue.kernels import MaskKernels
@@ -100,10 +100,12 @@ def prepare_slide(
             with clock.step("digest"):
                 sha256 = files.sha256()
             with clock.step("tissue"):
-                layout = lay_out(slide, stage_specs(manifest), manifest.patch_px, manifest.tissue, mask_kernels)
+                layout = lay_out(
+                    slide, stage_specs(manifest), manifest.patch_px, manifest.tissue, mask_kernels, picture=True
+                )
                 require_tissue(layout)
             with clock.step("picture"):
-                thumbnail = _thumbnail(slide, layout.overview)
+                thumbnail = layout.picture or picture_of(slide, layout.overview)
             plan, coords = layout.plan, layout.coords
             del layout  # the overview and the mask of a large slide take tens of megabytes
             trim_heap()
@@ -149,11 +151,3 @@ def run_slide(
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
     warnings = slide_warnings(manifest, prepared.thumbnail.slide_spacing_um, outcomes, keep=keep, adaptive=adaptive)
     return SlideOutcome(verdict, outcomes, prepared.thumbnail, prepared.sha256, slide.spacing_source, warnings, found)
-
-
-def _thumbnail(slide: Slide, overview: Overview) -> Overview:
-    """The background of the heatmap: the overview, reduced to the panel, or a finer read for a small slide."""
-    if max(overview.pixels.shape) >= PANEL_PX:
-        return shrink_overview(overview, max(overview.pixels.shape) // PANEL_PX)
-    finer = read_overview(slide, overview.slide_spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX)
-    return finer if finer.downsample < overview.downsample else overview

@@ -13,7 +13,7 @@ from hagmil.errors import SlideRejected
 from hagmil.runtime.patches.geometry import StageGeometry, plan_stages
 from hagmil.runtime.patches.missing_tiles import without_missing
 from hagmil.runtime.patches.quadtree import coarse_grid
-from hagmil.runtime.slides.overview import Overview, read_overview
+from hagmil.runtime.slides.overview import Overview, read_overview, read_overview_and_picture
 from hagmil.runtime.slides.slide import Slide, require_spacing
 from hagmil.runtime.tissue.kernels import MaskKernels
 from hagmil.runtime.tissue.mask import TissueMask
@@ -31,12 +31,14 @@ class SlideLayout:
         mask: the tissue mask.
         coords: int64 (patches, 2), level-0 top-left corners (x, y) of the first stage's patches; (0, 2) if the slide
             has no tissue.
+        picture: the picture of the slide, if it was requested and read together with the overview.
     """
 
     plan: tuple[StageGeometry, ...]
     overview: Overview
     mask: TissueMask
     coords: NDArray[np.int64]
+    picture: Overview | None = None
 
 
 def lay_out(
@@ -47,6 +49,7 @@ def lay_out(
     kernels: MaskKernels | None = None,
     *,
     max_missing: int = 0,
+    picture: bool = False,
 ) -> SlideLayout:
     """Plan the stages on a slide, find its tissue, and lay the coarsest stage's grid over the tissue.
 
@@ -58,6 +61,7 @@ def lay_out(
         kernels: implementation of the mask's operations; None chooses one by the size of the mask.
         max_missing: number of the coarsest stage's patches that may be left out, with a warning, because tiles of
             tissue have no bytes in the file.
+        picture: whether to read the picture of the slide together with the overview, if both come from one level.
 
     Returns:
         The layout, without patches if the slide has no tissue; see :func:`require_tissue`.
@@ -68,11 +72,14 @@ def lay_out(
         SlideFailed: the slide cannot be read, or tiles of tissue have no bytes (``tile_missing``).
     """
     plan = _plan(slide, stages, patch_px)
-    overview = read_overview(slide, tissue.spacing_um)
+    if picture:
+        overview, finer = read_overview_and_picture(slide, tissue.spacing_um)
+    else:
+        overview, finer = read_overview(slide, tissue.spacing_um), None
     mask = find_tissue(overview, tissue, kernels)
     coords = coarse_grid(slide.size, plan[0].patch_level0, mask, tissue.min_share)
     coords = without_missing(slide, plan, overview, mask, coords, max_missing=max_missing, kernels=kernels)
-    return SlideLayout(plan, overview, mask, coords)
+    return SlideLayout(plan, overview, mask, coords, finer)
 
 
 def require_tissue(layout: SlideLayout) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from hagmil._files import atomic_path
+from hagmil._files import write_bytes
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.results.class_heatmaps import class_in_file_name
 from hagmil.runtime.results.panels import (
@@ -34,12 +34,14 @@ from hagmil.runtime.results.panels import (
     Caption,
     draw_caption,
     draw_scale_bar,
+    draw_text,
     fit_overview,
     font,
     patch_squares,
     region_border,
     shortened,
 )
+from hagmil.runtime.results.png import encode_png
 from hagmil.runtime.slides.overview import Overview
 from hagmil.spec import EVIDENCE, LOGITS
 
@@ -137,14 +139,13 @@ def _draw(
         canvas.paste(_painted(small, outcome, shown, largest, scale), (left, top))
         draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FAINT)
         words = f"{word} {classes[index]}: {np.count_nonzero(shown)} patches, {shown.sum() + 0.0:+#.3g} in total"
-        draw.text((left, top + height + 6), shortened(draw, words, width, 16), fill=INK, font=font(16))
+        draw_text(draw, left, top + height + 6, shortened(words, width, 16), 16, INK)
     draw_scale_bar(draw, lefts[0], top + height + 20, width, scale, overview.slide_spacing_um)
     _draw_colour_bar(canvas, lefts[1], top + height + 34, width, largest)
     for row, line in enumerate(_explanation(values, outcome, index, classes)):
         y = top + height + 88 + 20 * row
-        draw.text((MARGIN_PX, y), shortened(draw, line, 2 * width + MARGIN_PX, 14), fill=FAINT, font=font(14))
-    with atomic_path(path) as temporary:
-        canvas.save(temporary, "PNG", compress_level=1)
+        draw_text(draw, MARGIN_PX, y, shortened(line, 2 * width + MARGIN_PX, 14), 14, FAINT)
+    write_bytes(path, encode_png(np.asarray(canvas)))
 
 
 def _explanation(

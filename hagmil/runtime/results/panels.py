@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ INK = (33, 37, 41)
 FAINT = (108, 117, 125)
 PAPER = (255, 255, 255)
 _ALERT = (176, 42, 55)
+_TEXTS = 64  # kept in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def draw_caption(canvas: Image.Image, caption: Caption) -> None:
     )
     width = canvas.width - 2 * MARGIN_PX
     for y, text, size, colour in lines:
-        draw.text((MARGIN_PX, y), shortened(draw, text, width, size), fill=colour, font=font(size))
+        draw_text(draw, MARGIN_PX, y, shortened(text, width, size), size, colour)
 
 
 def draw_scale_bar(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, scale: float, spacing_um: float) -> None:
@@ -93,18 +96,34 @@ def draw_scale_bar(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, scale:
     length_px = round(length_um / um_per_pixel)
     label = f"{length_um // 1000} mm" if length_um >= 1000 else f"{length_um} um"
     draw.rectangle((x, y + 20, x + length_px, y + 24), fill=INK)
-    draw.text((x + length_px + 8, y + 13), label, fill=INK, font=font(14))
+    draw_text(draw, x + length_px + 8, y + 13, label, 14, INK)
 
 
-def shortened(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
+def draw_text(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, size: int, colour: tuple[int, int, int]) -> None:
+    """Draw a text whose upper left corner is at (x, y)."""
+    draw.bitmap((x, y), _rendered(text, size), fill=colour)
+
+
+@lru_cache(_TEXTS)
+def shortened(text: str, width: int, size: int) -> str:
     """The text, cut off with dots if it is wider than ``width`` pixels."""
-    if draw.textlength(text, font=font(size)) <= width:
+    if font(size).getlength(text) <= width:
         return text
-    while text and draw.textlength(text + " ...", font=font(size)) > width:
+    while text and font(size).getlength(text + " ...") > width:
         text = text[:-1]
     return text + " ..."
 
 
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font of all pictures, at this size in pixels."""
     return ImageFont.load_default(size)
+
+
+@lru_cache(_TEXTS)
+def _rendered(text: str, size: int) -> Image.Image:
+    """Render a text as opacity. Most texts are the same for all slides of a run."""
+    _, _, right, lower = font(size).getbbox(text)
+    opacity = Image.new("L", (max(1, math.ceil(right)), max(1, math.ceil(lower))))
+    ImageDraw.Draw(opacity).text((0, 0), text, fill=255, font=font(size))
+    return opacity

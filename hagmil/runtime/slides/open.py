@@ -58,11 +58,11 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
     """
     path = Path(path)
     _check_file(path)
-    _check_limits(path)
+    pages = _read_pages(path)
     vendor = detect_vendor(path)  # step 1
     levels: tuple[TiffDirectory, ...] = ()
     if vendor in (None, APERIO, GENERIC_TIFF):
-        directories = _directories(path, vendor)
+        directories = _directories(path, pages, vendor)
         if directories:
             check_pages(path, directories)
             levels = pyramid_levels(directories, vendor or GENERIC_TIFF)
@@ -77,7 +77,7 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
             check_levels(path, levels)
             check_colours(path, levels)
     elif vendor == _PHILIPS:
-        levels = tuple(page for page in _directories(path, vendor) if page.tiled)
+        levels = tuple(page for page in _directories(path, pages, vendor) if page.tiled)
     _log.debug('slide "%s": read by OpenSlide (%s)', path.name, vendor)
     return OpenSlideReader.open(path, spacing_um, levels)  # steps 2 and 4
 
@@ -98,34 +98,41 @@ def _check_file(path: Path) -> None:
         raise SlideFailed(f'slide "{path.name}" is an empty file; copy it again', code="unreadable")
 
 
-def _check_limits(path: Path) -> None:
-    """Check the tags of a TIFF file before a library opens it, which could take minutes or gigabytes.
+def _read_pages(path: Path) -> tuple[TiffDirectory, ...] | TiffError | OSError:
+    """Read the tags of a TIFF file and check their limits before a library opens the file.
+
+    Returns:
+        The pages; the error if this package cannot parse the file, which the libraries may be able to read.
 
     Raises:
-        SlideFailed: the tags exceed a limit (code ``too_large``).
+        SlideFailed: the tags exceed a limit (code ``too_large``), so that opening the file could take minutes or
+            gigabytes.
     """
     try:
-        check_limits(path, read_directories(path))
+        pages = read_directories(path)
+        check_limits(path, pages)
     except TiffLimitError as error:
         raise SlideFailed(f'slide "{path.name}" is damaged: {error}; copy it again', code="too_large") from error
-    except (TiffError, OSError):
-        return  # no TIFF file that this package can parse; the libraries report it
-
-
-def _directories(path: Path, vendor: str | None) -> tuple[TiffDirectory, ...]:
-    """Read the pages of a TIFF file; empty if the tags are damaged but OpenSlide recognises the format."""
-    try:
-        return read_directories(path)
     except (TiffError, OSError) as error:
-        if vendor is not None:
-            return ()
-        if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
-            problem = f'lacks the folder "{path.stem}" with its image data; copy this folder beside it'
-        elif isinstance(error, NotTiffError):
-            problem = "is not in a known slide format; if it should be a slide, copy it again"
-        elif isinstance(error, TiffError):
-            problem = "cannot be opened: the file is cut off or damaged; copy it again"
-            _log.debug('slide "%s": %s', path.name, error)
-        else:
-            problem = f"cannot be opened: {error.strerror}"
-        raise SlideFailed(f'slide "{path.name}" {problem}', code="unreadable") from error
+        return error
+    return pages
+
+
+def _directories(
+    path: Path, pages: tuple[TiffDirectory, ...] | TiffError | OSError, vendor: str | None
+) -> tuple[TiffDirectory, ...]:
+    """Return the pages of a TIFF file; none if the tags are damaged but OpenSlide recognises the format."""
+    if isinstance(pages, tuple):
+        return pages
+    if vendor is not None:
+        return ()
+    if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+        problem = f'lacks the folder "{path.stem}" with its image data; copy this folder beside it'
+    elif isinstance(pages, NotTiffError):
+        problem = "is not in a known slide format; if it should be a slide, copy it again"
+    elif isinstance(pages, TiffError):
+        problem = "cannot be opened: the file is cut off or damaged; copy it again"
+        _log.debug('slide "%s": %s', path.name, pages)
+    else:
+        problem = f"cannot be opened: {pages.strerror}"
+    raise SlideFailed(f'slide "{path.name}" {problem}', code="unreadable") from pages

@@ -2,26 +2,26 @@
 
 1. Choose the coarsest level that is not coarser than the wanted spacing, and the number of its pixels along each axis
    that are averaged into one pixel of the overview.
-2. Read this level block by block and average each block. Memory holds one block and the overview, whatever the size of
-   the slide.
+2. Read this level and average its pixels; see ``level_means``.
+
+The picture of a slide is its overview, reduced to the size of a heatmap's panel. A small slide needs a finer picture;
+if it comes from the level of the overview, both are made in one pass.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hagmil.runtime.slides.level_means import BLOCK_PX, average_blocks, read_means
 from hagmil.runtime.slides.slide import Slide, require_spacing
 from hagmil.units import Level
 
 PANEL_PX = 720
 """Longer side of the slide's image in a heatmap, in pixels."""
-
-BLOCK_PX = 2048
-"""Side of the blocks, in pixels of the level: 12 MB each, and a multiple of common tile sizes, so that few tiles are
-decoded twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,16 +63,47 @@ def read_overview(slide: Slide, wanted_um: float) -> Overview:
         SlideRejected: the slide gives no spacing (code ``spacing_missing``).
         SlideFailed: the slide cannot be read.
     """
-    slide_spacing_um = require_spacing(slide)
-    level, group_px = plan_overview(slide.levels, slide_spacing_um, wanted_um)  # step 1
-    return Overview(
-        slide_name=slide.path.name,
-        slide_spacing_um=slide_spacing_um,
-        pixels=_read_averaged(slide, level, group_px),  # step 2
-        column_edges=pixel_edges(slide.size.width, level.width, group_px),
-        row_edges=pixel_edges(slide.size.height, level.height, group_px),
-        downsample=level.downsample * group_px,
-    )
+    return _read(slide, *plan_overview(slide.levels, require_spacing(slide), wanted_um))[0]
+
+
+def read_overview_and_picture(slide: Slide, wanted_um: float) -> tuple[Overview, Overview | None]:
+    """Read a whole slide near a spacing, together with its picture if the picture comes from the same level.
+
+    Args:
+        slide: an open slide.
+        wanted_um: micrometres per pixel of the overview; see :func:`read_overview`.
+
+    Returns:
+        The overview; and the picture, or None if :func:`picture_of` makes it.
+
+    Raises:
+        SlideRejected: the slide gives no spacing (code ``spacing_missing``).
+        SlideFailed: the slide cannot be read.
+    """
+    level, group_px = plan_overview(slide.levels, require_spacing(slide), wanted_um)
+    shape = (-(-level.height // group_px), -(-level.width // group_px))
+    finer = _plan_finer_picture(slide, shape, level.downsample * group_px)
+    if finer is None or finer[0] != level or math.lcm(group_px, finer[1]) > BLOCK_PX:
+        return _read(slide, level, group_px)[0], None
+    overview, picture = _read(slide, level, group_px, finer[1])
+    return overview, picture
+
+
+def picture_of(slide: Slide, overview: Overview) -> Overview:
+    """Make the picture of a slide: the overview, reduced to the panel, or a finer read for a small slide.
+
+    Args:
+        slide: an open slide.
+        overview: its overview.
+
+    Raises:
+        SlideFailed: the slide cannot be read.
+    """
+    longer_px = max(overview.pixels.shape)
+    if longer_px >= PANEL_PX:
+        return shrink_overview(overview, longer_px // PANEL_PX)
+    finer = _plan_finer_picture(slide, overview.pixels.shape[:2], overview.downsample)
+    return overview if finer is None else _read(slide, *finer)[0]
 
 
 def plan_overview(levels: tuple[Level, ...], slide_spacing_um: float, wanted_um: float) -> tuple[Level, int]:
@@ -108,46 +139,36 @@ def shrink_overview(overview: Overview, group_px: int) -> Overview:
     )
 
 
-def average_blocks(rgb: NDArray[np.uint8], group_px: int) -> NDArray[np.uint8]:
-    """Average each square of pixels into one pixel, rounding half up.
-
-    Squares that reach beyond the right or lower edge are averaged over their part inside.
+def _plan_finer_picture(slide: Slide, shape: tuple[int, ...], downsample: float) -> tuple[Level, int] | None:
+    """Plan a finer picture than the overview (see :func:`plan_overview`); None if it is large enough or the finest.
 
     Args:
-        rgb: uint8 (height, width, 3).
-        group_px: side of the squares in pixels.
-
-    Returns:
-        uint8 (ceil(height / group_px), ceil(width / group_px), 3).
+        slide: an open slide.
+        shape: height and width of the overview.
+        downsample: level-0 pixels per pixel of the overview.
     """
-    if group_px == 1:
-        return rgb
-    height, width, _ = rgb.shape
-    rows, columns = np.arange(0, height, group_px), np.arange(0, width, group_px)
-    tall = np.zeros((len(rows), width, 3), dtype=np.uint32)
-    for offset in range(min(group_px, height)):
-        line = rgb[offset::group_px]
-        tall[: line.shape[0]] += line
-    total = np.zeros((len(rows), len(columns), 3), dtype=np.uint32)
-    for offset in range(min(group_px, width)):
-        part = tall[:, offset::group_px]
-        total[:, : part.shape[1]] += part
-    count = np.outer(np.diff(rows, append=height), np.diff(columns, append=width))[..., np.newaxis]
-    mean: NDArray[np.uint8] = ((total + count // 2) // count).astype(np.uint8)
-    return mean
+    if max(shape) >= PANEL_PX:
+        return None
+    spacing_um = require_spacing(slide)
+    level, group_px = plan_overview(
+        slide.levels, spacing_um, spacing_um * max(slide.size.width, slide.size.height) / PANEL_PX
+    )
+    return (level, group_px) if level.downsample * group_px < downsample else None
 
 
-def _read_averaged(slide: Slide, level: Level, group_px: int) -> NDArray[np.uint8]:
-    """Read a level in blocks and average each (step 2): uint8 (height, width, 3)."""
-    pixels = np.empty((-(-level.height // group_px), -(-level.width // group_px), 3), np.uint8)
-    step = max(1, BLOCK_PX // group_px) * group_px
-    for top in range(0, level.height, step):
-        for left in range(0, level.width, step):
-            width, height = min(step, level.width - left), min(step, level.height - top)
-            block = average_blocks(slide.read_region(level.index, left, top, width, height), group_px)
-            y, x = top // group_px, left // group_px
-            pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
-    return pixels
+def _read(slide: Slide, level: Level, *groups_px: int) -> list[Overview]:
+    """Read one overview for each number of averaged pixels from one level (step 2)."""
+    return [
+        Overview(
+            slide_name=slide.path.name,
+            slide_spacing_um=require_spacing(slide),
+            pixels=pixels,
+            column_edges=pixel_edges(slide.size.width, level.width, group_px),
+            row_edges=pixel_edges(slide.size.height, level.height, group_px),
+            downsample=level.downsample * group_px,
+        )
+        for group_px, pixels in zip(groups_px, read_means(slide, level, groups_px), strict=True)
+    ]
 
 
 def pixel_edges(level0_px: int, level_px: int, group_px: int) -> NDArray[np.int64]:

@@ -21,11 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from hagmil.errors import SlideError, SlideFailed
 from hagmil.runtime.slides.openslide_reader import dicom_series
@@ -190,25 +189,20 @@ def _digest(states: tuple[FileState, ...]) -> str:
     total = sum(state.size for state in states)
     if len(states) > 1 or total > WHOLE_BYTES:
         digest.update(f"hagmil-slide-digest 1 {' '.join(str(state.size) for state in states)}\n".encode())
-    start = 0
+    start, block = 0, memoryview(bytearray(BLOCK_BYTES))
     for state in states:
         with state.path.open("rb") as file:
-            for offset, length in _ranges(start, state.size, total):
-                _update(digest, file, offset, length)
+            for offset in _offsets(start, state.size, total):
+                file.seek(offset)
+                digest.update(block[: file.readinto(block)])
         start += state.size
     return digest.hexdigest()
 
 
-def _ranges(start: int, size: int, total: int) -> Iterator[tuple[int, int]]:
-    """The byte ranges of a file that are hashed: offset and length. ``start`` is the file's place among all files."""
+def _offsets(start: int, size: int, total: int) -> Iterable[int]:
+    """Where the blocks of a file that are hashed begin. ``start`` is the file's place among all files."""
     if total <= WHOLE_BYTES:
-        yield from ((offset, BLOCK_BYTES) for offset in range(0, size, BLOCK_BYTES))
-        return
+        return range(0, size, BLOCK_BYTES)
     places = (round(index * (total - BLOCK_BYTES) / (BLOCKS - 1)) - start for index in range(BLOCKS))
     inside = {place for place in places if 0 <= place < size}
-    yield from ((offset, BLOCK_BYTES) for offset in sorted({0, max(0, size - BLOCK_BYTES), *inside}))
-
-
-def _update(digest: hashlib._Hash, file: BinaryIO, offset: int, length: int) -> None:
-    file.seek(offset)
-    digest.update(file.read(length))
+    return sorted({0, max(0, size - BLOCK_BYTES), *inside})

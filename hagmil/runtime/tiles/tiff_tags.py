@@ -38,6 +38,8 @@ _WANTED = frozenset(
 _BYTE, _ASCII, _RATIONAL, _UNDEFINED = 1, 2, 5, 7
 _NUMBER_TYPES = {1: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 8: "i2", 9: "i4", 11: "f4", 12: "f8"}
 _NUMBER_TYPES |= {13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+_CODES = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "f4": "f", "f8": "d"}
+"""The same types as the struct module names them. For a few numbers, it is several times as fast as NumPy."""
 
 _Numbers = dict[int, tuple[float, ...]]
 
@@ -222,7 +224,7 @@ class _Parser:
         description = ""
         for tag, kind, value in entries:
             if tag == _DESCRIPTION and kind == _ASCII:
-                text = self._value(np.dtype("u1"), 1, value).tobytes()
+                text = self._value(np.dtype("u1"), value).tobytes()
                 description = text.split(b"\0")[0].decode("utf-8", "replace")
             elif tag == _TILE_BYTES and kind in _NUMBER_TYPES:  # may have millions of values
                 numbers[tag] = (float(self._integers(kind, value).min(initial=1)),)
@@ -243,13 +245,17 @@ class _Parser:
         return [(*struct.unpack(f"{self._order}HH", entry[:4]), entry[4:]) for entry in entries], following
 
     def _numbers(self, kind: int, entry: bytes) -> tuple[float, ...]:
-        number = np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order)
+        code = _CODES[_NUMBER_TYPES[kind]]
         count = self._offset(entry[: len(entry) // 2])
         if count > _MAX_NUMBERS:
             raise TiffLimitError(f"a tag has {count} values (at most {_MAX_NUMBERS})")
+        parts = 2 if kind == _RATIONAL else 1
+        numbers = struct.unpack(
+            f"{self._order}{count * parts}{code}", self._bytes(count * parts * struct.calcsize(f"={code}"), entry)
+        )
         if kind != _RATIONAL:
-            return tuple(self._value(number, 1, entry).tolist())
-        pairs = self._value(number, 2, entry).reshape(-1, 2).tolist()  # (values, 2): numerator, denominator
+            return numbers
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)  # numerator, denominator
         return tuple(top / bottom if bottom else 0.0 for top, bottom in pairs)
 
     def _integers(self, kind: int, entry: bytes) -> NDArray[np.int64]:
@@ -258,15 +264,19 @@ class _Parser:
             kind = _BYTE
         if kind not in _NUMBER_TYPES:
             raise TiffError(f"a TIFF tag has the unknown type {kind}")
-        return self._value(np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order), 1, entry).astype(np.int64)
+        return self._value(np.dtype(_NUMBER_TYPES[kind]).newbyteorder(self._order), entry).astype(np.int64)
 
-    def _value(self, number: np.dtype[Any], parts: int, entry: bytes) -> NDArray[Any]:
+    def _value(self, number: np.dtype[Any], entry: bytes) -> NDArray[Any]:
+        """Read the value of an entry as an array."""
+        count = self._offset(entry[: len(entry) // 2])
+        return np.frombuffer(self._bytes(count * number.itemsize, entry), number)
+
+    def _bytes(self, size: int, entry: bytes) -> bytes:
         """Read the value of an entry, which contains the count and the value itself if it fits, else its offset."""
         width = len(entry) // 2
-        size = self._offset(entry[:width]) * parts * number.itemsize
-        inside = size <= width
-        data = entry[width : width + size] if inside else self._read(self._offset(entry[width:]), size)
-        return np.frombuffer(data, number)
+        if size <= width:
+            return entry[width : width + size]
+        return self._read(self._offset(entry[width:]), size)
 
     def _read(self, offset: int, size: int) -> bytes:
         if offset + size > self._size or size > _MAX_BYTES:

@@ -48,28 +48,37 @@ class TissueMask:
             float64 (n,), 0 to 1; 0 for a square that lies entirely outside.
         """
         tissue = np.zeros(len(coords), dtype=np.int64)
-        for y in np.unique(coords[:, 1]):
-            chosen = coords[:, 1] == y
-            tissue[chosen] = self._tissue_of_row(int(y), coords[chosen, 0], patch_level0)
+        order = np.argsort(coords[:, 1], kind="stable")
+        ys, starts = np.unique(coords[order, 1], return_index=True)
+        widths = np.diff(self.column_edges)
+        for y, start, after in zip(ys.tolist(), starts, np.append(starts, len(order))[1:], strict=True):
+            chosen = order[start:after]
+            tissue[chosen] = self._tissue_of_row(y, coords[chosen, 0], patch_level0, widths)
         width = _covered(coords[:, 0], patch_level0, int(self.column_edges[-1]))
         height = _covered(coords[:, 1], patch_level0, int(self.row_edges[-1]))
         share: NDArray[np.float64] = tissue / np.maximum(width * height, 1)
         return share
 
-    def _tissue_of_row(self, y: int, x: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-        """Level-0 pixels of tissue, int64 (n,), in squares with the same y and left edges x, int64 (n,)."""
-        heights = np.diff(np.clip(self.row_edges, y, y + side))
-        rows = np.flatnonzero(heights)
-        per_column = heights[rows] @ self.mask[rows].astype(np.int64)  # (width,)
-        before = np.concatenate([[0], np.cumsum(per_column * np.diff(self.column_edges))])  # (width + 1,)
-        return self._left_of(x + side, per_column, before) - self._left_of(x, per_column, before)
+    def _tissue_of_row(self, y: int, x: NDArray[np.int64], side: int, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Level-0 pixels of tissue, int64 (n,), in squares with the same y and left edges x, int64 (n,).
+
+        ``widths`` are those of the mask's columns.
+        """
+        first = max(int(np.searchsorted(self.row_edges, y, side="right")) - 1, 0)
+        after = int(np.searchsorted(self.row_edges[:-1], y + side, side="left"))
+        heights = np.diff(self.row_edges[first : after + 1].clip(y, y + side)).astype(np.float64)
+        weighted = heights @ self.mask[first:after].astype(np.float64)  # exact, and faster than with int64
+        per_column = weighted.astype(np.int64)  # (width,)
+        before = np.concatenate([[0], (per_column * widths).cumsum()])  # (width + 1,)
+        left_of = self._left_of(np.concatenate([x, x + side]), per_column, before)
+        return left_of[len(x) :] - left_of[: len(x)]
 
     def _left_of(
         self, x: NDArray[np.int64], per_column: NDArray[np.int64], before: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Tissue to the left of each x, if column i has per_column[i] tissue pixels per level-0 pixel of its width."""
-        inside = np.clip(x, 0, self.column_edges[-1])
-        column = np.minimum(np.searchsorted(self.column_edges, inside, side="right"), len(per_column)) - 1
+        inside = x.clip(0, self.column_edges[-1])
+        column = np.minimum(self.column_edges.searchsorted(inside, side="right"), len(per_column)) - 1
         left: NDArray[np.int64] = before[column] + (inside - self.column_edges[column]) * per_column[column]
         return left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 
 from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.patches.geometry import StageGeometry
+from hagmil.runtime.results import heatmap
 from hagmil.runtime.results.heatmap import Caption, colour_bar_positions, colours_of, draw_heatmap
+from hagmil.runtime.results.png import encode_png
 from hagmil.runtime.slides.overview import PANEL_PX, Overview
 
 
@@ -67,3 +70,34 @@ def test_slides_of_any_aspect_ratio_are_drawn(tmp_path: Path, size: tuple[int, i
     with Image.open(tmp_path / "heatmap.png") as picture:
         assert picture.format == "PNG"
         assert max(picture.size) > PANEL_PX
+
+
+@pytest.mark.parametrize("scale", [5.3, 16.0, 31.9, 32.0, 50.7])
+def test_each_pixel_shows_the_patch_that_covers_it(scale: float) -> None:
+    height, width, side = 30, 41, 32
+    rng = np.random.default_rng(0)
+    cells = rng.permutation(np.argwhere(rng.random((60, 50)) < 0.6))
+    outcome = _outcome("only", side, (cells * side).tolist(), [0.0] * len(cells), [])
+    expected = np.full((height, width), -1)
+    for number, (x, y) in enumerate(outcome.coords.tolist()):
+        x0, y0, x1, y1 = (round(corner / scale) for corner in (x, y, x + side, y + side))
+        expected[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = number
+    np.testing.assert_array_equal(heatmap._patch_of_pixels(outcome, scale, (height, width)), expected)
+
+
+def test_a_covered_pixel_mixes_its_grey_with_the_colour_of_its_patch() -> None:
+    panel = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    outcome = _outcome("only", 4, [[0, 0], [4, 8]], [0.3, 0.1], [])
+    found = heatmap._patch_of_pixels(outcome, 1.0, (12, 9))
+    expected = panel.astype(float)
+    for number, colour in enumerate(colours_of(colour_bar_positions(outcome.attention, 0, 1))):
+        grey = panel[found == number].mean(axis=1, keepdims=True)
+        expected[found == number] = np.rint((1 - 0.62) * grey + 0.62 * colour)
+    np.testing.assert_array_equal(heatmap._heated(panel, [outcome], [found]), expected)
+
+
+def test_a_png_holds_the_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 300, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_png(pixels[:, ::2]))) as read:
+        assert (read.format, read.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(read), pixels[:, ::2])
