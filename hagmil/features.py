@@ -53,6 +53,7 @@ class FeatureHeader:
         backbone_sha256: digest of its ONNX file.
         tissue: parameters of the tissue mask that selected the patches of the coarsest stage.
         stages: names, coarse to fine.
+        patches_left_out: patches of the coarsest stage that were left out because tiles of the slide have no bytes.
     """
 
     slide_id: str
@@ -64,6 +65,7 @@ class FeatureHeader:
     backbone_sha256: str
     tissue: TissueParameters
     stages: tuple[str, ...]
+    patches_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ def _header_attributes(header: FeatureHeader) -> dict[str, Any]:
         "backbone_sha256": header.backbone_sha256,
         "tissue": header.tissue.model_dump_json(),
         "stages": list(header.stages),
+        **({"patches_left_out": header.patches_left_out} if header.patches_left_out else {}),
     }
 
 
@@ -267,6 +270,9 @@ def _read_header(path: Path, file: h5py.File) -> FeatureHeader:
             backbone_sha256=str(attributes["backbone_sha256"]),
             tissue=read_json(TissueParameters, attributes["tissue"]),
             stages=stages,
+            patches_left_out=(
+                int(_number(file, "patches_left_out", 0, MOST_PATCHES)) if "patches_left_out" in attributes else 0
+            ),
         )
     except KeyError as error:
         raise DataError(f'feature file "{path}" lacks an attribute: {error}') from error

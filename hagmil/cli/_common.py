@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
+_LONGEST_S = 10_000_000
+
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each step to standard error.")]
 Slides = Annotated[
     list[str] | None,
@@ -82,6 +84,32 @@ Rebuild = Annotated[
     bool,
     typer.Option(
         "--rebuild", help="With --provider tensorrt: build engines for this machine if the bundle has none that fit."
+    ),
+]
+
+MaxMissing = Annotated[
+    int,
+    typer.Option(
+        "--max-missing",
+        min=0,
+        help="Largest number of patches that are left out of a slide because tiles of tissue have no bytes.",
+    ),
+]
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= _LONGEST_S:
+        raise typer.BadParameter(f"{value:g} is not a number of seconds above 0 and up to {_LONGEST_S:,}")
+    return value
+
+
+TimeoutS = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout-s",
+        callback=_seconds,
+        help="Seconds that a slide may take; a slide that takes longer fails. Default: no limit.",
+        show_default=False,
     ),
 ]
 

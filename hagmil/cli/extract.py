@@ -36,6 +36,8 @@ def extract(
     readers: common.Readers = None,
     threads: common.Threads = None,
     mask_device: common.MaskDevice = "cpu",
+    max_missing: common.MaxMissing = 0,
+    timeout_s: common.TimeoutS = None,
     half: Annotated[bool, typer.Option("--half", help="Store features as float16 instead of float32.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing feature files.")] = False,
 ) -> None:
@@ -57,6 +59,8 @@ def extract(
         overwrite=overwrite,
         encode=EncodeOptions(batch_size=batch_size, reader_threads=readers),
         mask_kernels=kernels_on(mask_device),
+        max_missing=max_missing,
+        timeout_s=timeout_s,
     )
     extractor = Extractor.open(backbone, options, provider=provider, threads=threads)
     with common.SlideProgress(len(requests), "slides") as display:

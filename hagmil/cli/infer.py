@@ -41,6 +41,8 @@ def infer(
     mask_device: common.MaskDevice = "cpu",
     rebuild: common.Rebuild = False,
     trt_flavour: common.TrtFlavour = None,
+    max_missing: common.MaxMissing = 0,
+    timeout_s: common.TimeoutS = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Keep the results in OUT, and skip slides whose result would be the same."),
@@ -78,6 +80,8 @@ def infer(
         resume=resume,
         overwrite=overwrite,
         mask_kernels=mask_kernels,
+        max_missing=max_missing,
+        timeout_s=timeout_s,
     )
     if model is None:
         typer.secho(f"Built-in demonstration model: {loaded.bundle.manifest.intended_use}", fg="yellow", err=True)

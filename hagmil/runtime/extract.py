@@ -36,6 +36,7 @@ from hagmil.runtime.pixels import WHITE
 from hagmil.runtime.results.failures import ends_run, failure_of, writing
 from hagmil.runtime.results.feature_reuse import ExpectedFeatures, require_same_features, require_same_slide
 from hagmil.runtime.sessions import Session, open_session
+from hagmil.runtime.sessions.time_limit import time_limit
 from hagmil.runtime.slides.open import open_slide
 from hagmil.runtime.slides.slide import Slide
 from hagmil.runtime.slides.slide_files import SlideFiles, slide_sha256
@@ -59,6 +60,9 @@ class ExtractOptions:
         encode: batch size and reader threads.
         mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
             chooses by the mask's size.
+        max_missing: largest number of patches of the coarsest stage that are left out of a slide because tiles of
+            tissue have no bytes in the file; with more, the slide fails.
+        timeout_s: seconds that a slide may take; a slide that takes longer fails. None: no limit.
     """
 
     stages: tuple[tuple[str, float], ...]
@@ -68,6 +72,8 @@ class ExtractOptions:
     overwrite: bool = False
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     mask_kernels: MaskKernels | None = None
+    max_missing: int = 0
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +325,15 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
     options = extractor.options
     files = SlideFiles.of(request.path)
     with files.unchanged(), open_slide(request.path, spacing_um=request.spacing_um) as slide:
-        layout = lay_out(slide, options.stages, extractor.patch_px, options.tissue, options.mask_kernels)
-        plan, coords = layout.plan, layout.coords
+        layout = lay_out(
+            slide,
+            options.stages,
+            extractor.patch_px,
+            options.tissue,
+            options.mask_kernels,
+            max_missing=options.max_missing,
+        )
+        plan, coords, left_out = layout.plan, layout.coords, layout.left_out
         del layout  # the overview and the mask of a large slide take tens of megabytes
         bags = []
         for index, geometry in enumerate(plan):
@@ -328,7 +341,7 @@ def extract_slide(request: SlideRequest, extractor: Extractor, *, progress: Prog
                 parent = plan[index - 1].patch_level0
                 coords = children(coords, parent, parent // geometry.patch_level0)
             bags.append(_encode_bag(slide, geometry, coords, extractor, progress))
-        return SlideFeatures(header=_header(request, slide, files.sha256(), extractor), stages=tuple(bags))
+        return SlideFeatures(header=_header(request, slide, files.sha256(), extractor, left_out), stages=tuple(bags))
 
 
 def _attempt(request: SlideRequest, extractor: Extractor, path: Path, progress: Progress | None) -> ExtractOutcome:
@@ -336,7 +349,8 @@ def _attempt(request: SlideRequest, extractor: Extractor, path: Path, progress: 
         if path.exists() and not extractor.options.overwrite:
             require_same_features(path, _expected(request, extractor))
             return ExtractOutcome(request.slide_id, "ok")
-        features = extract_slide(request, extractor, progress=progress)
+        with time_limit(extractor.options.timeout_s):
+            features = extract_slide(request, extractor, progress=progress)
         with writing(path):
             write_features(path, features)
     except Exception as error:
@@ -358,6 +372,7 @@ def _expected(request: SlideRequest, extractor: Extractor) -> ExpectedFeatures:
         tissue=options.tissue,
         dtype="float16" if options.half else "float32",
         dim=extractor.feature_dim,
+        max_missing=options.max_missing,
     )
 
 
@@ -390,7 +405,7 @@ def _encode_bag(
     )
 
 
-def _header(request: SlideRequest, slide: Slide, sha256: str, extractor: Extractor) -> FeatureHeader:
+def _header(request: SlideRequest, slide: Slide, sha256: str, extractor: Extractor, left_out: int) -> FeatureHeader:
     assert slide.spacing_um is not None
     assert slide.spacing_source is not None
     return FeatureHeader(
@@ -403,4 +418,5 @@ def _header(request: SlideRequest, slide: Slide, sha256: str, extractor: Extract
         backbone_sha256=extractor.backbone_sha256,
         tissue=extractor.options.tissue,
         stages=tuple(name for name, _ in extractor.options.stages),
+        patches_left_out=left_out,
     )

@@ -26,6 +26,7 @@ from hagmil.runtime.results.result import RESULT_NAME, Result, write_result
 from hagmil.runtime.results.results_table import write_table
 from hagmil.runtime.results.reuse import why_not_reused
 from hagmil.runtime.results.slide_folder import clear_slide_folder, write_slide_files
+from hagmil.runtime.sessions.time_limit import time_limit
 from hagmil.runtime.tissue.kernels import MaskKernels
 
 _TABLE_EVERY = 25
@@ -48,6 +49,9 @@ class PredictOptions:
         overwrite: replace existing results of the slides.
         mask_kernels: implementation of the tissue mask (``hagmil.runtime.tissue.kernels.kernels_on``); None
             chooses by the mask's size.
+        max_missing: largest number of patches of the coarsest stage that are left out of a slide because tiles of
+            tissue have no bytes in the file; with more, the slide fails.
+        timeout_s: seconds that a slide may take; a slide that takes longer fails. None: no limit.
         hold_attention: results hold coordinates and attention in memory. A long run leaves this off.
     """
 
@@ -57,6 +61,8 @@ class PredictOptions:
     resume: bool = False
     overwrite: bool = False
     mask_kernels: MaskKernels | None = None
+    max_missing: int = 0
+    timeout_s: float | None = None
     hold_attention: bool = False
 
 
@@ -269,6 +275,20 @@ def predict_one(
     _check_adaptive(model, options)
     clock = StepClock()
     prepare = prepare or _prepare_when_needed(model, options)
+    with time_limit(options.timeout_s):
+        return _predict(request, model, folder, options, clock, progress, prepare)
+
+
+def _predict(
+    request: SlideRequest,
+    model: LoadedModel,
+    folder: Path | None,
+    options: PredictOptions,
+    clock: StepClock,
+    progress: Progress | None,
+    prepare: Prepare,
+) -> Result:
+    """Predict one slide; its errors become its result."""
     try:
         outcome = _run(prepare(request, clock), model, folder, options, clock, progress)
         if folder is not None:
@@ -339,7 +359,9 @@ def _loaded(model: str | Path | LoadedModel | None, provider: str) -> LoadedMode
 
 
 def _prepare_when_needed(model: LoadedModel, options: PredictOptions) -> Prepare:
-    return lambda request, clock: prepare_slide(request, model.bundle.manifest, options.mask_kernels, clock)
+    return lambda request, clock: prepare_slide(
+        request, model.bundle.manifest, options.mask_kernels, clock, options.max_missing
+    )
 
 
 @contextmanager
@@ -348,7 +370,13 @@ def _preparation(requests: Sequence[SlideRequest], model: LoadedModel, options: 
     if not model.backbone.on_device:
         yield _prepare_when_needed(model, options)
         return
-    with SlidePrefetcher(requests, model.bundle.manifest, options.mask_kernels) as prefetcher:
+    with SlidePrefetcher(
+        requests,
+        model.bundle.manifest,
+        options.mask_kernels,
+        max_missing=options.max_missing,
+        timeout_s=options.timeout_s,
+    ) as prefetcher:
         yield prefetcher.take
 
 
@@ -365,7 +393,9 @@ def _earlier_results(
         result, folder = others.get(request.slide_id), out / request.slide_id
         if result is None:
             continue
-        difference = why_not_reused(result, folder, request, model, options.keep, adaptive=options.adaptive)
+        difference = why_not_reused(
+            result, folder, request, model, options.keep, adaptive=options.adaptive, max_missing=options.max_missing
+        )
         if difference is not None:
             _log.info('slide "%s" is run again, its result in "%s" is not used: %s', request.given, folder, difference)
             continue

@@ -41,6 +41,7 @@ class PreparedSlide:
         plan: geometry of the model's stages on the slide.
         coords: int64 (patches, 2), the coarsest stage's patches.
         thumbnail: the background of the heatmap.
+        left_out: number of patches of the coarsest stage that are left out because tiles have no bytes.
     """
 
     slide: Slide
@@ -49,6 +50,7 @@ class PreparedSlide:
     plan: tuple[StageGeometry, ...]
     coords: NDArray[np.int64]
     thumbnail: Overview
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class SlideOutcome:
         spacing_source: ``metadata`` or ``override``.
         warnings: deviations that did not prevent a verdict, each with its code.
         adaptive: the outcome of the adaptive cascade; None if the number of kept patches was fixed.
+        left_out: number of patches of the coarsest stage that were left out because tiles have no bytes.
     """
 
     verdict: Verdict
@@ -72,10 +75,15 @@ class SlideOutcome:
     spacing_source: str | None
     warnings: tuple[str, ...]
     adaptive: AdaptiveOutcome | None = None
+    left_out: int = 0
 
 
 def prepare_slide(
-    request: SlideRequest, manifest: Manifest, mask_kernels: MaskKernels | None, clock: StepClock
+    request: SlideRequest,
+    manifest: Manifest,
+    mask_kernels: MaskKernels | None,
+    clock: StepClock,
+    max_missing: int = 0,
 ) -> PreparedSlide:
     """Open a slide, find its tissue, and lay out the coarsest stage.
 
@@ -84,6 +92,7 @@ def prepare_slide(
         manifest: the manifest of the bundle.
         mask_kernels: implementation of the tissue mask; None chooses by its size.
         clock: adds up the seconds of ``open``, ``digest``, ``tissue`` and ``picture``.
+        max_missing: largest number of patches that are left out because tiles of tissue have no bytes.
 
     Returns:
         The prepared slide, still open.
@@ -101,15 +110,21 @@ def prepare_slide(
                 sha256 = files.sha256()
             with clock.step("tissue"):
                 layout = lay_out(
-                    slide, stage_specs(manifest), manifest.patch_px, manifest.tissue, mask_kernels, picture=True
+                    slide,
+                    stage_specs(manifest),
+                    manifest.patch_px,
+                    manifest.tissue,
+                    mask_kernels,
+                    max_missing=max_missing,
+                    picture=True,
                 )
                 require_tissue(layout)
             with clock.step("picture"):
                 thumbnail = layout.picture or picture_of(slide, layout.overview)
-            plan, coords = layout.plan, layout.coords
+            plan, coords, left_out = layout.plan, layout.coords, layout.left_out
             del layout  # the overview and the mask of a large slide take tens of megabytes
             trim_heap()
-            return PreparedSlide(slide, files, sha256, plan, coords, thumbnail)
+            return PreparedSlide(slide, files, sha256, plan, coords, thumbnail, left_out)
         except BaseException:
             slide.close()
             raise
@@ -149,5 +164,21 @@ def run_slide(
         else:
             outcomes = run_cascade(*arguments, clock=clock, keep=keep, progress=progress)
     verdict = verdict_of(manifest, outcomes[-1].outputs, outcomes[-2].outputs if len(outcomes) > 1 else None)
-    warnings = slide_warnings(manifest, prepared.thumbnail.slide_spacing_um, outcomes, keep=keep, adaptive=adaptive)
-    return SlideOutcome(verdict, outcomes, prepared.thumbnail, prepared.sha256, slide.spacing_source, warnings, found)
+    warnings = slide_warnings(
+        manifest,
+        prepared.thumbnail.slide_spacing_um,
+        outcomes,
+        keep=keep,
+        adaptive=adaptive,
+        left_out=prepared.left_out,
+    )
+    return SlideOutcome(
+        verdict,
+        outcomes,
+        prepared.thumbnail,
+        prepared.sha256,
+        slide.spacing_source,
+        warnings,
+        found,
+        prepared.left_out,
+    )

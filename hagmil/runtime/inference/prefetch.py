@@ -16,6 +16,7 @@ from hagmil.bundle import Manifest
 from hagmil.runtime.inference.one_slide import PreparedSlide, prepare_slide
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
+from hagmil.runtime.sessions.time_limit import time_limit
 from hagmil.runtime.tissue.kernels import MaskKernels
 
 
@@ -28,12 +29,22 @@ class SlidePrefetcher:
         requests: the slides, in the order in which they will be taken.
         manifest: the manifest of the bundle.
         mask_kernels: implementation of the tissue mask; None chooses by its size.
+        max_missing: largest number of patches that may be left out, see
+            :func:`~hagmil.runtime.inference.one_slide.prepare_slide`.
+        timeout_s: seconds that the preparation may take; None for no limit.
     """
 
     def __init__(
-        self, requests: Sequence[SlideRequest], manifest: Manifest, mask_kernels: MaskKernels | None = None
+        self,
+        requests: Sequence[SlideRequest],
+        manifest: Manifest,
+        mask_kernels: MaskKernels | None = None,
+        *,
+        max_missing: int = 0,
+        timeout_s: float | None = None,
     ) -> None:
         self._manifest, self._mask_kernels = manifest, mask_kernels
+        self._max_missing, self._timeout_s = max_missing, timeout_s
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hagmil-prefetch")
         self._waiting: Iterator[SlideRequest] = iter(requests)
         self._next: tuple[SlideRequest, StepClock, Future[PreparedSlide]] | None = None
@@ -83,5 +94,9 @@ class SlidePrefetcher:
         self._next = (
             request,
             clock,
-            self._worker.submit(prepare_slide, request, self._manifest, self._mask_kernels, clock),
+            self._worker.submit(self._prepare, request, clock),
         )
+
+    def _prepare(self, request: SlideRequest, clock: StepClock) -> PreparedSlide:
+        with time_limit(self._timeout_s):
+            return prepare_slide(request, self._manifest, self._mask_kernels, clock, self._max_missing)

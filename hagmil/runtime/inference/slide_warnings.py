@@ -13,7 +13,9 @@ from hagmil.runtime.inference.cascade import StageOutcome
 from hagmil.runtime.patches.geometry import TOLERANCE, finest_ratio
 from hagmil.runtime.patches.plan import stage_specs
 
-WarningCode = Literal["spacing_coarser", "keep_untested", "larger_than_tested", "larger_than_calibrated"]
+WarningCode = Literal[
+    "spacing_coarser", "keep_untested", "larger_than_tested", "larger_than_calibrated", "patches_left_out"
+]
 WARNING_CODES: tuple[WarningCode, ...] = get_args(WarningCode)
 """Codes of all warnings."""
 
@@ -25,6 +27,7 @@ def slide_warnings(
     *,
     keep: int | None = None,
     adaptive: bool = False,
+    left_out: int = 0,
 ) -> tuple[str, ...]:
     """The warnings of a slide.
 
@@ -35,11 +38,16 @@ def slide_warnings(
         outcomes: the stages, coarse to fine.
         keep: number of kept patches that overrides the manifest's, or None.
         adaptive: whether the adaptive cascade chose the number of kept patches, from numbers of its calibration.
+        left_out: number of patches of the coarsest stage that are left out because tiles of the file have no bytes.
 
     Returns:
         One line for each warning.
     """
     found = [*_spacing(manifest, slide_spacing_um)]
+    if left_out:
+        total = left_out + len(outcomes[0].coords)
+        text = f"{left_out} of {total} patches of the coarsest stage were left out, because tiles have no bytes"
+        found.append(_warning("patches_left_out", text))
     if manifest.tested is not None:
         if not adaptive:
             found += _keep(manifest, manifest.tested, outcomes, keep)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+from hagmil.runtime.sessions.time_limit import check_time
+
 
 class StepClock:
     """Adds up wall-clock seconds by step."""
@@ -16,7 +18,12 @@ class StepClock:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Measure a block and add its time to a step. Steps do not nest."""
+        """Measure a block and add its time to a step. Steps do not nest.
+
+        Raises:
+            SlideFailed: the time of the slide is over (code ``timeout``).
+        """
+        check_time()
         start = perf_counter()
         try:
             yield

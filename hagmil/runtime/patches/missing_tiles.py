@@ -58,7 +58,7 @@ def without_missing(
         int64 (m, 2), the other patches.
 
     Raises:
-        SlideFailed: more patches are affected (code ``tile_missing``).
+        SlideFailed: more patches are affected, or all (code ``tile_missing``).
     """
     boxes = np.concatenate([slide.missing_boxes(level) for level in sorted({stage.level for stage in plan})])
     if not len(boxes) or not len(coords):
@@ -72,10 +72,10 @@ def without_missing(
         boxes = boxes[filled | (_shares(coloured, mask, boxes) >= _LEAST_TISSUE)]  # step 1
     affected = _overlapping(coords, plan[0].patch_level0, boxes)  # step 2
     count = int(np.count_nonzero(affected))
-    if count > max_missing:
+    if count > max_missing or (count and count == len(coords)):
         raise SlideFailed(
             f'slide "{slide.path.name}" has no bytes for tiles of tissue, which {count} of {len(coords)} patches need; '
-            "copy or scan it again",
+            "copy or scan it again, or leave patches out with --max-missing",
             code="tile_missing",
         )
     if count:

@@ -32,6 +32,7 @@ class SlideLayout:
         coords: int64 (patches, 2), level-0 top-left corners (x, y) of the first stage's patches; (0, 2) if the slide
             has no tissue.
         picture: the picture of the slide, if it was requested and read together with the overview.
+        left_out: number of patches of the first stage that were left out because tiles have no bytes.
     """
 
     plan: tuple[StageGeometry, ...]
@@ -39,6 +40,7 @@ class SlideLayout:
     mask: TissueMask
     coords: NDArray[np.int64]
     picture: Overview | None = None
+    left_out: int = 0
 
 
 def lay_out(
@@ -78,8 +80,8 @@ def lay_out(
         overview, finer = read_overview(slide, tissue.spacing_um), None
     mask = find_tissue(overview, tissue, kernels)
     coords = coarse_grid(slide.size, plan[0].patch_level0, mask, tissue.min_share)
-    coords = without_missing(slide, plan, overview, mask, coords, max_missing=max_missing, kernels=kernels)
-    return SlideLayout(plan, overview, mask, coords, finer)
+    whole = without_missing(slide, plan, overview, mask, coords, max_missing=max_missing, kernels=kernels)
+    return SlideLayout(plan, overview, mask, whole, finer, left_out=len(coords) - len(whole))
 
 
 def require_tissue(layout: SlideLayout) -> None:

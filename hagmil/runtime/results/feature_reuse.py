@@ -25,6 +25,7 @@ class ExpectedFeatures:
         tissue: parameters of the tissue mask.
         dtype: type of the features, as named by NumPy.
         dim: length of a feature vector.
+        max_missing: number of patches that may be left out.
     """
 
     slide_sha256: str
@@ -35,6 +36,7 @@ class ExpectedFeatures:
     tissue: TissueParameters
     dtype: str
     dim: int
+    max_missing: int = 0
 
 
 def require_same_features(path: Path, expected: ExpectedFeatures) -> None:
@@ -85,6 +87,7 @@ def _difference(header: FeatureHeader, stages: Sequence[StageOutline], expected:
         f"at a slide spacing of {header.slide_spacing_um:g} um/px ({header.spacing_source})": (
             override_um != expected.spacing_um
         ),
+        f"without {header.patches_left_out} patches": header.patches_left_out > expected.max_missing,
         "with other tissue parameters": header.tissue != expected.tissue,
         f"not as {expected.dtype} of length {expected.dim}": kinds != {(expected.dtype, expected.dim)},
         "with rows that are not a quadtree": any(

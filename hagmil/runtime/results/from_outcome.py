@@ -58,6 +58,7 @@ def result_of_outcome(
         spacing_um=outcome.thumbnail.slide_spacing_um,
         spacing_source=outcome.spacing_source,  # type: ignore[arg-type]  # pydantic checks it
         **_adaptive_fields(outcome.adaptive, model.bundle.manifest.classes),
+        patches_left_out=outcome.left_out,
         warnings=outcome.warnings,
     )
 

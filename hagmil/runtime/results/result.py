@@ -151,6 +151,11 @@ class Result(FrozenModel):
     adaptive_steps: tuple[AdaptiveStep, ...] = Field(
         default=(), description="each number of kept patches that ran; empty except in adaptive runs"
     )
+    patches_left_out: int | None = Field(
+        default=None,
+        ge=0,
+        description="patches of the coarsest stage left out because tiles have no bytes; null without a verdict",
+    )
     warnings: tuple[str, ...] = Field(
         default=(), description="deviations that did not prevent a verdict; each begins with its code and a colon"
     )

@@ -20,6 +20,7 @@ def why_not_reused(
     keep: int | None,
     *,
     adaptive: bool = False,
+    max_missing: int = 0,
 ) -> str | None:
     """Compare an earlier result with a run: status, bundle, options, provider, files, and the slide's digest.
 
@@ -33,6 +34,7 @@ def why_not_reused(
         model: the model of the run.
         keep: number of kept patches that overrides the bundle's, in adaptive runs the limit, or None.
         adaptive: whether the run is adaptive.
+        max_missing: number of patches that the run may leave out.
 
     Returns:
         What differs or is missing; None if the result can be used.
@@ -45,6 +47,7 @@ def why_not_reused(
         "it comes from an adaptive run": result.sure is not None and not adaptive,
         "it does not come from an adaptive run": result.sure is None and adaptive,
         "it has another number of kept patches": result.keep != keep,
+        "patches were left out": (result.patches_left_out or 0) > max_missing,
         "it has another spacing": override_um != request.spacing_um,
     }
     for difference, differs in differences.items():

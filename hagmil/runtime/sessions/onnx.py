@@ -28,10 +28,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hagmil._optional import require
-from hagmil.errors import BundleError, EnvironmentLacks
+from hagmil.errors import BundleError, EnvironmentLacks, SlideFailed
 from hagmil.runtime.memory.heap import configure_malloc
 from hagmil.runtime.sessions.cuda import cuda_failure, linker_problem, require_cuda
 from hagmil.runtime.sessions.load_onnxruntime import FATAL_ONLY, load_onnxruntime
+from hagmil.runtime.sessions.time_limit import ending_in_time
 
 _PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DEVICE, _DEVICE_ID = "cuda", 0  # the name that I/O binding uses
@@ -136,11 +137,14 @@ class OnnxSession:
         Raises:
             EnvironmentLacks: not enough memory (code ``out_of_memory``), or arrays on the device while cupy is missing.
             BundleError: the graph cannot run on these inputs.
+            SlideFailed: the time of the slide is over (code ``timeout``).
         """
         from_device = any(hasattr(array, "__cuda_array_interface__") for array in inputs.values())
         cupy = require("cupy", extra="gpu") if from_device and self.on_device else None
         try:
             return self._run_on_host(inputs, last) if cupy is None else self._run_on_device(cupy, inputs)
+        except SlideFailed:
+            raise
         except Exception as error:
             lack = self._lack(str(error))
             if lack is not None:
@@ -189,7 +193,8 @@ class OnnxSession:
         started = perf_counter()
         short = self._many_runs and self._seconds_a_row * rows < _SHORT_RUN_S
         on_main = threading.current_thread() is threading.main_thread()
-        result = self._run_in_thread(work, options) if on_main and not short else work(options)
+        with ending_in_time(lambda: _terminate(options)):
+            result = self._run_in_thread(work, options) if on_main and not short else work(options)
         self._seconds_a_row = (perf_counter() - started) / max(rows, 1)
         return result
 
@@ -240,6 +245,10 @@ class OnnxSession:
             if lack is not None:
                 raise lack from error
             raise BundleError(f'"{self._path}" cannot be loaded: {error}', code="graph_invalid") from error
+
+
+def _terminate(options: Any) -> None:
+    options.terminate = True
 
 
 def _rows(inputs: Mapping[str, Any]) -> int:

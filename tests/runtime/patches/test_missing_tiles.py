@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 
 from hagmil.errors import SlideFailed
+from hagmil.features import read_header
+from hagmil.runtime.extract import ExtractOptions, Extractor, extract_many
+from hagmil.runtime.inference.loaded_bundle import load_model
+from hagmil.runtime.inputs import slide_requests
 from hagmil.runtime.patches.plan import lay_out
+from hagmil.runtime.predict import PredictOptions, predict_requests
 from hagmil.runtime.slides.open import open_slide
 from hagmil.tissue_parameters import TissueParameters
 from tests.runtime import slide_files
 from tests.runtime.slide_files import APERIO_TEXT, JPEG, TiffPage, tissue_picture, write_tiff
+from tests.runtime.small_bundle import write_small_backbone
 
 STAGES = [("coarse", 1.0), ("fine", 0.5)]
 TISSUE = TissueParameters()
@@ -60,6 +66,41 @@ def test_a_slide_that_lacks_tiles_of_tissue_fails(tmp_path: Path, kind: str, mon
         with pytest.raises(SlideFailed, match=r"a\.tif.*no bytes for tiles of tissue, which 4 of") as caught:
             lay_out(slide, STAGES, 64, TISSUE)
     assert caught.value.code == "tile_missing"
+
+
+def test_patches_left_out_on_request_are_counted_in_the_result_and_not_reused_without_it(
+    tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_slide(tmp_path / "a.tif", "tiff", monkeypatch, missing=[GLASS, CENTRE])
+    model, out, requests = load_model(small_bundle), tmp_path / "out", slide_requests([str(path)])
+    (result,) = predict_requests(requests, model, out, PredictOptions(max_missing=1000))
+    assert result.status == "ok"
+    assert result.patches_left_out
+    (warning,) = result.warnings
+    assert warning.startswith(f"patches_left_out: {result.patches_left_out} of ")
+    (result,) = predict_requests(requests, model, out, PredictOptions(resume=True, max_missing=1000))
+    assert result.status == "ok"
+    (result,) = predict_requests(requests, model, out, PredictOptions(resume=True))
+    assert (result.status, result.code) == ("failed", "tile_missing")
+
+
+def test_features_without_the_left_out_patches_say_so_and_are_not_reused_without_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_slide(tmp_path / "a.tif", "tiff", monkeypatch, missing=[GLASS, CENTRE])
+    write_small_backbone(tmp_path / "backbone")
+    requests = slide_requests([str(path)])
+
+    def extracted(max_missing: int) -> str:
+        options = ExtractOptions(stages=tuple(STAGES), patch_px=64, max_missing=max_missing)
+        (outcome,) = extract_many(requests, Extractor.open(tmp_path / "backbone", options), tmp_path / "out")
+        return outcome.code
+
+    assert extracted(0) == "tile_missing"
+    assert extracted(1000) == ""
+    assert read_header(tmp_path / "out" / "a.h5").patches_left_out > 0
+    assert extracted(1000) == ""
+    assert extracted(0) == "exists"
 
 
 def test_a_missing_tile_that_the_mask_fills_as_a_hole_fails(tmp_path: Path) -> None:
