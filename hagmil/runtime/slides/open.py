@@ -14,10 +14,12 @@ import logging
 from pathlib import Path
 
 from hagmil.errors import SlideFailed
+from hagmil.runtime.slides.dicom_frames import check_dicom_colours
 from hagmil.runtime.slides.limits import check_limits
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader, detect_vendor, dicom_series
 from hagmil.runtime.slides.pixel_format import check_colours, check_levels, check_pages
 from hagmil.runtime.slides.slide import Slide
+from hagmil.runtime.slides.slide_files import files_of_series
 from hagmil.runtime.slides.tiff_pyramid import (
     APERIO,
     GENERIC_TIFF,
@@ -31,6 +33,7 @@ from hagmil.runtime.tiles.tiff_tags import NotTiffError, TiffDirectory, TiffErro
 
 __all__ = ["dicom_series", "open_slide"]
 
+_DICOM = "dicom"
 _PHILIPS = "philips"
 
 _log = logging.getLogger(__name__)
@@ -76,6 +79,8 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
             levels = openslide_levels(directories, vendor)
             check_levels(path, levels)
             check_colours(path, levels)
+    elif vendor == _DICOM:
+        check_dicom_colours([path, *files_of_series(path)])
     elif vendor == _PHILIPS:
         levels = tuple(page for page in _directories(path, pages, vendor) if page.tiled)
     _log.debug('slide "%s": read by OpenSlide (%s)', path.name, vendor)

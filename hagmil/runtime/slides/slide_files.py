@@ -149,7 +149,7 @@ def _companions(path: Path) -> list[Path]:
         if suffix in (".vms", ".vmu"):
             return _named_files(path)
         if _has_dicom_magic(path):
-            return _files_of_series(path)
+            return files_of_series(path)
     except OSError:  # the reader of the format reports what is missing
         return []
     return []
@@ -169,7 +169,7 @@ def _has_dicom_magic(path: Path) -> bool:
         return file.read(len(_DICOM_MAGIC)) == _DICOM_MAGIC
 
 
-def _files_of_series(path: Path) -> list[Path]:
+def files_of_series(path: Path) -> list[Path]:
     """The other DICOM files of the folder whose header contains the series' number."""
     series = dicom_series(path)
     if series is None:

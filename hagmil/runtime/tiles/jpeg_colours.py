@@ -58,6 +58,21 @@ def stream_colours(stream: bytes) -> frozenset[str]:
     return frozenset(found | {adobe} - {""})
 
 
+def has_subsampled_colours(stream: bytes) -> bool:
+    """Whether the components of a JPEG stream differ in resolution, which is possible for YCbCr only.
+
+    Args:
+        stream: the stream from its start marker; only the markers before the first scan are read.
+    """
+    at = 2
+    while at + 4 <= len(stream) and stream[at] == _MARKER and stream[at + 1] != _SCAN:
+        size = int.from_bytes(stream[at + 2 : at + 4])
+        if stream[at + 1] in _FRAMES:
+            return len(set(stream[at + 11 : at + 2 + size : 3])) > 1
+        at += 2 + size
+    return False
+
+
 def contradicts(stream: bytes, *, ycbcr: bool) -> bool:
     """Return whether the markers of a JPEG stream contradict the TIFF tags.
 
