@@ -116,17 +116,22 @@ def differences(first: BenchReport, second: BenchReport) -> tuple[str, ...]:
 
 
 def limiting_step(report: BenchReport) -> str:
-    """Say in a sentence which step limits the pipeline of the fastest provider."""
-    provider = report.end_to_end.provider
-    reading, backbone = report.read.patches_per_s, report.backbone[provider].patches_per_s
-    slow, fast, ratio = "The backbone", "reading", reading / backbone
+    """Say which step takes most of the time of the fastest provider, and which limits its pipeline."""
+    run = report.end_to_end
+    longest = max(run.shares, key=run.shares.__getitem__)
+    pipeline = report.pipeline[run.provider]
+    reading, backbone = pipeline.reading_per_s or report.read.patches_per_s, report.backbone[run.provider].patches_per_s
+    slow, fast, ratio = "the backbone", "reading", reading / backbone
     if reading < backbone:
-        slow, fast, ratio = "Reading", "the backbone", backbone / reading
+        slow, fast, ratio = "reading", "the backbone", backbone / reading
     times = f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
-    reached = report.pipeline[provider].of_slower
+    reached = (
+        f"reach {pipeline.of_slower:.0%} of its throughput" if pipeline.of_slower < 1 else "are as fast as it alone"
+    )
     return (
-        f"{slow} is the bottleneck: {fast} alone is {times} times as fast. "
-        f"Together they reach {reached:.0%} of the slower one's throughput."
+        f'From slide to results on {run.provider}, the longest step is "{longest}": {run.shares[longest]:.0%} of '
+        f"{shown(run.seconds, 's')}. Of reading and the backbone, {slow} is slower: {fast} alone is {times} times as "
+        f"fast. Both together {reached}."
     )
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hagmil._files import temporary_folder
 from hagmil._versions import __version__
 from hagmil.bundle import Bundle
-from hagmil.errors import BundleError, EnvironmentLacks, Interrupted
+from hagmil.errors import BundleError, EnvironmentLacks, Interrupted, UsageError
 from hagmil.progress import Progress
 from hagmil.runtime.bench.machine import this_machine
 from hagmil.runtime.bench.measure import (
@@ -177,7 +177,7 @@ def _load(options: BenchOptions) -> tuple[dict[str, _Loaded], dict[str, str]]:
         start = perf_counter()
         try:
             model = load_model(path, provider=provider, threads=options.threads)
-        except (EnvironmentLacks, BundleError) as error:
+        except (EnvironmentLacks, BundleError, UsageError) as error:  # a quantised bundle runs on the CPU only
             if options.providers or provider == "cpu":
                 raise
             skipped[provider] = error.message

@@ -61,9 +61,7 @@ def load_model(
     manifest = bundle.manifest
     if provider == "tensorrt":
         if manifest.precision == "int8":
-            raise UsageError(
-                f'bundle "{bundle.path}" is quantised for CPUs; pass --provider cpu, or export it in fp16 for TensorRT'
-            )
+            raise UsageError(f'bundle "{bundle.path}" is quantised for CPUs; TensorRT needs a bundle in fp32 or fp16')
         from hagmil.runtime.sessions.engines import open_tensorrt  # imports TensorRT
 
         open_graph = open_tensorrt(bundle, rebuild=rebuild, flavour=trt_flavour)

@@ -15,6 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from hagmil.bundle import open_bundle, write_manifest
 from hagmil.errors import EnvironmentLacks, SlideFailed, SlideRejected, UsageError
 from hagmil.runtime.bench import measure, run
 from hagmil.runtime.bench.comparison import change_in_words, render_comparison
@@ -437,15 +438,44 @@ def test_differences_in_slide_and_settings_are_listed(report: BenchReport) -> No
     assert f"batch: {BATCH} and 99" in text
 
 
-def test_the_slower_step_is_named_as_the_bottleneck(report: BenchReport) -> None:
-    slow = report.read.model_copy(update={"patches_per_s": report.backbone["cpu"].patches_per_s / 4})
-    assert limiting_step(report.model_copy(update={"read": slow})).startswith(
-        "Reading is the bottleneck: the backbone alone is 4.0 times as fast."
-    )
-    fast = report.read.model_copy(update={"patches_per_s": report.backbone["cpu"].patches_per_s * 25})
-    assert limiting_step(report.model_copy(update={"read": fast})).startswith(
-        "The backbone is the bottleneck: reading alone is 25 times as fast."
-    )
+@pytest.mark.parametrize(
+    ("reading", "shares", "of_slower", "sentences"),
+    [
+        (
+            0.25,
+            {"backbone": 0.2, "write": 0.67, "mask": 0.13},
+            0.942,
+            'the longest step is "write": 67% of 2.50 s. Of reading and the backbone, reading is slower: the backbone '
+            "alone is 4.0 times as fast. Both together reach 94% of its throughput.",
+        ),
+        (
+            25,
+            {"backbone": 0.9, "write": 0.1},
+            1.16,
+            'the longest step is "backbone": 90% of 2.50 s. Of reading and the backbone, the backbone is slower: '
+            "reading alone is 25 times as fast. Both together are as fast as it alone.",
+        ),
+    ],
+)
+def test_the_lead_follows_from_the_figures(
+    reading: float, shares: dict[str, float], of_slower: float, sentences: str, report: BenchReport
+) -> None:
+    rate = report.backbone["cpu"].patches_per_s * reading
+    pipeline = report.pipeline["cpu"].model_copy(update={"reading_per_s": rate, "of_slower": of_slower})
+    run = report.end_to_end.model_copy(update={"shares": shares, "seconds": 2.5})
+    changed = report.model_copy(update={"pipeline": {"cpu": pipeline}, "end_to_end": run})
+    assert limiting_step(changed) == f"From slide to results on cpu, {sentences}"
+
+
+def test_providers_that_cannot_run_a_quantised_bundle_are_skipped(small_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_bundle, tmp_path / "int8")
+    manifest = open_bundle(small_bundle).manifest.model_copy(update={"precision": "int8"})
+    write_manifest(tmp_path / "int8", manifest)
+    loaded, skipped = run._load(BenchOptions(slide=None, bundle=tmp_path / "int8", threads=1))
+    assert "cpu" in loaded
+    assert "is quantised for CPUs" in skipped["tensorrt"]
+    with pytest.raises(UsageError, match="is quantised for CPUs"):
+        run._load(BenchOptions(slide=None, bundle=tmp_path / "int8", providers=("tensorrt",)))
 
 
 def test_numbers_have_three_digits_and_their_unit() -> None:
