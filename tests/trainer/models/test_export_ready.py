@@ -9,9 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
+from hagmil.trainer.models.additive import AdditiveStageModel
 from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 
 # Small, since the time of an export grows with blocks, heads and steps; of four steps, one is early and two are late.
@@ -47,6 +49,24 @@ def test_torch_export_accepts_any_number_of_patches_from_one(
         torch.testing.assert_close(found.attention, expected.attention, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", ["transformer", "independent"])
+def test_torch_export_accepts_any_number_of_patches_of_an_additive_model(rows: str) -> None:
+    torch.manual_seed(0)
+    config = IatConfig.model_validate({**CONFIG.model_dump(), "readout": "additive", "rows": rows})
+    model = AdditiveStageModel(FEATURE_DIM, 3, config).eval()
+    program = _export(model, 8)
+    (bounds,) = program.range_constraints.values()
+    assert bounds.lower == 1
+    asserts = {str(node.target) for node in program.graph.nodes if "assert" in str(node.target)}
+    assert asserts <= {"aten._assert_tensor_metadata.default"}  # of the type alone
+    graph = program.module()
+    for patches in COUNTS:
+        with torch.inference_mode():
+            expected, found = model(_bag(patches)), graph(_bag(patches))
+        for name in expected._fields:
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_onnx_outputs_agree_at_and_next_to_every_multiple_of_the_landmark_counts(
     model: IntegratedAttentionTransformer, tmp_path: Path
@@ -76,7 +96,7 @@ def test_onnx_outputs_agree_at_and_next_to_every_multiple_of_the_landmark_counts
         np.testing.assert_allclose(attention, expected.attention.numpy(), rtol=0, atol=1e-5)
 
 
-def _export(model: IntegratedAttentionTransformer, example_patches: int) -> ExportedProgram:
+def _export(model: nn.Module, example_patches: int) -> ExportedProgram:
     # As in torch.onnx.export; otherwise a symbolic length is assumed to differ from 1 because that of the example does.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(model, (_bag(example_patches),), dynamic_shapes=DYNAMIC)
