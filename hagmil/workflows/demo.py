@@ -58,7 +58,7 @@ RECIPE: dict[str, object] = {
         "validation_keeps": [4, 16, "all"],
         "teach": 0.3,
     },
-    "loss": {"k_sample": 4},
+    "loss": {"instance": "none"},
     "optimiser": {"learning_rate": 1e-3},
     "schedule": {"max_epochs": 24, "patience": 8},
 }
@@ -66,9 +66,14 @@ RECIPE: dict[str, object] = {
 K and on the size of the slide (docs/benchmarks-stability.md). The model is small and the learning rate is higher than
 in the published recipe, which is for hundreds of slides with thousands of patches each."""
 
-POOLED_RECIPE: dict[str, object] = {**RECIPE, "model": _SMALL, "cascade": {"keep_train": 8, "keep_validation": 8}}
-"""The published transformer, read-out and selection, with the same widths and schedule. There is no dropout: with it,
-the model did not learn from 48 slides."""
+POOLED_RECIPE: dict[str, object] = {
+    **RECIPE,
+    "model": _SMALL,
+    "cascade": {"keep_train": 8, "keep_validation": 8},
+    "loss": {"k_sample": 4},
+}
+"""The published transformer, read-out, selection and losses, with the same widths and schedule. There is no dropout:
+with it, the model did not learn from 48 slides."""
 
 PHANTOMS_ONLY = (
     f"{RESEARCH_USE_ONLY} This model was trained on synthetic slides: its verdicts on real slides have no meaning."

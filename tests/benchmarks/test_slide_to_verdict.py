@@ -14,6 +14,7 @@ from benchmarks.slide_to_verdict import (
     SlideRun,
     as_json,
     both_agree,
+    large_verdicts,
     markdown,
     ours,
     parts_of,
@@ -24,6 +25,7 @@ from benchmarks.slide_to_verdict import (
 )
 from hagmil.phantom import PhantomSpec, write_phantom
 from hagmil.runtime.inference.loaded_bundle import builtin_bundle, load_model
+from hagmil.runtime.predict import predict_slide
 
 PEER = SlideRun((0, 0, 1000), {"read": 10.0, "backbone": 80.0, "models": 1.0, "total": 100.0}, "tumour", 0.9)
 MINE = SlideRun((40, 20, 20), {"read": 0.2, "backbone": 7.0, "models": 0.5, "write": 0.3, "total": 8.0}, "tumour", 0.8)
@@ -101,6 +103,18 @@ def test_the_published_way_reads_the_finest_patches_with_tissue(
     assert 0 <= peer.probability <= 1
 
 
+def test_models_of_several_seeds_share_the_features_of_a_slide(tmp_path: Path) -> None:
+    slide = tmp_path / "slide.tif"
+    write_phantom(PhantomSpec(seed=1, label="tumour", size_px=512), slide, threads=1)
+    model = load_model(builtin_bundle(), threads=1)
+    found = large_verdicts(slide, {5: model, 6: model}, [1, 2])
+    for keep, outcome in found[5]:
+        expected = predict_slide(slide, model=model, keep=keep).stages[-1]
+        assert len(outcome.coords) == expected.encoded
+        np.testing.assert_allclose(outcome.outputs["logits"], expected.logits, atol=1e-5)
+    assert [keep for keep, _ in found[6]] == [1, 2]
+
+
 def test_the_tables_show_patches_steps_and_both_predictions() -> None:
     rows = [
         {
@@ -121,6 +135,7 @@ def test_the_tables_show_patches_steps_and_both_predictions() -> None:
         "parts": parts_of(PEER, MINE),
         "other_keeps": [{"keep": 16, **as_json(PEER), "factor": 1.0}],
         "cohort": {"rows": rows},
+        "seeds": [{"seed": 5, "keep": 8, "rows": rows, "large": [{"keep": 8, "probability": 0.75}]}],
     }
     text = markdown(report)
     assert "| patches at 0.5 um/px | 1000 | 20 | |" in text
@@ -128,4 +143,5 @@ def test_the_tables_show_patches_steps_and_both_predictions() -> None:
     assert "| write, s | 0.00 | 0.30 |  |" in text
     assert "| prediction | tumour 0.900 | tumour 0.800 | |" in text
     assert "| 4 | 80 | 8.0 | 12.5 | tumour 0.800 |" in text
+    assert "| 5 | 8 | tumour 0.750 |" in text
     assert "| 4 | 100.0% | 50.0% |  | 75.0% | 10.0% |" in text
