@@ -107,12 +107,6 @@ SECTIONS = (
         "returned to the system at once ([0009](decisions/0009-pseudo-inverse.md)).",
     ),
     ReportSection(
-        "Effect of --keep",
-        "keep",
-        "The demonstration model keeps 8 patches, as in its training. It is less accurate when it keeps everything "
-        "than with 4 or more kept patches, so agreement with keeping everything is not a measure of quality here.",
-    ),
-    ReportSection(
         "Stage models",
         "stage_models",
         "The speed-up is at least 2 up to 1,000 patches, and much larger for the small bags of a cascade's finer "

@@ -1,8 +1,6 @@
-"""The benchmark of ``--keep``: the cascade on features, agreement, and the table."""
+"""The cascade on extracted features, and the agreement of its predictions."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from benchmarks.features_cascade import (
     share_read,
     smallest_agreeing,
 )
-from benchmarks.keep import markdown, measure, rows_of
 from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, builtin_bundle, load_model
 from hagmil.tissue_parameters import TissueParameters
@@ -94,20 +91,3 @@ def test_a_keep_above_all_bag_sizes_gives_the_predictions_of_keeping_everything(
     assert not np.array_equal(
         cascade_verdicts(demo, slide, 1).probabilities, cascade_verdicts(demo, slide, EVERYTHING).probabilities
     )
-
-
-def test_the_table_has_a_row_for_each_keep_for_all_and_for_the_finest_stage_alone() -> None:
-    everything = verdicts(EVERYTHING, [0.1, 0.2, 0.8, 0.9], finest=16)
-    rows = rows_of([verdicts(1, [0.1, 0.2, 0.8, 0.4], finest=4)], everything, everything, LABELS)
-    lines = markdown({"rows": rows}).splitlines()
-    assert len(lines) == 5
-    assert lines[2] == "| 1 | 75.0% | 1.000 | 75.0% | 25.0% | 40.0% | 4 + 4 | 0.500 |"
-    assert lines[3].startswith("| all | 100.0% | 1.000 | 100.0% | 100.0% | 100.0% |")
-    assert lines[4].startswith("| finest alone |")
-
-
-def test_the_benchmark_runs_on_a_tiny_cohort(tmp_path: Path) -> None:
-    report = measure(2, 512, [1, 2], tmp_path)
-    assert [row["keep"] for row in report["rows"]] == ["1", "2", "all", "finest alone"]
-    assert report["rows"][2]["agreement"] == 1.0
-    assert markdown(report)
