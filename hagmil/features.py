@@ -338,6 +338,6 @@ def _dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...]) -> h5py.Data
 def _number(item: h5py.Group, name: str, low: float, high: float) -> float:
     """An attribute that is one number within bounds."""
     value = item.attrs[name]
-    if not np.isscalar(value) or not low <= value <= high:  # also for NaN
+    if not isinstance(value, np.integer | np.floating) or not low <= value <= high:  # also for NaN
         raise ValueError(f"attribute {name} is {value!s:.32}, outside {low:,} to {high:,}")
     return float(value)
