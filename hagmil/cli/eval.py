@@ -192,7 +192,7 @@ def _keep_table(title: str, rows: Sequence[TestedKeep]) -> Table:
     from rich.markup import escape
 
     names = list(rows[0].margins)
-    heads = ("keep", "right", "AUC", "agree with all", "patches read", *(f"margin, {escape(name)}" for name in names))
+    heads = ("keep", "right", "AUC", "agreement", "patches read", *(f"margin, {escape(name)}" for name in names))
     table = common.table(*heads, title=title)
     for row in rows:
         auc = "undefined" if row.auc is None else f"{row.auc:.3f}"

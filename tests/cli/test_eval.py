@@ -99,7 +99,7 @@ def test_numbers_of_kept_patches_are_shown_and_stored_on_request(study: Path, tm
     options = ("--config", study / "config.yaml", "--keeps", "1,2,all", "--out", tmp_path, "--resamples", 10)
     shown = hagmil("eval", study / "run", *options)
     assert shown.returncode == 0, shown.stderr
-    assert "agree with all" in shown.stdout
+    assert "agreement" in shown.stdout
     assert "6 slides of 3 to 8 patches at the coarsest stage" in shown.stdout
     assert [row.keep for row in read(tmp_path).tested.keeps] == [1, 2, None]  # type: ignore[union-attr]
     refused = hagmil("eval", study / "run", *options, "--record")

@@ -60,7 +60,7 @@ def test_the_commands_of_the_page_lead_from_a_configuration_to_adaptive_verdicts
     assert all(
         rows[row.keep] == row for row in card.tested.keeps if row.keep != 5
     )  # keep_validation of the tiny cohort
-    assert "agree with all" in printed[1]
+    assert "agreement" in printed[1]
     manifest = open_bundle(study / "bundle").manifest
     assert manifest.stages[0].keep == (card.tested.held_from or 5)
     assert "validation slides" in printed[2]

@@ -100,7 +100,7 @@ def _table(tested: Tested) -> str:
         "keep",
         "right",
         "AUC",
-        "agree with all",
+        "agreement",
         "patches read",
         *(f"margin, {name}" for name in classes),
     )

@@ -29,6 +29,7 @@ from hagmil.trainer.evaluation.report_plots import roc_points
 from hagmil.trainer.evaluation.scoring import Scores
 from hagmil.trainer.metrics.bootstrap import ScoredSlide
 from tests.conftest import REPOSITORY
+from tests.export.checkpoints import CERTAINTY
 
 HIERARCHY = Hierarchy(coarse=("benign", "malignant"), fine=("N", "UDH", "DCIS", "IC"), fine_to_coarse=(0, 0, 1, 1))
 FINE = EvaluatedModelSpec(
@@ -140,6 +141,11 @@ def test_the_page_says_whether_probabilities_are_calibrated(report: EvaluationRe
     model = MODEL.model_copy(update={"temperature": 1.5, "coarse_temperature": 0.75})
     text = render_html(report.model_copy(update={"model": model}))
     assert "calibrated with temperature 1.500, coarse 0.750" in text
+    assert "sure above" not in text
+    certain = MODEL.model_copy(update={"certainty": CERTAINTY})
+    assert "call a verdict sure above a margin of 0.250 (a heuristic)" in render_html(
+        report.model_copy(update={"model": certain})
+    )
 
 
 def test_undefined_metrics_are_marked_and_not_drawn() -> None:
