@@ -1,11 +1,16 @@
-"""Slides to verdicts: one slide, and a run over many slides in which a failed slide does not stop the others."""
+"""Slides to verdicts: one slide, and a run over many slides in which a failed slide does not stop the others.
+
+In a run, threads prepare the next slides (see ``prefetch``) and write the results of earlier ones. The main thread only
+runs the cascade. Results are given in the order of the slides.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hagmil._files import OutputFolder
@@ -15,7 +20,8 @@ from hagmil.runtime.inference.adaptive import adaptive_keeps
 from hagmil.runtime.inference.encode import EncodeOptions
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.one_slide import PreparedSlide, SlideOutcome, prepare_slide, run_slide
-from hagmil.runtime.inference.prefetch import SlidePrefetcher
+from hagmil.runtime.inference.ordered_tasks import OrderedTasks
+from hagmil.runtime.inference.prefetch import Overlap, SlidePrefetcher
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest, slide_request, slide_requests
 from hagmil.runtime.results.attention import read_attention, stage_attention
@@ -211,38 +217,57 @@ def predict_requests(
         if out is not None:
             write_table(out, [*results, *others.values()], model.bundle.manifest.classes)
 
-    try:
-        with _preparation(wanted, model, options) as prepare:
+    overlap = Overlap.of(model)
+    tasks: OrderedTasks[Result] = OrderedTasks(threads=overlap.threads, behind=overlap.slides, name="hagmil-results")
+
+    def _collect(found: Iterable[Result]) -> None:
+        for result in found:
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+            if len(results) % _TABLE_EVERY == 0:
+                _write_table()
+
+    prefetcher = SlidePrefetcher(
+        wanted,
+        model.bundle.manifest,
+        options.mask_kernels,
+        max_missing=options.max_missing,
+        timeout_s=options.timeout_s,
+        ahead=overlap.slides,
+        threads=overlap.threads,
+    )
+    with prefetcher:
+        try:
             for request in requests:
                 if output is not None:
                     output.require_present()
-                folder = None if out is None else out / request.slide_id
                 others.pop(request.slide_id, None)
-                result = earlier.get(request.slide_id) or predict_one(
-                    request, model, folder, options, progress=progress, prepare=prepare
-                )
-                results.append(result)
-                if on_result is not None:
-                    on_result(result)
-                if len(results) % _TABLE_EVERY == 0:
-                    _write_table()
-        if output is not None:
-            output.require_present()
-        _write_table()
-    except BaseException as error:
-        if out is None:
-            raise
-        done = {result.slide_id for result in results}
-        others = {slide_id: result for slide_id, result in read_results(out).items() if slide_id not in done}
-        with suppress(OSError, EnvironmentLacks):
+                if request.slide_id in earlier:
+                    tasks.add(earlier[request.slide_id])
+                else:
+                    folder = None if out is None else out / request.slide_id
+                    tasks.submit(_start_slide(request, model, folder, options, prefetcher.take, progress))
+                _collect(tasks.take())
+            _collect(tasks.take_all())
             if output is not None:
                 output.require_present()
             _write_table()
-        if isinstance(error, KeyboardInterrupt):
-            raise interrupted(len(results), len(requests)) from error
-        if is_output_error(error):
-            raise output_failed(error, out, len(results), len(requests)) from error
-        raise
+        except BaseException as error:
+            results += tasks.stop()
+            if out is None:
+                raise
+            done = {result.slide_id for result in results}
+            others = {slide_id: result for slide_id, result in read_results(out).items() if slide_id not in done}
+            with suppress(OSError, EnvironmentLacks):
+                if output is not None:
+                    output.require_present()
+                _write_table()
+            if isinstance(error, KeyboardInterrupt):
+                raise interrupted(len(results), len(requests)) from error
+            if is_output_error(error):
+                raise output_failed(error, out, len(results), len(requests)) from error
+            raise
     return tuple(results)
 
 
@@ -253,7 +278,6 @@ def predict_one(
     options: PredictOptions,
     *,
     progress: Progress | None = None,
-    prepare: Prepare | None = None,
 ) -> Result:
     """Predict one slide whose id and path are resolved, and write its result, also if it fails.
 
@@ -263,7 +287,6 @@ def predict_one(
         folder: folder for result.json, attention.h5, heatmap.png and regions.geojson. None writes nothing.
         options: settings of the run.
         progress: called after every batch of patches.
-        prepare: gives the prepared slide; None prepares it here.
 
     Returns:
         The result; ``status`` says whether there is a verdict.
@@ -273,28 +296,56 @@ def predict_one(
         UsageError: the model cannot run with ``options.adaptive``.
     """
     _check_adaptive(model, options)
+
+    def _prepare(request: SlideRequest, clock: StepClock) -> PreparedSlide:
+        return prepare_slide(request, model.bundle.manifest, options.mask_kernels, clock, options.max_missing)
+
+    return _start_slide(request, model, folder, options, _prepare, progress)()
+
+
+def _start_slide(
+    request: SlideRequest,
+    model: LoadedModel,
+    folder: Path | None,
+    options: PredictOptions,
+    prepare: Prepare,
+    progress: Progress | None,
+) -> Callable[[], Result]:
+    """Run the cascade on a slide.
+
+    Returns:
+        The rest of the work, which needs no device: it writes the files of the slide and gives its result.
+    """
     clock = StepClock()
-    prepare = prepare or _prepare_when_needed(model, options)
-    with time_limit(options.timeout_s):
-        return _predict(request, model, folder, options, clock, progress, prepare)
+    found: SlideOutcome | Exception
+    try:
+        with time_limit(options.timeout_s):
+            found = _run(prepare(request, clock), model, folder, options, clock, progress)
+    except Exception as error:
+        if ends_run(error):
+            raise
+        found = error
+    clock.pause()
+    return partial(_finish_slide, request, model, folder, options, clock, found)
 
 
-def _predict(
+def _finish_slide(
     request: SlideRequest,
     model: LoadedModel,
     folder: Path | None,
     options: PredictOptions,
     clock: StepClock,
-    progress: Progress | None,
-    prepare: Prepare,
+    found: SlideOutcome | Exception,
 ) -> Result:
-    """Predict one slide; its errors become its result."""
+    """Write the files of a slide, also if it failed, and return its result."""
+    clock.resume()
     try:
-        outcome = _run(prepare(request, clock), model, folder, options, clock, progress)
+        if isinstance(found, Exception):
+            raise found
         if folder is not None:
-            with clock.step("write"), writing(folder):
-                write_slide_files(folder, request.slide_id, model, outcome)
-        result = result_of_outcome(request, model, options.keep, clock, outcome)
+            with time_limit(options.timeout_s), clock.step("write"), writing(folder):
+                write_slide_files(folder, request.slide_id, model, found)
+        result = result_of_outcome(request, model, options.keep, clock, found)
         if folder is not None:
             with writing(folder):
                 write_result(folder, result)  # written last, so that its presence marks a complete result
@@ -304,9 +355,9 @@ def _predict(
         result = result_of_failure(request, model, options.keep, clock, failure_of(error, request.given))
         if folder is not None:
             _write_failure(folder, result)
-    else:
-        if options.hold_attention:
-            result = result.with_attention([stage_attention(stage) for stage in outcome.stages])
+        return result
+    if options.hold_attention:
+        return result.with_attention([stage_attention(stage) for stage in found.stages])
     return result
 
 
@@ -356,28 +407,6 @@ def _check_adaptive(model: LoadedModel, options: PredictOptions) -> None:
 
 def _loaded(model: str | Path | LoadedModel | None, provider: str) -> LoadedModel:
     return model if isinstance(model, LoadedModel) else load_model(model, provider=provider)
-
-
-def _prepare_when_needed(model: LoadedModel, options: PredictOptions) -> Prepare:
-    return lambda request, clock: prepare_slide(
-        request, model.bundle.manifest, options.mask_kernels, clock, options.max_missing
-    )
-
-
-@contextmanager
-def _preparation(requests: Sequence[SlideRequest], model: LoadedModel, options: PredictOptions) -> Iterator[Prepare]:
-    """Prepare the next slide during the present one if a device does the work, else each slide when it is needed."""
-    if not model.backbone.on_device:
-        yield _prepare_when_needed(model, options)
-        return
-    with SlidePrefetcher(
-        requests,
-        model.bundle.manifest,
-        options.mask_kernels,
-        max_missing=options.max_missing,
-        timeout_s=options.timeout_s,
-    ) as prefetcher:
-        yield prefetcher.take
 
 
 def _earlier_results(

@@ -15,6 +15,7 @@ class StepClock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._start = perf_counter()
+        self._paused: float | None = None
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -30,7 +31,17 @@ class StepClock:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
+    def pause(self) -> None:
+        """Stop the total until :meth:`resume`, while the slide waits in a queue."""
+        self._paused = perf_counter()
+
+    def resume(self) -> None:
+        """End a pause; without a pause, do nothing."""
+        if self._paused is not None:
+            self._start += perf_counter() - self._paused
+            self._paused = None
+
     @property
     def total(self) -> float:
-        """Seconds since the clock was created."""
+        """Seconds since the clock was created, without pauses that have ended."""
         return perf_counter() - self._start

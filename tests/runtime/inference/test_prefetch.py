@@ -1,4 +1,4 @@
-"""The next slide is prepared in a thread, with the same results and errors, and every slide is closed."""
+"""The next slides are prepared in threads, with the same results and errors, and every slide is closed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from hagmil.runtime.inference import prefetch
 from hagmil.runtime.inference.device import Host
 from hagmil.runtime.inference.loaded_bundle import LoadedModel, load_model
 from hagmil.runtime.inference.one_slide import PreparedSlide, prepare_slide
-from hagmil.runtime.inference.prefetch import SlidePrefetcher
+from hagmil.runtime.inference.prefetch import Overlap, SlidePrefetcher
 from hagmil.runtime.inference.step_clock import StepClock
 from hagmil.runtime.inputs import SlideRequest
-from hagmil.runtime.predict import PredictOptions, predict_requests
+from hagmil.runtime.predict import PredictOptions, predict_one, predict_requests
+from hagmil.runtime.results.result import Result, read_result
 from hagmil.runtime.slides.vips_reader import VipsReader
 
-THREAD = "hagmil-prefetch"
+THREAD, RESULTS_THREAD = "hagmil-prefetch", "hagmil-results"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def model(small_bundle: Path) -> LoadedModel:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith((THREAD, RESULTS_THREAD))]
 
 
 class Watched:
@@ -123,25 +124,55 @@ class OnDevice:
         return getattr(self._session, name)
 
 
+def test_several_slides_are_prepared_in_advance_and_taken_in_order(
+    tissue_path: Path, model: LoadedModel, watched: Watched
+) -> None:
+    requests = _requests(tissue_path, *"abcd")
+    with SlidePrefetcher(requests, model.bundle.manifest, ahead=3, threads=2) as prefetcher:
+        for _ in range(3):
+            assert watched.started.acquire(timeout=20)
+        assert sorted(watched.begun) == ["a", "b", "c"]
+        for request in requests:
+            prefetcher.take(request, StepClock()).slide.close()
+    assert sorted(watched.begun) == ["a", "b", "c", "d"]
+    assert len(watched.threads) == 2
+
+
+@pytest.mark.parametrize(
+    ("on_device", "cores", "expected"), [(False, 16, (1, 1)), (True, 2, (2, 1)), (True, 16, (5, 4))]
+)
+def test_a_device_gets_more_slides_in_advance_by_the_number_of_cores(
+    on_device: bool, cores: int, expected: tuple[int, int], model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(cores)))
+    overlap = Overlap.of(_on_device(model) if on_device else model)
+    assert (overlap.slides, overlap.threads) == expected
+
+
 @pytest.mark.parametrize("on_device", [True, False])
-def test_a_run_prefetches_slides_only_if_a_device_runs_the_backbone(
+def test_a_run_with_slides_in_advance_gives_the_results_of_single_slides_in_order(
+    on_device: bool,
     tissue_path: Path,
     model: LoadedModel,
     watched: Watched,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    on_device: bool,
 ) -> None:
-    requests = _requests(tissue_path, "a", "gone", "b")
-    expected = predict_requests(requests, model, tmp_path / "in_turn", PredictOptions())
-    backbone = OnDevice(model.backbone) if on_device else model.backbone
     monkeypatch.setattr("hagmil.runtime.inference.encode.device_of", lambda _session: Host())
-    on_device_model = LoadedModel(model.bundle, backbone, model.stages)  # type: ignore[arg-type]
-    results = predict_requests(requests, on_device_model, tmp_path / "ahead", PredictOptions())
-    assert [result.status for result in results] == ["ok", "failed", "ok"]
+    requests = _requests(tissue_path, "a", "gone", "b", "c")
+    seen: list[Result] = []
+    expected = [predict_one(request, model, None, PredictOptions()) for request in requests]
+    used = _on_device(model) if on_device else model
+    results = predict_requests(requests, used, tmp_path, PredictOptions(), on_result=seen.append)
+    assert [result.status for result in results] == ["ok", "failed", "ok", "ok"]
     assert [result.probabilities for result in results] == [result.probabilities for result in expected]
-    assert watched.begun == (["a", "gone", "b"] if on_device else [])
+    assert list(results) == seen == [read_result(tmp_path / request.slide_id) for request in requests]
+    assert "wait" in results[-1].timing_s
+    assert sorted(watched.begun) == ["a", "b", "c", "gone"]
 
-    done = predict_requests(requests, on_device_model, tmp_path / "ahead", PredictOptions(resume=True))
-    assert [result.status for result in done] == ["ok", "failed", "ok"]
-    assert watched.begun == (["a", "gone", "b", "gone"] if on_device else [])
+    predict_requests(requests, used, tmp_path, PredictOptions(resume=True))
+    assert watched.begun[4:] == ["gone"]
+
+
+def _on_device(model: LoadedModel) -> LoadedModel:
+    return LoadedModel(model.bundle, OnDevice(model.backbone), model.stages)  # type: ignore[arg-type]
