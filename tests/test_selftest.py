@@ -20,6 +20,9 @@ def _cases() -> list[SelfTestCase]:
     return [
         SelfTestCase("backbone", {"patches": patches}, {"features": np.ones((1, 2), np.float32)}, 1e-3, 1e-4),
         SelfTestCase("a.b-c", {"features": bag}, {"logits": bag[0], "attention": bag[:, 0]}, 1e-2, 0.0),
+        SelfTestCase(
+            "additive", {"features": bag}, {"evidence": np.arange(6, dtype=np.float32).reshape(3, 2).T}, 0.1, 0.0
+        ),
     ]
 
 
@@ -28,7 +31,7 @@ def test_read_selftest_returns_the_cases_in_the_written_order(tmp_path: Path) ->
 
     read = read_selftest(tmp_path / "selftest.npz")
 
-    assert [case.model for case in read] == ["backbone", "a.b-c"]
+    assert [case.model for case in read] == ["backbone", "a.b-c", "additive"]
     for case, wanted in zip(read, _cases(), strict=True):
         assert (case.absolute, case.relative) == (wanted.absolute, wanted.relative)
         for arrays, expected in ((case.inputs, wanted.inputs), (case.outputs, wanted.outputs)):
