@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_m
 
 from hagmil._models import FrozenModel, Within
 from hagmil.bundle import Hierarchy
-from hagmil.errors import UsageError
+from hagmil.errors import UsageError, one_line
 from hagmil.spec import ClassNames, Count
 from hagmil.trainer.compute.mixed_precision import TrainingPrecision
 from hagmil.trainer.config.explained import section_of
@@ -328,8 +328,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f'configuration "{path}" cannot be read: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f'configuration "{path}" is not valid YAML: {error}') from error
+    except Exception as error:  # PyYAML raises errors of many types
+        raise UsageError(f'configuration "{path}" is not valid YAML: {one_line(str(error))}') from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -343,8 +343,8 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UsageError(f'"--set {override}" must have the form key=value')
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f'"--set {override}": the value is not valid YAML: {error}') from error
+    except Exception as error:  # PyYAML raises errors of many types
+        raise UsageError(f'"--set {override}": the value is not valid YAML: {one_line(str(error))}') from error
     for part in reversed(key.split(".")):
         value = {part: value}
     tree: dict[str, Any] = value

@@ -96,7 +96,9 @@ def test_all_mistakes_are_reported_at_once(path: Path) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "a: [", "just words", "seed: 1" + "0" * 5000, "a: !!timestamp b", "[" * 5000]
+)
 def test_a_file_without_a_configuration_is_refused(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=r"config\.yaml"):
