@@ -6,7 +6,7 @@ The published transformer pads a bag with zero rows to a multiple of its landmar
 them. With few patches, most rows are padding.
 
 1. A bag has n digits of 8 x 8 pixels (scikit-learn); a positive bag has 5 to 40 % of the digit 1, a negative bag has
-   none. Train the published widths on bags with n from 8 to 512, log-uniform, with zero rows counted, as published.
+   none. Train the published widths on bags with n from 8 to 128, log-uniform, with zero rows counted, as published.
 2. Classify test bags of several n with the same weights, once as trained and once with a multiplicity of 0 for zero
    rows and landmarks, which removes them from every softmax.
 3. Train and classify a second model without zero rows.
@@ -36,8 +36,8 @@ from hagmil.trainer.models.iat import IatConfig, IntegratedAttentionTransformer
 
 SIZES = (8, 32, 256, 257)
 KEY_SHARE = (0.05, 0.40)
-TRAINING_SIZES = (8, 512)
-STEPS, TEST_BAGS = 240, 60
+TRAINING_SIZES = (8, 128)
+STEPS, TEST_BAGS = 160, 20
 LEARNING_RATE = 1e-4
 
 
