@@ -64,8 +64,8 @@ def blocks() -> Iterator[tuple[str, str]]:
         yield f"digits-{test}", digits_table(digits, test)
         yield f"digits-{test}-curve", figure(f"digits-{test}", digit_curves(digits, test))
     yield "digits-sure", digits_sure(digits)
-    for size in ("2048", "4096", "8192"):
-        yield f"phantoms-{size}", phantoms_table(phantoms, size)
+    sizes = phantoms[RECIPE]["means"]
+    yield "phantoms", "\n\n".join(f"### {int(size):,} px\n\n{phantoms_table(phantoms, size)}" for size in sizes)
     yield "phantoms-8192-curve", figure("phantoms-8192", phantom_curves(phantoms, "8192"))
     yield "phantoms-sure", phantoms_sure(phantoms)
     yield "two-types", two_types.markdown(json.loads((RESULTS / "two_types.json").read_text()))

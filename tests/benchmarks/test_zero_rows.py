@@ -30,6 +30,6 @@ def test_without_zero_rows_attention_over_equal_rows_is_their_value() -> None:
 def test_a_row_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.zero_rows.SIZES", (2, 5))
     monkeypatch.setattr("benchmarks.zero_rows.TRAINING_SIZES", (2, 6))
-    report = measure(TINY, steps=2, bags=2, seed=0)
+    report = measure(TINY, steps=2, bags=2, seed=0, retrain=True)
     assert [row["patches"] for row in report["rows"]] == [2, 5]
     assert markdown(report).count("\n") == 3
