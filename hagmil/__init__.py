@@ -7,7 +7,6 @@ so that ``import hagmil`` is quick. They need neither torch nor onnx, and onnxru
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from hagmil._versions import __version__
 from hagmil.errors import (
@@ -23,6 +22,7 @@ from hagmil.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False  # true for type checkers; the module typing would delay the handling of signals at start-up
 if TYPE_CHECKING:
     from hagmil.bundle import Bundle, open_bundle
     from hagmil.features import FeatureHeader, SlideFeatures, StageFeatures, read_features, write_features

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 __version__ = "0.1.0"
 """Read by the build from this line, without importing the package."""
 
 
 def installed_version(distribution: str) -> str | None:
     """Return the version of an installed distribution, or None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # takes longer than the rest of the package's root
+
     try:
         return version(distribution)
     except PackageNotFoundError:

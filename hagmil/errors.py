@@ -17,7 +17,9 @@ A message says what is wrong, where, and what to do. ``code`` is a short identif
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # true for type checkers
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class HagmilError(Exception):

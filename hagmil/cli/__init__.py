@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import NoReturn
+from importlib import import_module
 
-from hagmil.cli._signals import stop_signals
 from hagmil.errors import EnvironmentLacks, HagmilError, Interrupted
+
+TYPE_CHECKING = False  # true for type checkers
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _EXTRAS = {
     "torch": "train,export",
@@ -22,15 +26,18 @@ _EXTRAS = {
 
 def main() -> None:
     """Run the command line; print errors of hagmil as one line and exit with their exit code."""
-    stop_signals.watch()
+    _exit_on_signals()
+    from hagmil.cli._signals import stop_signals
+
     try:
+        stop_signals.watch()
         _run()
     except BaseException as error:
-        stop_signals.finish()
-        if stop_signals.received is not None and not isinstance(error, Interrupted):
-            _stopped()  # whatever the interrupt became
+        if stop_signals.received is not None:
+            _stop(error, stop_signals.received.name)
         if isinstance(error, HagmilError):
-            _fail(error)
+            _print(error)
+            sys.exit(error.exit_code)
         raise
     finally:
         stop_signals.finish()
@@ -57,17 +64,31 @@ def _run() -> None:
         raise EnvironmentLacks(problem, code="package_missing") from error
 
 
-def _stopped() -> NoReturn:
+def _exit_on_signals() -> None:
+    """Exit at once on SIGINT and SIGTERM while modules are loaded; there is nothing to clean up yet."""
+    core = import_module("_signal")  # built in; the module signal takes as long to load as Python takes to start
+    try:
+        for number in (core.SIGINT, core.SIGTERM):
+            core.signal(number, lambda *_: os._exit(Interrupted.exit_code))
+    except ValueError:  # not in the main thread
+        return
+
+
+def _stop(error: BaseException, name: str) -> NoReturn:
+    """End the process after a signal, whatever the interrupt became; an orderly exit may take seconds."""
     from hagmil._files import remove_own_temporaries
 
     remove_own_temporaries()
-    name = stop_signals.received.name if stop_signals.received else "a signal"
-    _fail(Interrupted(f"stopped by {name}; run the same command again to continue or to start again"))
+    if not isinstance(error, Interrupted):
+        error = Interrupted(f"stopped by {name}; run the same command again to continue or to start again")
+    _print(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(Interrupted.exit_code)
 
 
-def _fail(error: HagmilError) -> NoReturn:
+def _print(error: HagmilError) -> None:
     from rich.console import Console
     from rich.text import Text
 
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), error.message))
-    sys.exit(error.exit_code)

@@ -12,8 +12,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False  # true for type checkers
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODE = 6
@@ -26,14 +29,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._finished = False
         self._pipe: tuple[int, int] | None = None
 
     def watch(self) -> None:
         """Start to handle the signals; does nothing outside the main thread, where Python cannot handle signals."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self.received, self._finished = None, False
+        self.received = None
         for number in SIGNALS:
             signal.signal(number, self._stop)
         if self._pipe is None:
@@ -43,12 +45,14 @@ class StopSignals:
         signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
 
     def finish(self) -> None:
-        """Ignore signals from now on, since the command has ended; step 2 still ends a process that does not."""
-        self._finished = True
+        """Ignore signals from now on, since the command has ended."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Step 1."""
-        if self._finished or self.received is not None:
+        if self.received is not None:
             return
         self.received = signal.Signals(number)
         raise KeyboardInterrupt

@@ -77,7 +77,7 @@ def test_a_signal_at_any_moment_ends_a_command_with_6(
 def test_a_signal_during_a_long_function_in_c_ends_the_command_with_6(tmp_path: Path) -> None:
     code = (
         "import ctypes, os, signal, sys, threading\n"
-        "import hagmil._files, hagmil.runtime.doctor as module\n"
+        "import hagmil._files, hagmil.runtime.doctor.report as module\n"
         "def block(*_arguments):\n"
         "    with hagmil._files.temporary_folder('test') as folder:\n"
         "        with hagmil._files.atomic_path(folder.parent / 'file'):\n"
@@ -87,7 +87,7 @@ def test_a_signal_during_a_long_function_in_c_ends_the_command_with_6(tmp_path: 
         "                    ctypes.CDLL(None).usleep(60_000_000)\n"
         "                except BaseException:\n"
         "                    pass\n"
-        "module.examine = block\n"
+        "module.diagnose = block\n"
     )
     done = _run(code, "doctor", folder=tmp_path)
     assert done.returncode == 6, done.stderr
