@@ -16,11 +16,30 @@ class KindName(StrEnum):
 
     hag_mil = "hag-mil"
     hmil = "hmil"
+    mean = "mean"
+    max = "max"
+    abmil = "abmil"
+    clam_sb = "clam-sb"
+    clam_mb = "clam-mb"
+    transmil = "transmil"
+    dsmil = "dsmil"
+    stamp = "stamp"
+    auto = "auto"
+
+
+class NystromRows(StrEnum):
+    """Rows of TransMIL's attention, as an option of the command line."""
+
+    first = "first"
+    last = "last"
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the published code.", metavar="CKPT")],
-    kind: Annotated[KindName, typer.Option("--kind", help="Which published code wrote it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of published code.", metavar="CKPT")],
+    kind: Annotated[
+        KindName,
+        typer.Option("--kind", help="Kind of the model; auto recognises all but hag-mil and hmil, and says why."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint.", metavar="CHECKPOINT")],
     classes: Annotated[
         str | None,
@@ -58,15 +77,38 @@ def import_(
             "--backbone", help="The backbone of the features that it was trained on, if known.", show_default=False
         ),
     ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            "--heads",
+            min=1,
+            help="stamp: attention heads, if the file does not contain them. Default: 8.",
+            show_default=False,
+        ),
+    ] = None,
+    nystrom_rows: Annotated[
+        NystromRows | None,
+        typer.Option(
+            "--nystrom-rows",
+            help="transmil: rows that the attention returned in training: first (nystrom-attention 0.0.9, which "
+            "TransMIL pins) or last (from 0.0.10 on). Default: first for files of TransMIL, last for others.",
+            show_default=False,
+        ),
+    ] = None,
+    masked: Annotated[
+        bool, typer.Option("--masked", help="stamp: hide the class token from tiles, as STAMP 2.0 and 2.1 predict.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Convert a checkpoint of the published HAG-MIL or HMIL code, executing nothing in it.
+    """Convert a checkpoint of published code, executing nothing in it.
 
-    Widths, stages and number of classes follow from the shapes of the weights. All else comes from the options. If an
-    option is missing, a model with the shape of the published ones gets their values.
+    Reads HAG-MIL, HMIL, and the heads of CLAM, AttentionDeepMIL, TransMIL, DSMIL, STAMP and MIL-Lab. Widths, stages and
+    number of classes follow from the shapes of the weights. All else comes from the options. If an option is missing, a
+    HAG-MIL or HMIL model with the shape of the published ones gets their values.
     """
     from hagmil.bundle import open_backbone
     from hagmil.trainer.published.defaults import parse_fine_to_coarse
+    from hagmil.trainer.published.heads.found_head import HeadOptions
     from hagmil.trainer.published.import_checkpoint import ImportOptions, import_checkpoint
 
     options = ImportOptions(
@@ -76,9 +118,12 @@ def import_(
         patch_px=patch_px,
         keep=keep,
         backbone=None if backbone is None else open_backbone(backbone),
+        head=HeadOptions(heads=heads, nystrom_rows=None if nystrom_rows is None else nystrom_rows.value, masked=masked),
     )
     card = import_checkpoint(checkpoint, kind.value, out, options, overwrite=overwrite)
     stages = ", ".join(f"{stage.spacing_um:g} um/px" for stage in card.stages)
+    if card.imported is not None and card.imported.recognised_by is not None:
+        common.stdout().print(f"recognised by {card.imported.recognised_by}", markup=False, highlight=False)
     common.stdout().print(f"{card.kind}: {', '.join(card.classes)}; {stages}; patches of {card.patch_px} px; {out}")
 
 

@@ -26,6 +26,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "abmil": {"hidden_widths": [8], "gate_width": 4},
     "clam-sb": {"hidden_widths": [8], "gate_width": 4},
     "clam-mb": {"hidden_widths": [8], "gate_width": 4, "gated": False},
+    "transmil": {"hidden_widths": [8], "heads": 2, "value_kernel": 5},
+    "dsmil": {"query_width": 4, "negative_class": True},
+    "stamp": {"width": 8, "heads": 2, "inner_width": 8},
 }
 """Small sizes of each head of this package."""
 

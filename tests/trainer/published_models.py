@@ -45,10 +45,10 @@ def weights(reference: PublishedReference, model: str, salt: str) -> dict[str, T
 
 
 def features(patches: int, dim: int, salt: str) -> Tensor:
-    generator = _generator(f"{salt}:features:{patches}:{dim}")
-    centres = generator.random((12, dim)) ** 6 * 2
-    chosen = generator.integers(0, 12, patches)
-    rows = centres[chosen] * (0.5 + generator.random((patches, dim))) + 0.05 * generator.random((patches, dim))
+    source = generator(f"{salt}:features:{patches}:{dim}")
+    centres = source.random((12, dim)) ** 6 * 2
+    chosen = source.integers(0, 12, patches)
+    rows = centres[chosen] * (0.5 + source.random((patches, dim))) + 0.05 * source.random((patches, dim))
     return torch.from_numpy(rows.astype(np.float32))
 
 
@@ -80,7 +80,7 @@ def _renamed(state: Mapping[str, Tensor], our_name_of: Callable[[str], str | Non
 def _weight(reference: PublishedReference, key: str, shape: list[int], salt: str) -> Tensor:
     if key.endswith("omega"):
         return torch.full(shape, reference.settings["omega"])
-    values = _generator(f"{salt}:{key}").standard_normal(shape)
+    values = generator(f"{salt}:{key}").standard_normal(shape)
     if len(shape) == 1:
         values = values * 0.1 + (1.0 if key.endswith("weight") else 0.0)
     else:
@@ -89,5 +89,5 @@ def _weight(reference: PublishedReference, key: str, shape: list[int], salt: str
     return torch.from_numpy(values.astype(np.float32) * np.float32(gain))
 
 
-def _generator(text: str) -> np.random.Generator:
+def generator(text: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(zlib.crc32(text.encode())))

@@ -2,6 +2,7 @@
 
 1. Every kind of bag is compared at one size. Clustered bags, the most similar to real features, are compared at 1, 2
    and 3000 patches and around every number of landmarks, where a length that the exporter fixed in the graph shows.
+   TransMIL, which arranges patches in a square, is also compared around several squares.
 2. Fixed lengths depend on the nodes of a graph, not on its weights. A stage whose graph has the same nodes as one that
    was compared at every size is compared at three sizes.
 3. The long form adds bags of 10,000 and 40,000 patches.
@@ -30,6 +31,7 @@ from hagmil.export.tracing import Captures, trace
 from hagmil.spec import BAG, COARSE_ATTENTION, FINE_ATTENTION, STAGE_INPUTS, Kind
 from hagmil.trainer.models.nystrom import NystromAttention
 from hagmil.trainer.models.registry import output_specs
+from hagmil.trainer.models.transmil import PositionEncoding
 
 ParityForm = Literal["default", "long"]
 FORMS: tuple[ParityForm, ...] = get_args(ParityForm)
@@ -39,6 +41,7 @@ _ALWAYS = (1, 2, _LARGE_COUNT)
 _MIDDLE_COUNT = 500  # for models without landmarks
 _LONG = (10_000, 40_000)
 _EXAMPLE_PATCHES = 1009  # a prime, so that no other length in the graph equals it
+_SQUARE_SIDES = (2, 3, 12)
 _SHARES = (COARSE_ATTENTION.name, FINE_ATTENTION.name)
 
 
@@ -97,14 +100,35 @@ def landmark_counts(model: nn.Module) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
-def patch_counts(landmarks: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the bag sizes to compare at: 1, 2, 3000 and, for each number of landmarks m, m - 1, m, m + 1 and 2 m."""
+def has_squares(model: nn.Module) -> bool:
+    """Whether a model arranges the patches of a bag in a square."""
+    return any(isinstance(module, PositionEncoding) for module in model.modules())
+
+
+def patch_counts(landmarks: tuple[int, ...], *, squares: bool = False) -> tuple[int, ...]:
+    """Return the bag sizes to compare at.
+
+    Args:
+        landmarks: see :func:`landmark_counts`.
+        squares: see :func:`has_squares`.
+
+    Returns:
+        1, 2, 3000; for each number of landmarks m, m - 1, m, m + 1 and 2 m; with squares, k² - 1, k² and k² + 1 for
+        several k.
+    """
     around = {count for marks in landmarks for count in (marks - 1, marks, marks + 1, 2 * marks)}
+    if squares:
+        around |= {side * side + step for side in _SQUARE_SIDES for step in (-1, 0, 1)}
     return tuple(sorted(count for count in {*_ALWAYS, *around} if count >= 1))
 
 
 def stage_cases(
-    landmarks: tuple[int, ...], feature_dim: int, *, every_count: bool = True, form: ParityForm = "default"
+    landmarks: tuple[int, ...],
+    feature_dim: int,
+    *,
+    every_count: bool = True,
+    form: ParityForm = "default",
+    squares: bool = False,
 ) -> Iterator[ParityCase]:
     """Yield the bags to compare a stage model on (steps 1 to 3).
 
@@ -113,8 +137,9 @@ def stage_cases(
         feature_dim: length of a feature vector.
         every_count: every bag size; False for three sizes, if a graph with the same nodes was compared at every size.
         form: default or long.
+        squares: see :func:`has_squares`.
     """
-    counts = patch_counts(landmarks)
+    counts = patch_counts(landmarks, squares=squares)
     middle = counts[len(counts) // 2] if landmarks else _MIDDLE_COUNT
     chosen = sorted({*counts, middle}) if every_count else (counts[0], middle, _LARGE_COUNT)
     for count in dict.fromkeys((*chosen, *(_LONG if form == "long" else ()))):
@@ -129,7 +154,8 @@ def stage_cases(
 
 def stage_case_count(model: nn.Module, *, every_count: bool = True, form: ParityForm = "default") -> int:
     """Return the number of cases that :func:`check_stage_parity` runs for a model."""
-    return sum(1 for _ in stage_cases(landmark_counts(model), 1, every_count=every_count, form=form))
+    squares = has_squares(model)
+    return sum(1 for _ in stage_cases(landmark_counts(model), 1, every_count=every_count, form=form, squares=squares))
 
 
 def check_stage_parity(
@@ -165,7 +191,9 @@ def check_stage_parity(
     )
     return compare(
         name,
-        stage_cases(landmark_counts(model), feature_dim, every_count=every_count, form=form),
+        stage_cases(
+            landmark_counts(model), feature_dim, every_count=every_count, form=form, squares=has_squares(model)
+        ),
         graph=open_under_test(graph, precision),
         source=source,
         tolerance=TOLERANCES[precision],

@@ -10,6 +10,7 @@ executes nothing, because all of it is safetensors or JSON.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class ImportRecord(FrozenModel):
     versions: dict[str, str] = Field(description="versions of the packages")
     source_name: str
     source_sha256: str
+    recognised_by: str | None = Field(default=None, description="what a head was recognised by; null for others")
 
 
 class CheckpointCard(FrozenModel):
@@ -200,7 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f'checkpoint "{weights_path}" is not valid: {first_problem(error)}', code="checkpoint_invalid"
         ) from error
     beside = weights_path.with_name(CARD_NAME)
-    if beside.is_file() and beside.read_bytes() != _pretty(card).encode():
+    if beside.is_file() and not _same_json(beside.read_bytes(), text):
         _log.warning('"%s" differs from the card in the weights file, which is used', beside)
     return Checkpoint(weights_path, card)
 
@@ -313,6 +315,14 @@ def _check_sizes(card: CheckpointCard, tensors: Mapping[str, Tensor], path: Path
             code="checkpoint_invalid",
         )
     _check_names(expected, tensors, path)
+
+
+def _same_json(one: bytes, other: str) -> bool:
+    try:
+        same: bool = json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+    return same
 
 
 def _pretty(card: CheckpointCard) -> str:

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from hagmil._models import FrozenModel
 from hagmil.errors import UsageError
-from hagmil.trainer.losses.heads import ClamLossConfig, CrossEntropyConfig, clam_loss, cross_entropy_loss
+from hagmil.trainer.losses.heads import (
+    ClamLossConfig,
+    CrossEntropyConfig,
+    DsmilLossConfig,
+    clam_loss,
+    cross_entropy_loss,
+    dsmil_loss,
+)
 from hagmil.trainer.models.entry_points import LOSSES, load_provided, provided_names
 
 
@@ -36,6 +43,7 @@ class Loss:
 _BUILT_IN = {
     "cross_entropy": Loss(CrossEntropyConfig, cross_entropy_loss),
     "clam": Loss(ClamLossConfig, clam_loss),
+    "dsmil": Loss(DsmilLossConfig, dsmil_loss),
 }
 
 

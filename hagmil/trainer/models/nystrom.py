@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hagmil.trainer.models.depthwise_convolution import banded_matrices, convolve, cut_into_blocks
-from hagmil.trainer.models.pseudo_inverse import apply_pseudo_inverse
+from hagmil.trainer.models.pseudo_inverse import apply_pseudo_inverse, pseudo_inverse
 
 
 class NystromAttention(nn.Module):
@@ -132,6 +132,41 @@ class NystromAttention(nn.Module):
         joined = torch.cat(attended if single else list(attended[0]), dim=1)  # (n + 1, width)
         out: Tensor = self.dropout(self.to_out(joined).narrow(0, 1, length))  # (n, width)
         return out
+
+    def attention_of(self, rows: Tensor, row: int) -> Tensor:
+        """Compute how much one row attends to all rows: the mean over heads of its row of softmax1 · pinv · softmax3.
+
+        The values do not sum to 1, since a pseudo-inverse has negative elements.
+
+        Args:
+            rows: float (n, width), n at least 1.
+            row: index of the attending row.
+
+        Returns:
+            float (n,).
+        """
+        length = rows.shape[0]
+        per_landmark = (length + self.landmarks - 1) // self.landmarks  # l
+        occupied = torch.sym_min((length + per_landmark - 1) // per_landmark, self.landmarks)  # type: ignore[no-untyped-call]
+        means = _pad_front(rows, occupied * per_landmark - length).view(occupied, per_landmark, rows.shape[1])
+        means = _pad_front(means.mean(dim=1), 1)  # step 1: (k + 1, width)
+        mark_counts = _multiplicities(rows, self.landmarks - occupied, occupied)  # step 2
+        row_counts = _multiplicities(rows, self.landmarks * per_landmark - length, length)
+        query, key, _ = _equal_parts(self.to_qkv.weight, 3)
+        padded = _pad_front(rows, 1)  # (n + 1, width)
+        query_marks, key_marks = self._all_heads(means, query) * self.scale, self._all_heads(means, key)
+        marks = torch.softmax(torch.baddbmm(mark_counts.log(), query_marks, key_marks.mT), dim=-1)  # step 3
+        of_rows = torch.baddbmm(row_counts.log(), query_marks, self._all_heads(padded, key).mT)
+        of_rows = torch.softmax(of_rows, dim=-1)  # step 4: (heads, k + 1, n + 1)
+        one = self._all_heads(rows.narrow(0, row, 1), query) * self.scale  # (heads, 1, width/h)
+        of_marks = torch.softmax(torch.baddbmm(mark_counts.log(), one, key_marks.mT), dim=-1)  # step 6
+        inverse = pseudo_inverse(marks, mark_counts, self.pinv_iterations)
+        attention = torch.bmm(torch.bmm(of_marks, inverse), of_rows)  # (heads, 1, n + 1)
+        return attention.mean(dim=0).flatten().narrow(0, 1, length)
+
+    def _all_heads(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Project (rows, width) to (heads, rows, width/h)."""
+        return F.linear(rows, weight).view(rows.shape[0], self.heads, self.head_width).transpose(0, 1)
 
     def _heads(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Project (rows, width) to (rows, width/h) for the weight of one head, or to (heads, rows, width/h) for all."""

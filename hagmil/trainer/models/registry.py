@@ -24,10 +24,13 @@ from hagmil.spec import AttentionForm, Kind, Readout, TensorSpec, stage_outputs
 from hagmil.trainer.models.additive import AdditiveStageModel
 from hagmil.trainer.models.attention_mil import AbmilConfig, AttentionMil, ClamConfig
 from hagmil.trainer.models.build import cascade_models, hmil_model
+from hagmil.trainer.models.dsmil import Dsmil, DsmilConfig
 from hagmil.trainer.models.entry_points import HEADS, load_provided, provided_names
 from hagmil.trainer.models.hmil import HmilConfig
 from hagmil.trainer.models.iat import IatConfig
 from hagmil.trainer.models.pooling import MaxPooling, MeanPooling, PoolingConfig
+from hagmil.trainer.models.tile_transformer import TileTransformer, TileTransformerConfig
+from hagmil.trainer.models.transmil import TransMil, TransMilConfig
 
 
 class ModelSizes(NamedTuple):
@@ -115,6 +118,9 @@ _BUILT_IN: dict[str, ModelKind] = {
     "abmil": Head(AbmilConfig, AttentionMil),
     "clam-sb": Head(ClamConfig, AttentionMil, loss="clam"),
     "clam-mb": Head(ClamConfig, AttentionMil.per_class, attention="per_class", loss="clam"),
+    "transmil": Head(TransMilConfig, TransMil),
+    "dsmil": Head(DsmilConfig, Dsmil, attention="per_class", loss="dsmil"),
+    "stamp": Head(TileTransformerConfig, TileTransformer),
 }
 
 

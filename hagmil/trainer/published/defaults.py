@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from hagmil.bundle import Hierarchy, first_problem
 from hagmil.errors import UsageError
+from hagmil.trainer.published.heads.found_head import FoundHead
 from hagmil.trainer.published.weights import ImportedModel
 
 _log = logging.getLogger(__name__)
@@ -90,10 +91,38 @@ def describe(
     else:
         hierarchy = _hierarchy(model, classes, fine_to_coarse)
         names = hierarchy.fine
-    size_px = PATCH_PX if patch_px is None else patch_px
-    if size_px < 8:
-        raise UsageError(f"--patch-px is {size_px}; it must be at least 8")
+    size_px = _checked_patch_px(patch_px)
     return ModelDescription(names, hierarchy, _spacings(model, spacing_um), size_px)
+
+
+def describe_head(
+    head: FoundHead,
+    *,
+    classes: Sequence[str] | None,
+    fine_to_coarse: Mapping[str, str] | Sequence[int] | None,
+    spacing_um: Sequence[float] | None,
+    patch_px: int | None,
+) -> ModelDescription:
+    """Combine the given metadata of an imported head with what its file contains.
+
+    Args:
+        head: the imported head.
+        classes: names in the order of the logits; None: those of the file, else numbers.
+        fine_to_coarse: must be None, since a head has no hierarchy.
+        spacing_um: micrometres per pixel of its patches; no file contains it.
+        patch_px: side of a patch.
+
+    Raises:
+        UsageError: the spacing is missing, or names or numbers do not fit the head.
+    """
+    if fine_to_coarse is not None:
+        raise UsageError(f"a {head.kind} model has no hierarchy of classes; remove --fine-to-coarse")
+    if spacing_um is None:
+        raise UsageError("the file contains no spacing; pass --spacing-um with the spacing of its patches")
+    if len(spacing_um) != 1:
+        raise UsageError(f"{len(spacing_um)} spacings are given; a {head.kind} model has one stage")
+    names = _names(classes, head.class_names or _numbers(head.classes), head.classes)
+    return ModelDescription(names, None, _checked_spacings(spacing_um), _checked_patch_px(patch_px))
 
 
 def parse_fine_to_coarse(text: str) -> dict[str, str] | tuple[int, ...]:
@@ -183,6 +212,17 @@ def _spacings(model: ImportedModel, given: Sequence[float] | None) -> tuple[floa
         given = tuple(given[0] * STAGE_FACTOR**step for step in reversed(range(stages)))
     if len(given) != stages:
         raise UsageError(f"{len(given)} spacings are given; the model has {stages} stages, coarse to fine")
+    return _checked_spacings(given)
+
+
+def _checked_patch_px(given: int | None) -> int:
+    size_px = PATCH_PX if given is None else given
+    if size_px < 8:
+        raise UsageError(f"--patch-px is {size_px}; it must be at least 8")
+    return size_px
+
+
+def _checked_spacings(given: Sequence[float]) -> tuple[float, ...]:
     if not all(0 < value < math.inf for value in given) or any(a <= b for a, b in pairwise(given)):
         values = ", ".join(map(str, given))
         raise UsageError(f"spacings must be above 0 and in the order coarse to fine, not {values}")

@@ -47,7 +47,7 @@ def test_a_head_takes_another_loss_by_its_name(tmp_path: Path) -> None:
 def test_the_configuration_of_a_head_is_explained_and_loads_back(tmp_path: Path) -> None:
     config = configured(head_tree(tmp_path, "clam-mb"))
     text = explained_yaml(config)
-    assert "# name of the loss: cross_entropy or clam" in text
+    assert "# name of the loss: cross_entropy or clam or dsmil" in text
     (tmp_path / "config.yaml").write_text(text)
     assert load_config(tmp_path / "config.yaml") == config
 
@@ -55,8 +55,11 @@ def test_the_configuration_of_a_head_is_explained_and_loads_back(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "clam"}, "kind is 'clam'; it must be one of hag-mil, hmil, mean, max, abmil, clam-sb, clam-mb"),
-        ({"loss": {"name": "focal"}}, 'no loss "focal"; it must be one of cross_entropy, clam'),
+        (
+            {"kind": "clam"},
+            "kind is 'clam'; it must be one of hag-mil, hmil, mean, max, abmil, clam-sb",
+        ),
+        ({"loss": {"name": "focal"}}, 'no loss "focal"; it must be one of cross_entropy, clam, dsmil'),
         ({"loss": {"k_samples": 4}}, 'unknown key "loss.k_samples"; did you mean "loss.k_sample"?'),
         ({"hierarchy": None}, 'unknown key "hierarchy"'),
     ],
