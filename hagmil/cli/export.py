@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 _TENSORRT = "TensorRT engines"
 _PARITY = "Parity checks"
+_HEAD = "A head that is an ONNX graph"
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or run folder of hagmil train.", metavar="CHECKPOINT")],
     backbone: Annotated[Path, typer.Option("--backbone", help="Backbone folder written by hagmil export-backbone.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder of the bundle.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Checkpoint or run folder of hagmil train; none with --head.", metavar="CHECKPOINT", show_default=False
+        ),
+    ] = None,
     precision: Annotated[
         str, typer.Option("--precision", help="fp32, fp16, or int8 (backbone in int8, stage models in fp32).")
     ] = "fp32",
@@ -79,6 +85,43 @@ def export(
             "--parity-slides, otherwise 0; int8 compares verdicts on its calibration slides.",
             show_default=False,
             rich_help_panel=_PARITY,
+        ),
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(
+            "--head",
+            help="In place of CHECKPOINT: a graph with the tensors of a head; it is not changed.",
+            show_default=False,
+            rich_help_panel=_HEAD,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            help="With --head: names of the classes in the order of the logits: a,b,c.",
+            show_default=False,
+            rich_help_panel=_HEAD,
+        ),
+    ] = None,
+    spacing_um: Annotated[
+        float | None,
+        typer.Option(
+            "--spacing-um",
+            help="With --head: micrometres per pixel of its patches.",
+            show_default=False,
+            rich_help_panel=_HEAD,
+        ),
+    ] = None,
+    patch_px: Annotated[
+        int | None,
+        typer.Option(
+            "--patch-px",
+            min=8,
+            help="With --head: side of a patch in pixels.",
+            show_default=False,
+            rich_help_panel=_HEAD,
         ),
     ] = None,
     trt: Annotated[
@@ -156,6 +199,7 @@ def export(
     quantises the backbone and runs on CPUs. TensorRT-RTX builds engines without a GPU.
     """
     from hagmil._tensorrt.profiles import parse_range
+    from hagmil.errors import UsageError
     from hagmil.export.parity.stages import parse_parity_form
     from hagmil.export.pipeline import export_bundle
     from hagmil.export.stage_half_precision import parse_precision
@@ -174,6 +218,17 @@ def export(
         timing_cache=trt_timing_cache,
     )
     _check_engine_options(options, trt=trt)
+    if head is not None:
+        if checkpoint is not None or trt or precision != "fp32" or parity_slides or parity_phantoms or calibration:
+            raise UsageError(
+                "--head makes an fp32 bundle without a source; remove CHECKPOINT and options of parity and trt"
+            )
+        _export_head(head, backbone, out, classes, spacing_um, patch_px, intended_use, overwrite=overwrite)
+        return
+    if checkpoint is None:
+        raise UsageError("pass a checkpoint, or --head with an ONNX graph")
+    if classes is not None or spacing_um is not None or patch_px is not None:
+        raise UsageError("--classes, --spacing-um and --patch-px need --head; a checkpoint contains them")
     _check_int8(parse_precision(precision), calibration, parity_slides, parity_phantoms, trt=trt)
     if trt:
         engine_target(options)  # raises before the long export if something is missing
@@ -197,6 +252,29 @@ def export(
             )
         engines = add_engines(out, options, progress=progress).engines if trt else ()
     _show(report, engines)
+    common.stdout().print(f"bundle: {out}", markup=False, highlight=False)
+
+
+def _export_head(
+    head: Path,
+    backbone: Path,
+    out: Path,
+    classes: str | None,
+    spacing_um: float | None,
+    patch_px: int | None,
+    intended_use: str | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Make a bundle from an ONNX head."""
+    from hagmil.errors import UsageError
+    from hagmil.export.onnx_head import OnnxHeadOptions, export_onnx_head
+
+    if classes is None or spacing_um is None or patch_px is None:
+        raise UsageError("--head needs --classes, --spacing-um and --patch-px, which a graph does not contain")
+    names = tuple(name.strip() for name in classes.split(","))
+    options = OnnxHeadOptions(names, spacing_um, patch_px, intended_use)
+    export_onnx_head(head, backbone, out, options, overwrite=overwrite)
     common.stdout().print(f"bundle: {out}", markup=False, highlight=False)
 
 

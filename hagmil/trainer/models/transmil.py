@@ -85,9 +85,7 @@ class TransLayer(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Let rows (n, width) attend to one another."""
         normed = self.norm(rows)
-        if not self.pads_rows:
-            return rows + self.attention(normed)
-        attended: Tensor = self.attention(self._padded(normed))
+        attended: Tensor = self.attention(self._padded(normed) if self.pads_rows else normed)
         return rows + attended.narrow(0, 0, rows.shape[0])
 
     def class_attention(self, rows: Tensor) -> Tensor:
@@ -115,9 +113,8 @@ class PositionEncoding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(width, width, size, padding=size // 2, groups=width) for size in _KERNELS
-        )
+        convolutions = [nn.Conv2d(width, width, size, padding=size // 2, groups=width) for size in _KERNELS]
+        self.convolutions = nn.ModuleList(convolutions)
 
     def forward(self, rows: Tensor, side: Any) -> Tensor:
         """Add the convolutions to rows (side·side, width)."""
@@ -129,8 +126,9 @@ class PositionEncoding(nn.Module):
     def _sum(self) -> tuple[Tensor, Tensor]:
         """Kernel (width, 1, 7, 7) and bias (width,) of the sum of all convolutions."""
         margins = [(_KERNELS[0] - size) // 2 for size in _KERNELS]
-        kernels = [F.pad(one.weight, (margin,) * 4) for one, margin in zip(self.convolutions, margins, strict=True)]
-        biases = [one.bias for one in self.convolutions]
+        parameters = dict(self.convolutions.named_parameters())
+        weights, biases = ([parameters[f"{index}.{name}"] for index in range(3)] for name in ("weight", "bias"))
+        kernels = [F.pad(weight, (margin,) * 4) for weight, margin in zip(weights, margins, strict=True)]
         return torch.stack(kernels).sum(dim=0), torch.stack(biases).sum(dim=0)
 
 
@@ -163,8 +161,10 @@ class TransMil(nn.Module):
             Logits, and how much the class token attends to each patch in the last layer, mean over heads.
         """
         *_, last = self.rows_by_layer(features)
-        token = self.norm(self.layers[-1](last).narrow(0, 0, 1))
-        attention = self.layers[-1].class_attention(last).narrow(0, 1, features.shape[0])
+        layer = self.layers[-1]
+        assert isinstance(layer, TransLayer)
+        token = self.norm(layer(last).narrow(0, 0, 1))
+        attention = layer.class_attention(last).narrow(0, 1, features.shape[0])
         return StageOutput(self.classifier(token).flatten(), attention)
 
     def rows_by_layer(self, features: Tensor) -> list[Tensor]:
@@ -184,7 +184,7 @@ class TransMil(nn.Module):
 
 def _square(features: Tensor) -> tuple[Tensor, Any]:
     """For n rows: int64 (s·s,), the row at each place of the square, and the side s."""
-    rows = features.shape[0]
+    rows: Any = features.shape[0]
     if not isinstance(rows, torch.SymInt):
         side = math.isqrt(rows - 1) + 1
         return torch.arange(side * side, device=features.device) % rows, side
