@@ -12,9 +12,11 @@ import pytest
 
 from hagmil.bundle import open_backbone
 from hagmil.errors import UsageError
+from hagmil.export.evaluate_bundle import evaluate_bundle
 from hagmil.export.pipeline import export_bundle
 from hagmil.runtime.inference.loaded_bundle import load_model
 from hagmil.runtime.verify import verify_bundle
+from hagmil.trainer.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from hagmil.trainer.models.entry_points import load_provided
 from hagmil.trainer.models.registry import kind_names, model_kind
 from hagmil.trainer.training.loop import train
@@ -63,6 +65,13 @@ def test_the_head_of_the_page_is_trained_exported_and_run(tmp_path: Path) -> Non
     model = load_model(tmp_path / "bundle", threads=1)
     outputs = model.stages[0].run({"features": np.zeros((3, FEATURE_DIM), np.float32)})
     assert (model.bundle.manifest.kind, outputs["attention"].shape) == ("prototype", (3,))
+    reports = [
+        evaluate_checkpoint(config.out, config, resamples=2),
+        evaluate_bundle(tmp_path / "bundle", config, resamples=2),
+    ]
+    assert [report.model.kind for report in reports] == ["prototype", "prototype"]
+    for one, other in zip(*(report.slides for report in reports), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize(
