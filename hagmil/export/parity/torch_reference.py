@@ -31,7 +31,7 @@ def torch_run(
         tensors = [torch.from_numpy(arrays[spec.name]) for spec in inputs]
         with torch.inference_mode():
             values = copy(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors))
-        return {spec.name: value.numpy() for spec, value in zip(outputs, values, strict=True)}
+        return {spec.name: value.contiguous().numpy() for spec, value in zip(outputs, values, strict=True)}
 
     return run
 
