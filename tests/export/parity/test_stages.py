@@ -18,6 +18,7 @@ from hagmil.export.graph import opset_of, save
 from hagmil.export.parity.compare import enforce_parity
 from hagmil.export.parity.stages import (
     check_stage_parity,
+    has_squares,
     landmark_counts,
     patch_counts,
     stage_case_count,
@@ -30,6 +31,7 @@ from hagmil.export.tracing import OPSET
 from hagmil.runtime.sessions import open_session
 from hagmil.trainer.models.hmil import HierarchicalMil
 from hagmil.trainer.models.iat import IntegratedAttentionTransformer
+from hagmil.trainer.models.transmil import TransMil, TransMilConfig
 from tests.export.checkpoints import SMALL, WIDTHS
 
 DIM = 24
@@ -226,3 +228,10 @@ def test_a_model_without_the_contracts_outputs_is_refused() -> None:
         stage_graph(_GivesOneTensor(), DIM, "hag-mil")
 
     assert caught.value.code in ("contract", "export_failed")
+
+
+def test_models_over_squares_of_patches_are_compared_around_squares() -> None:
+    counts = patch_counts((), squares=True)
+    assert {3, 4, 5, 8, 9, 10, 143, 144, 145} <= set(counts)
+    assert has_squares(TransMil(4, 2, TransMilConfig(hidden_widths=(8,), heads=2)))
+    assert not has_squares(nn.Linear(1, 1))
