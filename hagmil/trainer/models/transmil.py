@@ -126,7 +126,7 @@ class PositionEncoding(nn.Module):
     def _sum(self) -> tuple[Tensor, Tensor]:
         """Kernel (width, 1, 7, 7) and bias (width,) of the sum of all convolutions."""
         margins = [(_KERNELS[0] - size) // 2 for size in _KERNELS]
-        parameters = dict(self.convolutions.named_parameters())
+        parameters: dict[str, Tensor] = dict(self.convolutions.named_parameters())
         weights, biases = ([parameters[f"{index}.{name}"] for index in range(3)] for name in ("weight", "bias"))
         kernels = [F.pad(weight, (margin,) * 4) for weight, margin in zip(weights, margins, strict=True)]
         return torch.stack(kernels).sum(dim=0), torch.stack(biases).sum(dim=0)
@@ -185,11 +185,12 @@ class TransMil(nn.Module):
 def _square(features: Tensor) -> tuple[Tensor, Any]:
     """For n rows: int64 (s·s,), the row at each place of the square, and the side s."""
     rows: Any = features.shape[0]
-    if not isinstance(rows, torch.SymInt):
+    is_captured = isinstance(rows, torch.SymInt)
+    if not is_captured:
         side = math.isqrt(rows - 1) + 1
         return torch.arange(side * side, device=features.device) % rows, side
     numbers = torch.arange(rows, device=features.device)
     side = (numbers * numbers < rows).sum().item()
-    torch._check(side >= 1)
-    torch._check(side <= _MAX_SIDE)
+    torch._check(side >= 1)  # type: ignore[no-untyped-call]
+    torch._check(side <= _MAX_SIDE)  # type: ignore[no-untyped-call]
     return torch.arange(side * side, device=features.device) % (numbers >= 0).sum(), side
