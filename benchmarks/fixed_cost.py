@@ -3,9 +3,9 @@
     python -m benchmarks.fixed_cost --before DIR [--repeats 5] [--out benchmarks/results/fixed_cost.json]
 
 There are three slides: CMU-1-Small-Region of the OpenSlide test data, and two pyramids that repeat its pixels. Each is
-predicted by the built-in demonstration model in a warm process. Features are not computed: each patch gets numbers made
-from its coordinates, so that no decoding or encoding disturbs the measurement. Only CPU seconds of the whole process
-count, and those of the cascade (reading, backbone, stage models) are subtracted.
+predicted by a demonstration model (that of the earlier version) in a warm process. Features are not computed: each
+patch gets numbers made from its coordinates, so that no decoding or encoding disturbs the measurement. Only CPU seconds
+of the whole process count, and those of the cascade (reading, backbone, stage models) are subtracted.
 
 ``--before`` names the source tree of another version, for example a git worktree of an earlier commit with the compiled
 tile kernel. Both versions run alternately, each in a process of its own, and their files are compared: pixels of the
@@ -51,6 +51,8 @@ STEPS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """The functions that make up each step, as modules of ``hagmil.runtime`` and names in them. Functions that a version
 lacks are left out, and their time counts as that of the caller, or as ``rest``."""
+DIFFERING = {"timing_s", "time_utc", "versions"}
+"""Fields of result.json that two runs do not share."""
 COLUMNS = (*(step for step in STEPS if step != CASCADE), "rest", "total")
 
 
@@ -67,17 +69,21 @@ def main() -> None:
     trees = {"after": Path(__file__).parents[1]}
     if arguments.before is not None:
         trees = {"before": arguments.before, **trees}
+    bundle = next(iter(trees.values())) / "hagmil" / "demo_bundle"
     with tempfile.TemporaryDirectory() as temporary:
         slides = make_slides(arguments.folder or Path(temporary))
         runs = [
-            {name: measure_in(tree, slides, arguments.repeats, Path(temporary) / name) for name, tree in trees.items()}
+            {
+                name: measure_in(tree, bundle, slides, arguments.repeats, Path(temporary) / name)
+                for name, tree in trees.items()
+            }
             for _ in range(arguments.rounds)
         ]
         for slide in slides:
             require_equal(*(Path(temporary) / name / slide.stem for name in trees))
     report = {
         "machine": machine(),
-        "command": "predict_one, built-in model, provider cpu, in a warm process",
+        "command": "predict_one, demonstration model, provider cpu, in a warm process",
         "repeats": arguments.rounds * arguments.repeats,
         "rows": [
             {"slide": slide.stem, "version": name, "cpu_ms": medians([run[name][slide.stem] for run in runs])}
@@ -99,37 +105,49 @@ def make_slides(folder: Path) -> list[Path]:
     Returns:
         Their paths, smallest first.
     """
-    import pyvips
-
     folder.mkdir(parents=True, exist_ok=True)
     small = folder / SOURCE.name
     small.write_bytes(SOURCE.read_bytes())
-    region = pyvips.Image.tiffload(str(SOURCE), page=0).copy_memory()
     paths = [small]
     for width, height in PYRAMIDS_PX:
-        path = folder / f"pyramid_{width}.tif"
-        if not path.is_file():
-            across, down = -(-width // region.width), -(-height // region.height)
-            repeated = region.replicate(across, down).crop(0, 0, width, height)
-            repeated.copy(xres=1000 / SPACING_UM, yres=1000 / SPACING_UM).tiffsave(
-                str(path),
-                tile=True,
-                tile_width=256,
-                tile_height=256,
-                pyramid=True,
-                compression="jpeg",
-                Q=80,
-                bigtiff=True,
-            )
-        paths.append(path)
+        paths.append(folder / f"pyramid_{width}.tif")
+        if not paths[-1].is_file():
+            write_pyramid(paths[-1], width, height)
     return paths
 
 
-def measure_in(tree: Path, slides: list[Path], repeats: int, out: Path) -> dict[str, list[dict[str, float]]]:
+def write_pyramid(path: Path, width: int, height: int) -> None:
+    """Write a pyramid of JPEG tiles that repeats the source.
+
+    Args:
+        path: the file to write.
+        width: width in pixels.
+        height: height in pixels.
+    """
+    import pyvips
+
+    region = pyvips.Image.tiffload(str(SOURCE), page=0).copy_memory()
+    repeated = region.replicate(-(-width // region.width), -(-height // region.height)).crop(0, 0, width, height)
+    repeated.copy(xres=1000 / SPACING_UM, yres=1000 / SPACING_UM).tiffsave(
+        str(path),
+        tile=True,
+        tile_width=256,
+        tile_height=256,
+        pyramid=True,
+        compression="jpeg",
+        Q=80,
+        bigtiff=True,
+    )
+
+
+def measure_in(
+    tree: Path, bundle: Path, slides: list[Path], repeats: int, out: Path
+) -> dict[str, list[dict[str, float]]]:
     """Measure one version in a process of its own.
 
     Args:
         tree: its source tree.
+        bundle: the bundle of all versions.
         slides: the slides.
         repeats: runs of each slide.
         out: folder for the results of the last run.
@@ -137,7 +155,7 @@ def measure_in(tree: Path, slides: list[Path], repeats: int, out: Path) -> dict[
     Returns:
         CPU milliseconds by step, for each run of each slide.
     """
-    command = [sys.executable, str(Path(__file__).resolve()), str(repeats), str(out), *map(str, slides)]
+    command = [sys.executable, str(Path(__file__).resolve()), str(bundle), str(repeats), str(out), *map(str, slides)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "HAGMIL_FIXED_COST": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tree)
     if done.returncode:
@@ -154,6 +172,8 @@ def medians(runs: list[list[dict[str, float]]]) -> dict[str, float]:
 
 def require_equal(*folders: Path) -> None:
     """Require that the result folders of all versions hold the same pixels, numbers and texts, except for times.
+
+    Fields of ``result.json`` that only one version has are not compared.
 
     Raises:
         SystemExit: two folders differ.
@@ -180,11 +200,8 @@ def same_content(path: Path, other: Path) -> bool:
     if path.suffix == ".h5":
         with h5py.File(path) as file, h5py.File(other) as other_file:
             return tree_of(file) == tree_of(other_file)
-    texts = [json.loads(each.read_text()) for each in (path, other)]
-    for text in texts:
-        for key in ("timing_s", "time_utc", "versions"):
-            text.pop(key, None)
-    return bool(texts[0] == texts[1])
+    first, second = (json.loads(each.read_text()) for each in (path, other))
+    return all(first[key] == second[key] for key in (first.keys() & second.keys()) - DIFFERING)
 
 
 def tree_of(group: Any) -> list[tuple[Any, ...]]:
@@ -243,12 +260,12 @@ class CpuSteps:
         setattr(owner, attribute, measured)
 
 
-def worker(repeats: int, out: Path, slides: list[Path]) -> dict[str, list[dict[str, float]]]:
+def worker(bundle: Path, repeats: int, out: Path, slides: list[Path]) -> dict[str, list[dict[str, float]]]:
     """Measure the version that this process imports; see :func:`measure_in`."""
     predict = importlib.import_module("hagmil.runtime.predict")
     cascade = importlib.import_module("hagmil.runtime.inference.cascade")
     inputs = importlib.import_module("hagmil.runtime.inputs")
-    model = importlib.import_module("hagmil.runtime.inference.loaded_bundle").load_model(threads=1)
+    model = importlib.import_module("hagmil.runtime.inference.loaded_bundle").load_model(bundle, threads=1)
     setattr(cascade, "encode_patches", features_from_coordinates)  # noqa: B010 - a module of the other version
     steps = CpuSteps()
     for name, functions in STEPS.items():
@@ -285,6 +302,10 @@ def features_from_coordinates(
 
 if __name__ == "__main__":
     if "HAGMIL_FIXED_COST" in os.environ:
-        print(json.dumps(worker(int(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])))
+        print(
+            json.dumps(
+                worker(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])
+            )
+        )
     else:
         main()

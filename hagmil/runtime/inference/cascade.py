@@ -80,7 +80,8 @@ class SlideStages:
         features = self.encode(index, coords)
         outputs = self.outputs(index, features)
         del features
-        trim_heap()
+        if not self.model.stages[index].on_device:
+            trim_heap()
         return outputs
 
     def encode(self, index: int, coords: NDArray[np.int64]) -> Any:
@@ -101,7 +102,7 @@ class SlideStages:
         session = self.model.stages[index]
         if not session.on_device:
             release_buffers()
-        trim_heap()
+            trim_heap()
         with self.clock.step("models"):
             return run_stage(session, features, self.plan[index].name)
 

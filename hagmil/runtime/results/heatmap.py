@@ -127,10 +127,14 @@ def _patch_of_pixels(outcome: StageOutcome, scale: float, shape: tuple[int, ...]
 
 
 def _outlined(panel: NDArray[np.uint8], patches: Sequence[NDArray[np.int32]]) -> NDArray[np.uint8]:
-    pixels = panel.reshape(-1, 3).copy()  # (height, width, 3) -> (pixels, 3)
+    panel = panel.copy()
     for index, of_pixel in enumerate(patches):
-        pixels[np.flatnonzero(region_border(of_pixel >= 0))] = _OUTLINES[index % len(_OUTLINES)]
-    return pixels.reshape(panel.shape)
+        inside = of_pixel >= 0
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+        if len(rows):
+            part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            panel[part][region_border(inside[part])] = _OUTLINES[index % len(_OUTLINES)]
+    return panel
 
 
 def _heated(
