@@ -2,11 +2,11 @@
 
     python -m benchmarks.busy_device [--before DIR] [--slides 16] [--out benchmarks/results/busy_device.json]
 
-The slides are pyramids of ``--side`` pixels that repeat CMU-1-Small-Region of the OpenSlide test data. The model is the
-built-in one, but its sessions only wait: a batch takes as long as on a device that encodes ``--rate`` patches per
-second, and the processor is free meanwhile. As on a GPU, batches queue on the device, and the caller waits for the
-batch before the last one; a stage model waits for all of them and takes no time itself. Features are some pixels of
-each patch. All other steps are real: opening, masks, reading, drawing and writing.
+The slides are pyramids of ``--side`` pixels that repeat CMU-1-Small-Region of the OpenSlide test data. The model is a
+demonstration model (that of the earlier version), but its sessions only wait: a batch takes as long as on a device that
+encodes ``--rate`` patches per second, and the processor is free meanwhile. As on a GPU, batches queue on the device,
+and the caller waits for the batch before the last one; a stage model waits for all of them and takes no time itself.
+Features are some pixels of each patch. All other steps are real: opening, masks, reading, drawing and writing.
 
 A run cannot take less than the time of the device, nor less than its CPU time divided by the number of cores. The
 result is the ratio of the wall-clock time to the larger of both. ``--before`` names the source tree of another version;
@@ -45,12 +45,13 @@ def main() -> None:
     trees = {"after": Path(__file__).parents[1]}
     if arguments.before is not None:
         trees = {"before": arguments.before, **trees}
+    bundle = next(iter(trees.values())) / "hagmil" / "demo_bundle"
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
     with tempfile.TemporaryDirectory() as temporary:
         folder = make_slides(arguments.folder or Path(temporary), arguments.side, arguments.slides)
         for _ in range(arguments.rounds):
             for name, tree in trees.items():
-                rows[name].append(run_in(tree, folder, arguments.rate))
+                rows[name].append(run_in(tree, bundle, folder, arguments.rate))
     report = {
         "machine": machine(),
         "slides": arguments.slides,
@@ -86,9 +87,9 @@ def make_slides(folder: Path, side_px: int, count: int) -> Path:
     return slides
 
 
-def run_in(tree: Path, slides: Path, rate: float) -> dict[str, float]:
+def run_in(tree: Path, bundle: Path, slides: Path, rate: float) -> dict[str, float]:
     """Run one version on all slides in a process of its own; see :func:`worker`."""
-    command = [sys.executable, str(Path(__file__).resolve()), str(slides), str(rate)]
+    command = [sys.executable, str(Path(__file__).resolve()), str(bundle), str(slides), str(rate)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "HAGMIL_BUSY_DEVICE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tree)
     if done.returncode:
@@ -175,10 +176,11 @@ class SimulatedStage:
         return {"logits": np.array([0.0, 1.0], np.float32), "attention": inputs["features"][:, 0].copy()}
 
 
-def worker(slides: Path, rate: float) -> dict[str, float]:
+def worker(bundle: Path, slides: Path, rate: float) -> dict[str, float]:
     """Run the version that this process imports.
 
     Args:
+        bundle: the bundle that gives stages and sizes.
         slides: folder of the slides.
         rate: patches per second of the device.
 
@@ -193,7 +195,7 @@ def worker(slides: Path, rate: float) -> dict[str, float]:
     device = SimulatedDevice(rate)
     host.throttle = device.throttle
     setattr(encode, "device_of", lambda _session: host)  # noqa: B010 - a module of the other version
-    model = loaded.load_model(threads=1)
+    model = loaded.load_model(bundle, threads=1)
     manifest = model.bundle.manifest
     backbone = SimulatedBackbone(device, manifest.backbone.features)
     model = loaded.LoadedModel(model.bundle, backbone, tuple(SimulatedStage(device) for _ in manifest.stages))
@@ -220,6 +222,6 @@ def worker(slides: Path, rate: float) -> dict[str, float]:
 
 if __name__ == "__main__":
     if "HAGMIL_BUSY_DEVICE" in os.environ:
-        print(json.dumps(worker(Path(sys.argv[1]), float(sys.argv[2]))))
+        print(json.dumps(worker(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))))
     else:
         main()

@@ -163,7 +163,7 @@ def driver() -> None:
     marks.done("ONNX Runtime")
     marks.after(model, "load_model", "model")
     marks.after(one_slide, "open_slide", "slide")
-    marks.after(plan, "read_overview", "overview")
+    marks.after(plan, "read_overview_and_picture", "overview")
     marks.after(plan, "find_tissue", "mask")
     onnxruntime.InferenceSession.run = marks.end
     onnxruntime.InferenceSession.run_with_iobinding = marks.end
