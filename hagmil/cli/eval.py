@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hagmil.bundle import Certainty, Tested, TestedKeep, TestedSize
     from hagmil.trainer.evaluation.report import EvaluationReport
-    from hagmil.trainer.metrics.bootstrap import Estimate
+    from hagmil.trainer.metrics.estimate import Estimate
 
 
 class PartName(StrEnum):
@@ -76,7 +76,7 @@ def evaluate(
         str, typer.Option("--provider", help="Execution provider of a bundle's stage models: cpu or cuda.")
     ] = "cpu",
 ) -> None:
-    """Evaluate verdicts on extracted features, with 95 % bootstrap intervals over patients.
+    """Evaluate verdicts on extracted features, with 95 % intervals over patients.
 
     Writes a JSON file and an HTML report. A bundle gives the same metrics as its checkpoint, unless it is calibrated.
     """
@@ -130,8 +130,11 @@ def evaluate(
 
 
 def _show(report: EvaluationReport) -> None:
-    """Print the metrics as a table."""
+    """Print the metrics as a table, and why some have no interval."""
+    from rich.markup import escape
     from rich.table import Table
+
+    from hagmil.trainer.metrics.estimate import reasons
 
     layers = [("fine" if report.coarse else "", report.verdict)]
     if report.coarse is not None:
@@ -141,15 +144,24 @@ def _show(report: EvaluationReport) -> None:
         table = Table(title=f"{name} {report.part}: {found.slides} slides, {found.patients} patients".strip())
         for column in ("metric", "value", "95 % interval"):
             table.add_column(column)
-        table.add_row("AUC, macro", *_cells(found.auc))
-        table.add_row("accuracy", *_cells(found.accuracy))
-        table.add_row("balanced accuracy", *_cells(found.balanced_accuracy))
-        table.add_row("macro F1", *_cells(found.macro_f1))
-        table.add_row("calibration error", *_cells(found.calibration_error))
+        rows = {
+            "AUC, macro": found.auc,
+            "accuracy": found.accuracy,
+            "balanced accuracy": found.balanced_accuracy,
+            "macro F1": found.macro_f1,
+            "average precision, macro": found.average_precision,
+            "log loss": found.log_loss,
+            "Brier score": found.brier_score,
+            "calibration error": found.calibration_error,
+        }
         for each in found.by_class:
-            table.add_row(f"sensitivity, {each.name}", *_cells(each.sensitivity))
-            table.add_row(f"specificity, {each.name}", *_cells(each.specificity))
+            rows[f"sensitivity, {each.name}"] = each.sensitivity
+            rows[f"specificity, {each.name}"] = each.specificity
+        for row, estimate in rows.items():
+            table.add_row(escape(row), *_cells(estimate))
         console.print(table)
+        for reason, names in reasons(rows).items():
+            console.print(f"no interval of {', '.join(names)}: {reason}", markup=False, highlight=False)
     if report.agreement is not None:
         console.print(f"coarse and fine agree: {' '.join(_cells(report.agreement))}")
     if report.model.temperature is not None:
@@ -205,5 +217,5 @@ def _keep_table(title: str, rows: Sequence[TestedKeep]) -> Table:
 def _cells(estimate: Estimate) -> tuple[str, str]:
     value = "undefined" if estimate.value is None else f"{estimate.value:.3f}"
     if estimate.low is None or estimate.high is None:
-        return value, ""
+        return value, "" if estimate.value is None else "none"
     return value, f"{estimate.low:.3f} to {estimate.high:.3f}"

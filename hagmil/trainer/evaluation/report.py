@@ -18,13 +18,12 @@ from hagmil.trainer.data.labels import Part
 from hagmil.trainer.evaluation.inputs import EvaluatedModelSpec
 from hagmil.trainer.evaluation.scoring import Scores
 from hagmil.trainer.metrics.bootstrap import (
-    CONFIDENCE,
     RESAMPLES,
     Assessment,
-    Estimate,
     assess_with_intervals,
     estimate_share,
 )
+from hagmil.trainer.metrics.estimate import CONFIDENCE, Estimate
 
 JSON_NAME = "evaluation.json"
 HTML_NAME = "evaluation.html"
@@ -67,7 +66,7 @@ class EvaluationReport(FrozenModel):
     created: datetime
     model: EvaluatedModel
     part: Part
-    confidence: float = Field(description="of the intervals: percentiles of a bootstrap over patients, not stratified")
+    confidence: float = Field(description="of the intervals, which are clustered by patient")
     seed: int = Field(description="of the bootstrap")
     empty_slides: tuple[str, ...] = Field(description="slides without tissue, which count in no metric")
     verdict: Assessment = Field(description="over the model's classes; the fine ones if there is a hierarchy")
@@ -117,8 +116,6 @@ def make_report(
                 for fine, own in zip(scores.verdict, scores.coarse, strict=True)
             ],
             [score.case_id for score in scores.verdict],
-            resamples=resamples,
-            seed=seed,
         )
     return EvaluationReport(
         hagmil=__version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from hagmil.trainer.evaluation.keep_section import keep_section
 from hagmil.trainer.evaluation.report import HTML_NAME, JSON_NAME, EvaluationReport, SlideVerdict
 from hagmil.trainer.evaluation.report_plots import calibration_svg, confusion_svg, roc_points, roc_svg
 from hagmil.trainer.metrics.bootstrap import (
+    LEAST_PATIENTS,
     Assessment,
     ClassAssessment,
-    Estimate,
 )
+from hagmil.trainer.metrics.estimate import Estimate, reasons
 
 _MOST_WRONG = 100
 _PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+_METHOD_NAMES = {"clopper-pearson": "Clopper-Pearson", "mover": "MOVER", "score": "score", "bca": "bootstrap, BCa"}
 _STYLE = """
 td.interval { color: var(--soft); } svg .count { font-weight: 600; }
 svg .chance { stroke: var(--soft); stroke-dasharray: 4 4; } svg .gap { stroke: var(--series-1); stroke-width: 2; }
@@ -86,36 +88,58 @@ def _section(title: str, found: Assessment, columns: _Columns) -> str:
 
 
 def _totals(found: Assessment) -> str:
-    rows = (
-        ("AUC, macro", found.auc),
-        ("accuracy", found.accuracy),
-        ("balanced accuracy", found.balanced_accuracy),
-        ("macro F1", found.macro_f1),
-        ("expected calibration error", found.calibration_error),
-        ("log loss", found.log_loss),
-    )
+    rows = {
+        "AUC, macro": found.auc,
+        "accuracy": found.accuracy,
+        "balanced accuracy": found.balanced_accuracy,
+        "macro F1": found.macro_f1,
+        "average precision, macro": found.average_precision,
+        "log loss": found.log_loss,
+        "Brier score": found.brier_score,
+        "expected calibration error": found.calibration_error,
+    }
     body = "".join(
         f"<tr><td>{name}</td><td>{_number(value.value)}</td><td class='interval'>{_interval(value)}</td>"
-        f"<td class='interval'>{value.undefined_resamples or ''}</td></tr>"
-        for name, value in rows
+        f"<td class='interval'>{_METHOD_NAMES[value.method] if value.method else ''}</td></tr>"
+        for name, value in rows.items()
     )
     return (
         '<div class="wide"><table><thead><tr><th>metric</th><th>value</th><th>95 % interval</th>'
-        f"<th>undefined resamples</th></tr></thead><tbody>{body}</tbody></table></div><p></p>"
+        f"<th>method</th></tr></thead><tbody>{body}</tbody></table></div>{_reasons(rows)}<p></p>"
     )
 
 
 def _by_class(classes: Sequence[ClassAssessment]) -> str:
+    columns = {
+        "AUC": [each.auc for each in classes],
+        "sensitivity": [each.sensitivity for each in classes],
+        "specificity": [each.specificity for each in classes],
+        "F1": [each.f1 for each in classes],
+        "average precision": [each.average_precision for each in classes],
+    }
     body = "".join(
         f"<tr><td>{escape(each.name)}</td><td>{each.slides}</td>"
-        + "".join(f"<td>{_words(value)}</td>" for value in (each.auc, each.sensitivity, each.specificity, each.f1))
+        + "".join(f"<td>{_words(column[index])}</td>" for column in columns.values())
         + "</tr>"
-        for each in classes
+        for index, each in enumerate(classes)
     )
+    named = {
+        f"{name} of {each.name}": column[index]
+        for index, each in enumerate(classes)
+        for name, column in columns.items()
+    }
     return (
         '<h3>Each class against the rest</h3><div class="wide"><table><thead><tr><th>class</th><th>slides</th>'
-        "<th>AUC</th><th>sensitivity</th><th>specificity</th><th>F1</th></tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f"{''.join(f'<th>{name}</th>' for name in columns)}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{_reasons(named)}"
+    )
+
+
+def _reasons(estimates: Mapping[str, Estimate]) -> str:
+    """Say which metrics have no interval, and why."""
+    return "".join(
+        f"<p class='note'>No interval of {escape(', '.join(names))}: {reason}.</p>"
+        for reason, names in reasons(estimates).items()
     )
 
 
@@ -144,10 +168,11 @@ def _wrong(slides: Sequence[SlideVerdict]) -> str:
 
 def _method(report: EvaluationReport) -> str:
     return (
-        "<h2>How it was measured</h2><p>Intervals are the central 95 % of "
-        f"{report.verdict.resamples} bootstrap resamples (seed {report.seed}). Patients are drawn with all their "
-        "slides, without stratification by class. Where a resample lacks a class, some metrics are undefined; the "
-        "resample is then excluded from their intervals and counted as undefined. The expected calibration error uses "
+        "<h2>How it was measured</h2><p>Intervals have a confidence of 95 % and are clustered by patient. Those of "
+        "proportions and F1 are Clopper-Pearson's with the effective number of slides, those of balanced accuracy are "
+        "combined from them (MOVER), and those of AUC are score intervals whose variance is at least DeLong's. The "
+        f"others are BCa intervals from {report.verdict.resamples} resamples of patients (seed {report.seed}) and "
+        f"given only with at least {LEAST_PATIENTS} patients of each class. The expected calibration error uses "
         f"{len(report.verdict.calibration)} bins of equal width over the probability of the prediction. In the "
         "calibration plot, larger dots stand for more slides.</p>"
     )
@@ -184,7 +209,7 @@ def _number(value: float | None) -> str:
 
 def _interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
-        return ""
+        return "" if estimate.value is None else "no interval"
     return f"{estimate.low:.3f} to {estimate.high:.3f}"
 
 

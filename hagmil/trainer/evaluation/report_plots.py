@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from hagmil.reports import svg
 from hagmil.reports.theme import SERIES, series_colour
-from hagmil.trainer.metrics.bootstrap import CalibrationBin, Estimate
+from hagmil.trainer.metrics.bootstrap import CalibrationBin
+from hagmil.trainer.metrics.estimate import Estimate
 
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 320, 52, 14, 14, 46
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)

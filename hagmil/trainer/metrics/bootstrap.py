@@ -1,30 +1,39 @@
-"""Metrics of predictions with 95 % bootstrap intervals over patients.
+"""Metrics of predictions with 95 % intervals over patients.
 
-1. Slides of one patient are not independent. The bootstrap therefore draws patients with replacement, as many as there
-   are; each comes with all its slides.
-2. The draw is not stratified by class: the number of patients of each class in a cohort is random too, and accuracy,
-   macro F1 and the calibration error depend on it.
-3. A resample may therefore lack a class, which leaves some metrics undefined. It is excluded from the intervals of
-   these metrics and counted.
-4. The interval contains the central 95 % of the resamples' values (percentiles). There is none with a single patient,
-   or if more than half of the resamples leave the metric undefined.
+Slides of one patient are not independent, so every interval is clustered by patient.
+
+1. Proportions (accuracy, sensitivity, specificity, shares), F1 and balanced accuracy:
+   :mod:`hagmil.trainer.metrics.proportion_interval`.
+2. Areas under ROC curves: :mod:`hagmil.trainer.metrics.auc_interval`.
+3. Macro F1, log loss, Brier score and average precision: BCa bootstrap (Efron 1987) over patients, each with all its
+   slides, not stratified by class. With fewer than 30 patients of a class, these intervals contain the true value too
+   seldom (``benchmarks/coverage.py``), and none is given. There is none either if all resamples give the same value.
+4. Expected calibration error: no interval, because the estimate is biased upwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy import stats
 
 from hagmil._models import FrozenModel
 from hagmil.errors import DataError
-from hagmil.trainer.metrics.resampled import CALIBRATION_BINS, Measures, confidence_bins, measure
+from hagmil.trainer.metrics.auc_interval import class_auc, estimate_auc
+from hagmil.trainer.metrics.estimate import CONFIDENCE, Estimate, without_interval
+from hagmil.trainer.metrics.proportion_interval import estimate_f1, estimate_proportion, mean_of_proportions
+from hagmil.trainer.metrics.resampled import CALIBRATION_BINS, confidence_bins, measure
 
-CONFIDENCE = 0.95
 RESAMPLES = 2000
+LEAST_PATIENTS = 30
+"""Patients of each class from which on bootstrap intervals keep their coverage."""
+_BIASED = "the estimate is biased upwards, so that an interval would seldom contain the true value"
+_DEGENERATE = "the bootstrap gives no interval, because nearly all resamples have the same value"
 _CHUNK_CELLS = 4_000_000
 """Resamples times slides that are processed at once."""
 
@@ -46,15 +55,6 @@ class ScoredSlide:
     probabilities: tuple[float, ...]
 
 
-class Estimate(FrozenModel):
-    """One metric and its interval."""
-
-    value: float | None = Field(description="null if the slides leave it undefined")
-    low: float | None = Field(description="lower end of the 95 % interval; null without one")
-    high: float | None = Field(description="upper end of the interval")
-    undefined_resamples: int = Field(ge=0, description="resamples that leave it undefined; not in the interval")
-
-
 class ClassAssessment(FrozenModel):
     """Metrics of one class against the rest."""
 
@@ -64,6 +64,7 @@ class ClassAssessment(FrozenModel):
     sensitivity: Estimate
     specificity: Estimate
     f1: Estimate
+    average_precision: Estimate
 
 
 class CalibrationBin(FrozenModel):
@@ -89,6 +90,8 @@ class Assessment(FrozenModel):
     macro_f1: Estimate
     calibration_error: Estimate = Field(description=f"expected calibration error, {CALIBRATION_BINS} equal bins")
     log_loss: Estimate = Field(description="mean cross entropy")
+    brier_score: Estimate = Field(description="mean squared error, summed over classes; half of it with two classes")
+    average_precision: Estimate = Field(description="one against rest, macro average")
     by_class: tuple[ClassAssessment, ...]
     confusion: tuple[tuple[int, ...], ...] = Field(description="slides by label (row) and prediction (column)")
     confusion_share: tuple[tuple[Estimate, ...], ...] = Field(description="the same as shares of each label's slides")
@@ -113,59 +116,57 @@ def assess_with_intervals(
         raise DataError("no slide has a prediction to assess")
     probabilities, labels = probability_table(scores)
     cases = np.unique([score.case_id for score in scores], return_inverse=True)[1]
-    patients = int(cases.max()) + 1
+    predictions = probabilities.argmax(axis=1)
+    numbers = range(len(classes))
+    everything = np.ones(len(labels), np.bool_)
+    areas = [class_auc(probabilities[:, index], labels == index, cases) for index in numbers]
+    sensitivity = [estimate_proportion(predictions == index, labels == index, cases) for index in numbers]
+    specificity = [estimate_proportion(predictions != index, labels != index, cases) for index in numbers]
+    overlap = len(np.unique(np.stack([cases, labels]), axis=1).T) > cases.max() + 1
+    booted = _bootstrap(probabilities, labels, cases, resamples=resamples, seed=seed)
     point = measure(probabilities, labels)
-    chunks = [measure(probabilities, labels, weights) for weights in _draws(cases, resamples, seed)]  # step 1
-    replicates = Measures(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
-
-    def estimate(name: str, *place: int) -> Estimate:
-        values: NDArray[np.float64] = getattr(replicates, name)[:, *place]
-        return _estimate(float(getattr(point, name)[0, *place]), values, patients)
-
-    count = len(classes)
     return Assessment(
         classes=tuple(classes),
         slides=len(scores),
-        patients=patients,
+        patients=int(cases.max()) + 1,
         resamples=resamples,
-        auc=estimate("auc"),
-        accuracy=estimate("accuracy"),
-        balanced_accuracy=estimate("balanced_accuracy"),
-        macro_f1=estimate("macro_f1"),
-        calibration_error=estimate("calibration_error"),
-        log_loss=estimate("log_loss"),
+        auc=estimate_auc(areas[1:] if len(classes) == 2 else areas),
+        accuracy=estimate_proportion(predictions == labels, everything, cases),
+        balanced_accuracy=mean_of_proportions(sensitivity, overlap=overlap),
+        macro_f1=booted[0],
+        calibration_error=without_interval(float(point.calibration_error[0]), _BIASED),
+        log_loss=booted[1],
+        brier_score=booted[2],
+        average_precision=booted[3],
         by_class=tuple(
             ClassAssessment(
                 name=name,
                 slides=int((labels == index).sum()),
-                auc=estimate("class_auc", index),
-                sensitivity=estimate("sensitivity", index),
-                specificity=estimate("specificity", index),
-                f1=estimate("f1", index),
+                auc=estimate_auc([areas[index]]),
+                sensitivity=sensitivity[index],
+                specificity=specificity[index],
+                f1=estimate_f1(labels == index, predictions == index, cases),
+                average_precision=booted[4 + index],
             )
             for index, name in enumerate(classes)
         ),
         confusion=tuple(tuple(int(cell) for cell in row) for row in point.confusion[0]),
-        confusion_share=tuple(tuple(estimate("confusion_share", i, j) for j in range(count)) for i in range(count)),
+        confusion_share=tuple(
+            tuple(estimate_proportion(predictions == j, labels == i, cases) for j in numbers) for i in numbers
+        ),
         calibration=_calibration(probabilities, labels),
     )
 
 
-def estimate_share(
-    flags: Sequence[bool], case_ids: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+def estimate_share(flags: Sequence[bool], case_ids: Sequence[str]) -> Estimate:
     """Estimate the share of slides with some property, with its interval over patients.
 
     Args:
         flags: whether each slide has the property; at least one slide.
         case_ids: patient of each slide.
-        resamples: number of bootstrap resamples, at least 1.
-        seed: seed of the bootstrap.
     """
-    values = np.asarray(flags, np.float64)
     cases = np.unique(list(case_ids), return_inverse=True)[1]
-    shares = [weights @ values / weights.sum(axis=1) for weights in _draws(cases, resamples, seed)]
-    return _estimate(float(values.mean()), np.concatenate(shares), int(cases.max()) + 1)
+    return estimate_proportion(np.asarray(flags, np.bool_), np.ones(len(cases), np.bool_), cases)
 
 
 def probability_table(scores: Sequence[ScoredSlide]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -174,29 +175,52 @@ def probability_table(scores: Sequence[ScoredSlide]) -> tuple[NDArray[np.float64
     return probabilities, np.array([score.label for score in scores], np.int64)
 
 
-def _draws(cases: NDArray[np.intp], resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Draw step 1's weights (resamples, slides) in chunks; the chunk size does not change the draws."""
-    generator = np.random.default_rng(seed)
+def _bootstrap(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], cases: NDArray[np.intp], *, resamples: int, seed: int
+) -> list[Estimate]:
+    """Estimate step 3's metrics: macro F1, log loss, Brier score, average precision, and that of each class."""
     patients = int(cases.max()) + 1
-    chunk = max(1, _CHUNK_CELLS // len(cases))
-    for start in range(0, resamples, chunk):
-        drawn = generator.multinomial(patients, np.full(patients, 1 / patients), size=min(chunk, resamples - start))
-        yield drawn[:, cases].astype(np.float64)  # (resamples, patients) -> (resamples, slides)
+
+    def statistic(drawn: NDArray[np.intp], axis: int = -1) -> NDArray[np.float64]:
+        """Compute the metrics (metrics, resamples) of patients, int (resamples, patients) or (patients,)."""
+        rows = np.atleast_2d(np.moveaxis(drawn, axis, -1))
+        places = rows + patients * np.arange(len(rows))[:, np.newaxis]
+        times = np.bincount(places.ravel(), minlength=patients * len(rows)).reshape(len(rows), patients)
+        found = measure(probabilities, labels, times[:, cases].astype(np.float64))
+        columns = [found.macro_f1, found.log_loss, found.brier_score, found.average_precision]
+        values = np.stack([*columns, *found.class_average_precision.T])
+        return values if drawn.ndim > 1 else values[:, 0]
+
+    values = statistic(np.arange(patients))
+    lacking = _lacking(labels, cases)
+    if lacking:
+        return [without_interval(float(value), lacking) for value in values]
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):  # of equal resamples
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        interval = stats.bootstrap(
+            (np.arange(patients),),
+            statistic,
+            n_resamples=resamples,
+            batch=max(1, _CHUNK_CELLS // len(cases)),
+            vectorized=True,
+            confidence_level=CONFIDENCE,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return [
+        Estimate(value=float(value), low=float(low), high=float(high), method="bca")
+        if low < high  # False for NaN
+        else without_interval(float(value), _DEGENERATE)
+        for value, low, high in zip(values, np.atleast_1d(interval.low), np.atleast_1d(interval.high), strict=True)
+    ]
 
 
-def _estimate(value: float, replicates: NDArray[np.float64], patients: int) -> Estimate:
-    """Compute the interval (steps 3 and 4)."""
-    defined = replicates[~np.isnan(replicates)]
-    low = high = None
-    if patients > 1 and not np.isnan(value) and 2 * len(defined) >= len(replicates):
-        tail = (1 - CONFIDENCE) / 2
-        low, high = (float(end) for end in np.quantile(defined, [tail, 1 - tail]))
-    return Estimate(
-        value=None if np.isnan(value) else value,
-        low=low,
-        high=high,
-        undefined_resamples=len(replicates) - len(defined),
-    )
+def _lacking(labels: NDArray[np.int64], cases: NDArray[np.intp]) -> str:
+    """Return why the bootstrap is not reliable; empty if it is."""
+    fewest = min(len(np.unique(cases[labels == label])) for label in np.unique(labels))
+    if fewest >= LEAST_PATIENTS:
+        return ""
+    return f"a class has only {fewest} patients; with fewer than {LEAST_PATIENTS}, bootstrap intervals are too narrow"
 
 
 def _calibration(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[CalibrationBin, ...]:

@@ -37,7 +37,7 @@ class ClassificationMetrics(BaseModel):
         description="area under the ROC curve, one against rest, macro average; null unless every class occurs"
     )
     accuracy: float | None = Field(description="null without slides")
-    macro_f1: float | None = Field(description="mean F1 over all classes; null without slides")
+    macro_f1: float | None = Field(description="mean F1 over all classes; null unless every class occurs")
     hierarchy: HierarchyMetrics | None = Field(default=None, description="null without a hierarchy of labels")
 
 
@@ -88,12 +88,17 @@ def classification_metrics(
             slides=0, empty_slides=empty_slides, loss=None, auc=None, accuracy=None, macro_f1=None
         )
     measures = measure(probabilities, labels)
-    auc = float(measures.auc[0])
     return ClassificationMetrics(
         slides=slides,
         empty_slides=empty_slides,
         loss=loss,
-        auc=None if math.isnan(auc) else auc,
-        accuracy=float(measures.accuracy[0]),
-        macro_f1=float(measures.macro_f1[0]),
+        auc=_defined(measures.auc),
+        accuracy=_defined(measures.accuracy),
+        macro_f1=_defined(measures.macro_f1),
     )
+
+
+def _defined(values: NDArray[np.float64]) -> float | None:
+    """Return the only value, or None if it is NaN."""
+    value = float(values[0])
+    return None if math.isnan(value) else value

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 from sklearn.metrics import (
+    average_precision_score,
     balanced_accuracy_score,
+    brier_score_loss,
     confusion_matrix,
     f1_score,
     log_loss,
@@ -15,8 +18,9 @@ from sklearn.metrics import (
 )
 
 from hagmil.errors import DataError
-from hagmil.trainer.metrics.bootstrap import ScoredSlide, assess_with_intervals, estimate_share
+from hagmil.trainer.metrics.bootstrap import Assessment, ScoredSlide, assess_with_intervals, estimate_share
 from hagmil.trainer.metrics.classification import classification_metrics
+from hagmil.trainer.metrics.estimate import Estimate
 from hagmil.trainer.metrics.resampled import confidence_bins, measure
 from hagmil.trainer.metrics.temperature_scaling import COLDEST, HOTTEST, at_temperature, fit_temperature
 
@@ -53,6 +57,11 @@ def test_metrics_equal_those_of_scikit_learn(classes: int) -> None:
     assert found.balanced_accuracy[0] == pytest.approx(balanced_accuracy_score(labels, predictions))
     assert found.macro_f1[0] == pytest.approx(f1_score(labels, predictions, average="macro"))
     assert found.log_loss[0] == pytest.approx(log_loss(labels, probabilities))
+    brier = brier_score_loss(labels, probabilities[:, 1] if classes == 2 else probabilities)
+    assert found.brier_score[0] == pytest.approx(brier)
+    precision = [average_precision_score(labels == index, probabilities[:, index]) for index in range(classes)]
+    assert found.class_average_precision[0] == pytest.approx(precision)
+    assert found.average_precision[0] == pytest.approx(np.mean(precision))
     assert found.confusion[0].tolist() == confusion_matrix(labels, predictions).tolist()
     for index in range(classes):
         truth, guess = labels == index, predictions == index
@@ -91,26 +100,70 @@ def test_bins_include_their_upper_edge_and_probability_one_is_in_the_last() -> N
     assert confidence_bins(np.array([1.0, 1e-9, 0.2, 0.2 + 1e-9])).tolist() == [14, 0, 2, 3]
 
 
-def test_undefined_metrics_are_none() -> None:
+def test_the_log_loss_of_probabilities_of_0_and_1_equals_that_of_scikit_learn() -> None:
+    probabilities, labels = np.array([[1.0, 0.0], [0.0, 1.0], [0.3, 0.7]]), np.array([1, 1, 0])
+    assert measure(probabilities, labels).log_loss[0] == pytest.approx(log_loss(labels, probabilities), rel=1e-12)
+
+
+def test_the_metrics_of_a_class_without_slides_are_undefined() -> None:
     probabilities, _ = verdicts(6, 3)
     found = assess_with_intervals(scored(probabilities, np.array([0, 0, 1, 1, 0, 1])), CLASSES, resamples=50)
-    assert found.auc.value is None
-    assert found.balanced_accuracy.value is None
-    assert found.by_class[2].sensitivity == found.by_class[2].auc
-    assert (found.by_class[2].sensitivity.value, found.by_class[2].sensitivity.undefined_resamples) == (None, 50)
-    assert found.by_class[2].specificity.value is not None
+    absent = found.by_class[2]
+    for estimate in (found.auc, found.balanced_accuracy, found.macro_f1, found.average_precision):
+        assert (estimate.value, estimate.low) == (None, None)
+    for estimate in (absent.auc, absent.sensitivity, absent.f1, absent.average_precision):
+        assert (estimate.value, estimate.low) == (None, None)
+    assert absent.specificity.value is not None
     assert found.accuracy.low is not None
 
 
-def test_resamples_without_a_class_are_excluded_from_its_metrics_and_counted() -> None:
-    probabilities, _ = verdicts(8, 2)
-    labels = np.array([1, 0, 0, 0, 0, 0, 0, 0])
-    found = assess_with_intervals(scored(probabilities, labels), ("a", "b"), resamples=4000)
-    # A patient is missed with probability (1 - 1/8)^8 = 0.3436.
-    assert found.auc.undefined_resamples == pytest.approx(0.3436 * 4000, abs=120)
-    assert found.by_class[1].sensitivity.undefined_resamples == found.auc.undefined_resamples
+def test_no_interval_of_a_small_cohort_has_a_width_of_zero() -> None:
+    labels = np.arange(8) % 2
+    found = assess_with_intervals(scored(0.1 + 0.8 * np.eye(2)[labels], labels), ("a", "b"), resamples=50)
+    for name, estimate in named(found).items():
+        assert estimate.value is not None
+        if estimate.no_interval is None:
+            assert estimate.low is not None, name
+            assert estimate.low < (estimate.high or 0.0) - 0.1, name
     assert found.auc.low is not None
-    assert found.accuracy.undefined_resamples == 0
+    assert found.by_class[0].f1.low is not None
+    assert found.balanced_accuracy.low is not None
+
+
+def test_the_bootstrap_gives_intervals_from_30_patients_of_each_class_on() -> None:
+    for patients, has_interval in ((58, False), (60, True)):
+        found = assess_with_intervals(scored(*verdicts(patients, 2)), ("a", "b"), resamples=200)
+        for estimate in (found.macro_f1, found.log_loss, found.brier_score, found.average_precision):
+            assert estimate.value is not None
+            assert (estimate.low is not None) == has_interval
+            if has_interval:
+                assert estimate.low < estimate.value < estimate.high
+            else:
+                assert "a class has only 29 patients" in (estimate.no_interval or "")
+
+
+def test_the_bca_interval_of_the_log_loss_equals_that_of_scipy() -> None:
+    probabilities, labels = verdicts(70, 2)
+    in_order = np.argsort([f"case-{place}" for place in range(70)])
+    losses = -np.log(probabilities[np.arange(70), labels])[in_order]
+    expected = stats.bootstrap((losses,), np.mean, n_resamples=300, rng=np.random.default_rng(3)).confidence_interval
+    found = assess_with_intervals(scored(probabilities, labels), ("a", "b"), resamples=300, seed=3).log_loss
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_equal_resamples_give_no_interval() -> None:
+    labels = np.arange(60) % 2
+    found = assess_with_intervals(scored(0.1 + 0.8 * np.eye(2)[labels], labels), ("a", "b"), resamples=50)
+    assert found.macro_f1.value == 1.0
+    assert (found.macro_f1.low, found.macro_f1.high) == (None, None)
+    assert "same value" in (found.macro_f1.no_interval or "")
+
+
+def test_the_calibration_error_has_no_interval_and_says_why() -> None:
+    found = assess_with_intervals(scored(*verdicts(60, 2)), ("a", "b"), resamples=50).calibration_error
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+    assert "biased upwards" in (found.no_interval or "")
 
 
 def test_intervals_are_wider_if_patients_have_several_slides() -> None:
@@ -124,20 +177,11 @@ def test_intervals_are_wider_if_patients_have_several_slides() -> None:
     assert _width(together.accuracy) == pytest.approx(2 * _width(apart.accuracy), rel=0.25)
 
 
-def test_the_interval_of_an_accuracy_is_close_to_the_binomial_one() -> None:
-    labels = np.zeros(400, np.int64)
-    probabilities = np.tile([0.9, 0.1], (400, 1))
-    probabilities[:80] = [0.1, 0.9]
-    found = assess_with_intervals(scored(probabilities, labels), ("a", "b")).accuracy
-    assert found.value == 0.8
-    assert (found.low, found.high) == pytest.approx((0.8 - 1.96 * 0.02, 0.8 + 1.96 * 0.02), abs=0.006)
-
-
 def test_intervals_depend_on_the_seed_only() -> None:
-    scores = scored(*verdicts(30, 3))
+    scores = scored(*verdicts(90, 3))
     one, two, three = (assess_with_intervals(scores, CLASSES, resamples=100, seed=seed) for seed in (1, 1, 2))
     assert one == two
-    assert one.accuracy.value == three.accuracy.value
+    assert one.accuracy == three.accuracy
     assert one.log_loss.low != three.log_loss.low
 
 
@@ -160,7 +204,7 @@ def test_confusion_shares_sum_to_one_in_each_row() -> None:
 
 
 def test_a_share_of_slides_has_an_interval_over_patients() -> None:
-    found = estimate_share([True] * 6 + [False] * 2, [f"case-{place}" for place in range(8)], resamples=200)
+    found = estimate_share([True] * 6 + [False] * 2, [f"case-{place}" for place in range(8)])
     assert found.value == 0.75
     assert found.low is not None
     assert found.low < 0.75 < (found.high or 0.0)
@@ -207,6 +251,17 @@ def test_probabilities_of_zero_and_one_remain_finite_at_a_temperature() -> None:
 def test_fitting_a_temperature_without_slides_raises_an_error() -> None:
     with pytest.raises(DataError, match="no slide"):
         fit_temperature(np.zeros((0, 2)), np.zeros(0, np.int64))
+
+
+def named(found: Assessment) -> dict[str, Estimate]:
+    """Return all metrics and those of the classes."""
+    sections = [found, *found.by_class]
+    return {
+        f"{place} {name}": value
+        for place, section in enumerate(sections)
+        for name, value in section
+        if isinstance(value, Estimate)
+    }
 
 
 def _width(estimate: object) -> float:
