@@ -7,6 +7,8 @@ without looking at the picture:
 - A JPEG 2000 stream has no colour transform although the tag is YBR_ICT or YBR_RCT.
 
 The first frame of each file of the series is compared, since one encoder writes all frames of a file.
+
+The table of the frames' offsets is checked too, because OpenSlide's library crashes if an offset leads to no frame.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from hagmil.errors import SlideRejected
+import numpy as np
+
+from hagmil.errors import SlideFailed, SlideRejected
 from hagmil.runtime.tiles.jpeg_colours import has_subsampled_colours, stream_colours
 
 _PREAMBLE = 132
@@ -28,24 +32,33 @@ _UNDEFINED = 0xFFFFFFFF
 _MOST_ELEMENTS = 200_000
 _SHORT_TEXT = 128
 _FRAME_BYTES = 4096
+_MOST_TABLE_BYTES = 64 << 20
 _JPEG = "1.2.840.10008.1.2.4.50"
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _CODING_STYLE, _TRANSFORM_AT = b"\xff\x52", 8
 
 
-def check_dicom_colours(paths: Iterable[Path]) -> None:
-    """Compare the tags of DICOM files with their first frames.
+class _TableError(Exception):
+    """The table of offsets does not fit the frames."""
+
+
+def check_dicom_frames(paths: Iterable[Path]) -> None:
+    """Compare the tags of DICOM files with their first frames, and check where the frames are.
 
     Args:
         paths: the files of one series.
 
     Raises:
         SlideRejected: a frame contradicts the tags (code ``pixel_format``).
+        SlideFailed: the table of offsets does not fit the frames (code ``unreadable``).
     """
     for path in paths:
         try:
             with path.open("rb") as file:
                 texts, frame = _read(file)
+        except _TableError as error:
+            problem = "its table of frames is damaged; copy it again"
+            raise SlideFailed(f'slide "{path.name}" cannot be opened: {problem}', code="unreadable") from error
         except (OSError, ValueError):  # OpenSlide reports a damaged file
             continue
         if _NO_LEVEL & set(texts.get(_IMAGE_TYPE, "").split("\\")):
@@ -122,12 +135,15 @@ def _skip_sequence(file: BinaryIO) -> None:
 
 
 def _first_frame(file: BinaryIO) -> bytes:
-    """The begin of the first fragment after the table of offsets."""
-    for _ in range(2):
-        tag, size = _next_element(file)
-        if tag != _ITEM:
-            return b""
-        begin = file.tell()
-        frame = file.read(min(size, _FRAME_BYTES))
-        file.seek(begin + size)
-    return frame
+    """Check the table of offsets, and return the begin of the first frame."""
+    tag, size = _next_element(file)
+    table = file.read(size) if tag == _ITEM and size <= _MOST_TABLE_BYTES else b""
+    if tag != _ITEM or len(table) < size or size % 4:
+        raise _TableError
+    start = file.tell()
+    for offset in dict.fromkeys([0, *np.frombuffer(table, "<u4").tolist()]):
+        file.seek(start + offset)
+        if file.read(4) != _ITEM:
+            raise _TableError
+    file.seek(start + 8)
+    return file.read(_FRAME_BYTES)

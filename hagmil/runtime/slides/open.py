@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 
 from hagmil.errors import SlideFailed
-from hagmil.runtime.slides.dicom_frames import check_dicom_colours
+from hagmil.runtime.slides.dicom_frames import check_dicom_frames
 from hagmil.runtime.slides.limits import check_limits
 from hagmil.runtime.slides.openslide_reader import OpenSlideReader, detect_vendor, dicom_series
 from hagmil.runtime.slides.pixel_format import check_colours, check_levels, check_pages
@@ -80,7 +80,7 @@ def open_slide(path: Path, *, spacing_um: float | None = None) -> Slide:
             check_levels(path, levels)
             check_colours(path, levels)
     elif vendor == _DICOM:
-        check_dicom_colours([path, *files_of_series(path)])
+        check_dicom_frames([path, *files_of_series(path)])
     elif vendor == _PHILIPS:
         levels = tuple(page for page in _directories(path, pages, vendor) if page.tiled)
     _log.debug('slide "%s": read by OpenSlide (%s)', path.name, vendor)

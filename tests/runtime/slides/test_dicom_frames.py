@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hagmil.errors import SlideRejected
+from hagmil.errors import SlideFailed, SlideRejected
 from hagmil.runtime.slides.dicom_frames import contradiction
 from hagmil.runtime.slides.open import open_slide
 
@@ -82,3 +82,18 @@ def test_tags_that_contradict_the_frames_are_rejected_and_others_give_the_pictur
 def test_jpeg_2000_needs_the_colour_transform_of_its_tag(photometric: str, transform: int, right: bool) -> None:
     frame = b"\xff\x4f\xff\x51" + bytes(40) + b"\xff\x52\0\x0c\0\0\0\1" + bytes([transform]) + bytes(8)
     assert (contradiction("1.2.840.10008.1.2.4.91", photometric, frame) == "") == right
+
+
+@pytest.mark.parametrize("place", [3, 7, 9999])
+def test_offsets_that_lead_to_no_frame_are_refused_before_a_library_follows_them(
+    place: int, data_folder: Path, tmp_path: Path
+) -> None:
+    """``place`` is the high byte of the first or second offset, or the first byte of the first frame."""
+    data = bytearray((data_folder / "slides" / "boxes_0.dcm").read_bytes())
+    table = data.index(PIXELS) + 20
+    size = int.from_bytes(data[table - 4 : table], "little")
+    data[table + min(place, size)] ^= 0x60
+    (tmp_path / "a.dcm").write_bytes(data)
+    with pytest.raises(SlideFailed, match="table of frames is damaged") as caught:
+        open_slide(tmp_path / "a.dcm")
+    assert caught.value.code == "unreadable"
