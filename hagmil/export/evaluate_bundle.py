@@ -200,11 +200,12 @@ def calibrate_bundle(path: Path, scores: Scores, *, risk: float | None = None) -
         BundleError: the bundle is altered or invalid.
     """
     certainty = calibrate_certainty(scores.readings, risk=risk) if scores.readings else None
+    cases = [score.case_id for score in scores.verdict]
     return _update(
         path,
         certainty=certainty,
-        temperature=fit_temperature(*probability_table(scores.verdict)),
-        coarse_temperature=fit_temperature(*probability_table(scores.coarse)) if scores.coarse else None,
+        temperature=fit_temperature(*probability_table(scores.verdict), cases),
+        coarse_temperature=fit_temperature(*probability_table(scores.coarse), cases) if scores.coarse else None,
     )
 
 

@@ -22,7 +22,7 @@ from hagmil.trainer.metrics.bootstrap import Assessment, ScoredSlide, assess_wit
 from hagmil.trainer.metrics.classification import classification_metrics
 from hagmil.trainer.metrics.estimate import Estimate
 from hagmil.trainer.metrics.resampled import confidence_bins, measure
-from hagmil.trainer.metrics.temperature_scaling import COLDEST, HOTTEST, at_temperature, fit_temperature
+from hagmil.trainer.metrics.temperature_scaling import HOTTEST, at_temperature, fit_temperature
 
 CLASSES = ("normal", "atypical", "malignant")
 
@@ -216,7 +216,7 @@ def test_fitting_recovers_a_known_temperature() -> None:
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = (generator.random((20_000, 1)) > true.cumsum(axis=1)).sum(axis=1)
     sharpened = at_temperature(true, 1 / 2.5)  # logits times 2.5: overconfident
-    temperature = fit_temperature(sharpened, labels)
+    temperature = fit_temperature(sharpened, labels, patients(20_000))
     assert temperature == pytest.approx(2.5, rel=0.03)
     before, after = (measure(table, labels) for table in (sharpened, at_temperature(sharpened, temperature)))
     assert after.calibration_error[0] < 0.02 < before.calibration_error[0]
@@ -225,20 +225,40 @@ def test_fitting_recovers_a_known_temperature() -> None:
     assert after.accuracy[0] == before.accuracy[0]
 
 
-def test_the_temperature_is_finite_if_all_slides_are_classified_correctly() -> None:
+def test_the_temperature_is_close_to_1_if_few_slides_are_all_classified_correctly() -> None:
     probabilities = np.array([[0.99, 0.01], [0.02, 0.98], [0.97, 0.03], [0.01, 0.99]])
-    labels = np.array([0, 1, 0, 1])
-    temperature = fit_temperature(probabilities, labels)
-    assert COLDEST < temperature < HOTTEST
-    assert at_temperature(probabilities, temperature).max() < 0.95
+    temperature = fit_temperature(probabilities, np.array([0, 1, 0, 1]), patients(4))
+    assert 0.9 < temperature <= 1.0
+
+
+def test_fitting_calibrated_probabilities_of_7_classes_does_not_make_the_log_loss_worse() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(scale=2.5, size=(2000, 7))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (generator.random((2000, 1)) > true.cumsum(axis=1)).sum(axis=1)
+    fitted = [
+        fit_temperature(true[start : start + 50], labels[start : start + 50], patients(50))
+        for start in range(0, 1000, 50)
+    ]
+    assert fitted.count(1.0) >= 15
+    losses = [measure(at_temperature(true, temperature), labels).log_loss[0] for temperature in fitted]
+    assert np.mean(losses) == pytest.approx(measure(true, labels).log_loss[0], rel=0.01)
+
+
+def test_the_temperature_is_1_if_the_gain_is_due_to_a_single_patient() -> None:
+    probabilities = np.tile([0.7, 0.3], (12, 1))
+    labels = np.zeros(12, np.int64)
+    labels[:6] = 1
+    assert fit_temperature(probabilities, labels, ["a"] * 6 + list("bcdefg")) == 1.0
+    assert fit_temperature(probabilities, labels, ["a"] * 12) == 1.0
 
 
 def test_predictions_worse_than_chance_give_the_highest_temperature_and_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    probabilities = np.array([[0.9, 0.1], [0.1, 0.9]] * 10)
-    labels = np.array([1, 0] * 10)
-    assert fit_temperature(probabilities, labels) == pytest.approx(HOTTEST, rel=1e-3)
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9]] * 200)
+    labels = np.array([1, 0] * 200)
+    assert fit_temperature(probabilities, labels, patients(400)) == pytest.approx(HOTTEST, rel=1e-3)
     assert "at an end of its range" in caplog.text
 
 
@@ -250,7 +270,11 @@ def test_probabilities_of_zero_and_one_remain_finite_at_a_temperature() -> None:
 
 def test_fitting_a_temperature_without_slides_raises_an_error() -> None:
     with pytest.raises(DataError, match="no slide"):
-        fit_temperature(np.zeros((0, 2)), np.zeros(0, np.int64))
+        fit_temperature(np.zeros((0, 2)), np.zeros(0, np.int64), [])
+
+
+def patients(count: int) -> list[str]:
+    return [f"case-{place}" for place in range(count)]
 
 
 def named(found: Assessment) -> dict[str, Estimate]:
