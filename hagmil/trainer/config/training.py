@@ -46,7 +46,7 @@ _PATH_KEYS = (("out",), ("data", "features"), ("data", "labels"), ("data", "spli
 _NOT_IN_DIGEST = {"out": True, "data": True, "device": True, "threads": True, "checkpoint_blocks_above": True}
 _ADDED_LATER: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
     "cascade": (CascadeConfig, ("keep_random", "validation_keeps", "teach", "teach_from")),
-    "model": (IatConfig, ("readout", "rows")),
+    "model": (IatConfig, ("readout", "rows", "count_padding")),
 }
 """Keys that did not exist when the first recipes were digested, by section."""
 _SIMILAR = 0.75  # ratio of difflib from which a name is suggested

@@ -64,6 +64,10 @@ class IatConfig(FrozenModel):
     value_kernel: Annotated[int, Within(1, 1025)] = Field(
         default=33, description="taps of the convolution over values; odd"
     )
+    count_padding: bool = Field(
+        default=True,
+        description="true: zero rows that pad a bag to a multiple of the landmarks count in attention, as published",
+    )
 
     @model_validator(mode="after")
     def _check_form(self) -> IatConfig:
@@ -173,6 +177,7 @@ class AttentionBlock(nn.Module):
             pinv_iterations=config.pinv_iterations,
             value_kernel=config.value_kernel,
             dropout=config.attention_dropout,
+            count_padding=config.count_padding,
         )
         self.residual_scale: Tensor
         self.register_buffer("residual_scale", torch.tensor([RESIDUAL_SCALE]))

@@ -50,6 +50,8 @@ class NystromAttention(nn.Module):
         pinv_iterations: number of Newton-Schulz steps of the pseudo-inverse.
         value_kernel: taps of the convolution over the values; odd.
         dropout: dropout rate after the last projection, in training.
+        count_padding: whether zero rows and zero landmarks count in every softmax, as published; if not, their
+            multiplicity is 0, and a landmark is the mean of its rows of the bag.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class NystromAttention(nn.Module):
         pinv_iterations: int,
         value_kernel: int,
         dropout: float,
+        count_padding: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -69,6 +72,7 @@ class NystromAttention(nn.Module):
         self.head_width = width // heads
         self.scale = self.head_width**-0.5
         self.taps = value_kernel
+        self.count_padding = count_padding
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         # Only its weight (heads, 1, taps, 1) is used, with the published name and initialisation.
         self.value_conv = nn.Conv2d(
@@ -98,10 +102,15 @@ class NystromAttention(nn.Module):
         bands = _split_heads(banded_matrices(self.value_conv.weight.flatten(1)), single)  # each (.., b, 2b)
 
         means = _pad_front(rows, occupied * per_landmark - length)  # step 1: (k·l, width)
-        means = _pad_front(means.view(occupied, per_landmark, rows.shape[1]).mean(dim=1), 1)  # (k + 1, width)
-        mark_counts = _multiplicities(rows, self.landmarks - occupied, occupied)  # (k + 1,)
+        means = means.view(occupied, per_landmark, rows.shape[1]).mean(dim=1)  # (k, width)
+        if not self.count_padding:
+            shares = _pad_front(rows.new_ones(length, 1), occupied * per_landmark - length)  # of rows of the bag
+            means = means / shares.view(occupied, per_landmark, 1).mean(dim=1)
+        means = _pad_front(means, 1)  # (k + 1, width)
+        zero_marks, zero_rows = self.landmarks - occupied, self.landmarks * per_landmark - length
+        mark_counts = _multiplicities(rows, zero_marks if self.count_padding else 0, occupied)  # (k + 1,)
         mark_bias = mark_counts.log()  # step 2
-        row_bias = _multiplicities(rows, self.landmarks * per_landmark - length, length).log()  # (n + 1,)
+        row_bias = _multiplicities(rows, zero_rows if self.count_padding else 0, length).log()  # (n + 1,)
         rows = _pad_front(rows, 1)  # (n + 1, width)
         blocks = cut_into_blocks(length + 1, self.taps, rows.device)
 

@@ -49,10 +49,14 @@ def test_torch_export_accepts_any_number_of_patches_from_one(
         torch.testing.assert_close(found.attention, expected.attention, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", ["transformer", "independent"])
-def test_torch_export_accepts_any_number_of_patches_of_an_additive_model(rows: str) -> None:
+@pytest.mark.parametrize(
+    ("rows", "count_padding"), [("transformer", True), ("transformer", False), ("independent", True)]
+)
+def test_torch_export_accepts_any_number_of_patches_of_an_additive_model(rows: str, count_padding: bool) -> None:
     torch.manual_seed(0)
-    config = IatConfig.model_validate({**CONFIG.model_dump(), "readout": "additive", "rows": rows})
+    config = IatConfig.model_validate(
+        {**CONFIG.model_dump(), "readout": "additive", "rows": rows, "count_padding": count_padding}
+    )
     model = AdditiveStageModel(FEATURE_DIM, 3, config).eval()
     program = _export(model, 8)
     (bounds,) = program.range_constraints.values()

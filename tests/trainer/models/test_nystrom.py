@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,3 +173,26 @@ def _array(parameter: torch.Tensor | None) -> Array:
     assert parameter is not None
     array: Array = parameter.detach().numpy()
     return array
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_without_counted_padding_a_small_bag_has_as_many_landmarks_as_rows(rows: int) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"heads": 2, "pinv_iterations": 6, "value_kernel": 3, "dropout": 0.0}
+    uncounted = NystromAttention(8, landmarks=12, count_padding=False, **sizes).double().eval()
+    unpadded = NystromAttention(8, landmarks=rows, **sizes).double().eval()
+    unpadded.load_state_dict(uncounted.state_dict())
+    bag = torch.randn(rows, 8, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(uncounted(bag), unpadded(bag))
+
+
+def test_without_counted_padding_equal_rows_attend_as_one() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"heads": 2, "landmarks": 6, "pinv_iterations": 30, "value_kernel": 3, "dropout": 0.0}
+    module = NystromAttention(8, count_padding=False, **sizes).double().eval()
+    torch.nn.init.zeros_(module.value_conv.weight)
+    bag = torch.randn(8, dtype=torch.float64).expand(13, 8)
+    with torch.inference_mode():
+        value = module.to_out(torch.nn.functional.linear(bag, module.to_qkv.weight[16:]))
+        torch.testing.assert_close(module(bag), value)
