@@ -477,7 +477,9 @@ def as_json(run: SlideRun) -> dict[str, Any]:
 def markdown(report: dict[str, Any]) -> str:
     """Return tables of the comparison, of other numbers of kept patches, of the cohort, and of the seeds."""
     tables = [comparison_table(report), others_table(report), cohort_table(report["cohort"])]
-    return "\n\n".join([*tables, seeds_table(report["seeds"])])
+    if "seeds" in report:  # not in reports of earlier versions
+        tables.append(seeds_table(report["seeds"]))
+    return "\n\n".join(tables)
 
 
 def comparison_table(report: dict[str, Any]) -> str:
