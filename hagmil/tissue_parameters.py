@@ -27,7 +27,7 @@ class TissueParameters(FrozenModel):
         min_share: minimum share of tissue in a patch of the coarsest stage; patches without tissue are never read.
     """
 
-    spacing_um: Annotated[float, Within(0.5, 100)] = 8.0
+    spacing_um: Annotated[float, Within(0.25, 100)] = 8.0
     method: Literal["otsu", "fixed"] = "fixed"
     threshold: Annotated[int, Within(0, 255)] = 8
     median_um: LengthUm = 40.0

@@ -214,9 +214,9 @@ def test_a_slide_that_is_replaced_during_extraction_fails(
     path.write_bytes(tissue_path.read_bytes())
     real = extract_module.lay_out
 
-    def _replacing(*args: Any) -> SlideLayout:
+    def _replacing(*args: Any, **options: Any) -> SlideLayout:
         other.replace(path)
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(extract_module, "lay_out", _replacing)
     (outcome,) = extract_many(

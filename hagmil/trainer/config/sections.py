@@ -189,7 +189,7 @@ class CascadeConfig(FrozenModel):
 class PlateauConfig(FrozenModel):
     """Lowers the learning rate when the validation loss stops falling."""
 
-    factor: Annotated[float, Within(1e-6, 0.999999)] = Field(
+    factor: Annotated[float, Within(1e-12, 0.999999)] = Field(
         default=0.1, description="factor by which the learning rate is multiplied"
     )
     patience: Annotated[int, Within(0, 10**6)] = Field(

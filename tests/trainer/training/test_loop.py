@@ -268,8 +268,10 @@ def test_features_that_are_not_finite_name_slide_and_stage(tree: dict[str, Any],
 
 
 def test_a_diverged_training_names_slide_and_stage(tree: dict[str, Any]) -> None:
+    config = configured(tree)
+    optimiser = config.optimiser.model_copy(update={"learning_rate": 1e30})  # more than a configuration may have
     with pytest.raises(UsageError, match=r"slide \"train-\d\", stage .*lower optimiser\.learning_rate") as caught:
-        train(configured(tree, optimiser={"learning_rate": 1e30}))
+        train(config.model_copy(update={"optimiser": optimiser}))
     assert caught.value.code == "diverged"
 
 
