@@ -7,7 +7,6 @@ SHA-256. The SHA-256 of the manifest therefore identifies the whole bundle (``bu
 
 from __future__ import annotations
 
-from hagmil._models import first_problem
 from hagmil.bundle.backbone_card import BackboneCard, open_backbone
 from hagmil.bundle.engine_entry import (
     Capability,
@@ -93,7 +92,6 @@ __all__ = [
     "file_entries",
     "file_problems",
     "file_states",
-    "first_problem",
     "manifest_schema",
     "new_folder",
     "open_backbone",

@@ -144,16 +144,7 @@ def _show(report: EvaluationReport) -> None:
         table = Table(title=f"{name} {report.part}: {found.slides} slides, {found.patients} patients".strip())
         for column in ("metric", "value", "95 % interval"):
             table.add_column(column)
-        rows = {
-            "AUC, macro": found.auc,
-            "accuracy": found.accuracy,
-            "balanced accuracy": found.balanced_accuracy,
-            "macro F1": found.macro_f1,
-            "average precision, macro": found.average_precision,
-            "log loss": found.log_loss,
-            "Brier score": found.brier_score,
-            "calibration error": found.calibration_error,
-        }
+        rows = found.totals()
         for each in found.by_class:
             rows[f"sensitivity, {each.name}"] = each.sensitivity
             rows[f"specificity, {each.name}"] = each.specificity

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from hagmil._files import write_text
+from hagmil._models import first_problem
 from hagmil._versions import __version__, export_versions
 from hagmil.bundle import (
     BACKBONE_ONNX_NAME,
@@ -37,7 +38,6 @@ from hagmil.bundle import (
     Quantization,
     Stage,
     file_entries,
-    first_problem,
     new_folder,
     open_backbone,
     open_bundle,

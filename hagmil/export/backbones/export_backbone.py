@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from hagmil._files import sha256_of, write_text
-from hagmil._models import Within
+from hagmil._models import Within, first_problem
 from hagmil._versions import export_versions
 from hagmil.bundle import (
     BACKBONE_CARD_NAME,
     BACKBONE_ONNX_NAME,
     BackboneCard,
     Precision,
-    first_problem,
     new_folder,
 )
 from hagmil.bundle.backbone_card import DEVIATIONS, MEANS

@@ -88,16 +88,7 @@ def _section(title: str, found: Assessment, columns: _Columns) -> str:
 
 
 def _totals(found: Assessment) -> str:
-    rows = {
-        "AUC, macro": found.auc,
-        "accuracy": found.accuracy,
-        "balanced accuracy": found.balanced_accuracy,
-        "macro F1": found.macro_f1,
-        "average precision, macro": found.average_precision,
-        "log loss": found.log_loss,
-        "Brier score": found.brier_score,
-        "expected calibration error": found.calibration_error,
-    }
+    rows = found.totals()
     body = "".join(
         f"<tr><td>{name}</td><td>{_number(value.value)}</td><td class='interval'>{_interval(value)}</td>"
         f"<td class='interval'>{_METHOD_NAMES[value.method] if value.method else ''}</td></tr>"

@@ -97,6 +97,19 @@ class Assessment(FrozenModel):
     confusion_share: tuple[tuple[Estimate, ...], ...] = Field(description="the same as shares of each label's slides")
     calibration: tuple[CalibrationBin, ...]
 
+    def totals(self) -> dict[str, Estimate]:
+        """The metrics over all classes, by the names that reports show."""
+        return {
+            "AUC, macro": self.auc,
+            "accuracy": self.accuracy,
+            "balanced accuracy": self.balanced_accuracy,
+            "macro F1": self.macro_f1,
+            "average precision, macro": self.average_precision,
+            "log loss": self.log_loss,
+            "Brier score": self.brier_score,
+            "expected calibration error": self.calibration_error,
+        }
+
 
 def assess_with_intervals(
     scores: Sequence[ScoredSlide], classes: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0

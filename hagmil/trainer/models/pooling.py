@@ -35,8 +35,8 @@ def hidden_layers(feature_dim: int, widths: tuple[int, ...], dropout: float) -> 
     return nn.Sequential(*layers)
 
 
-class MeanPooling(nn.Module):
-    """Classifies the mean of the features.
+class _PooledClassifier(nn.Module):
+    """The layers that mean and max pooling share.
 
     Args:
         feature_dim: length of a feature vector.
@@ -48,6 +48,16 @@ class MeanPooling(nn.Module):
         super().__init__()
         self.hidden = hidden_layers(feature_dim, config.hidden_widths, config.dropout)
         self.classifier = nn.Linear((feature_dim, *config.hidden_widths)[-1], classes)
+
+
+class MeanPooling(_PooledClassifier):
+    """Classifies the mean of the features.
+
+    Args:
+        feature_dim: length of a feature vector.
+        classes: number of classes.
+        config: sizes of the network.
+    """
 
     def forward(self, features: Tensor) -> StageOutput:
         """Classify a bag.
@@ -62,7 +72,7 @@ class MeanPooling(nn.Module):
         return StageOutput(self.classifier(self.hidden(mean)).flatten(), torch.zeros_like(features[:, 0]))
 
 
-class MaxPooling(nn.Module):
+class MaxPooling(_PooledClassifier):
     """Takes the logits of the patch with the highest probability.
 
     Args:
@@ -72,9 +82,7 @@ class MaxPooling(nn.Module):
     """
 
     def __init__(self, feature_dim: int, classes: int, config: PoolingConfig) -> None:
-        super().__init__()
-        self.hidden = hidden_layers(feature_dim, config.hidden_widths, config.dropout)
-        self.classifier = nn.Linear((feature_dim, *config.hidden_widths)[-1], classes)
+        super().__init__(feature_dim, classes, config)
         self.first_finding = 1 if classes == 2 else 0
 
     def forward(self, features: Tensor) -> StageOutput:

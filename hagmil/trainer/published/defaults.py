@@ -19,7 +19,8 @@ from itertools import pairwise
 
 from pydantic import ValidationError
 
-from hagmil.bundle import Hierarchy, first_problem
+from hagmil._models import first_problem
+from hagmil.bundle import Hierarchy
 from hagmil.errors import UsageError
 from hagmil.trainer.published.heads.found_head import FoundHead
 from hagmil.trainer.published.weights import ImportedModel

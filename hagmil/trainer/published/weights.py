@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from hagmil.bundle import first_problem
+from hagmil._models import first_problem
 from hagmil.errors import BundleError
 from hagmil.spec import Kind
 from hagmil.trainer.models.hmil import HierarchicalMil, HmilConfig

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hagmil.bundle import first_problem
+from hagmil._models import first_problem
 from hagmil.errors import BundleError
 from hagmil.trainer.models.registry import ModelSizes, model_kind
 from hagmil.trainer.published.heads.attention_heads import (
